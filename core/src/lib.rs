@@ -1,0 +1,11 @@
+//! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
+//!
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`settings`], [`log`],
+//! [`signals`], [`lines`], [`time`].
+
+pub mod files;
+pub mod lines;
+pub mod log;
+pub mod settings;
+pub mod signals;
+pub mod time;

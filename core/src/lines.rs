@@ -1,0 +1,250 @@
+//! The log of a role instance: a folder of two files, written by its station and its keeper, read by anybody.
+//!
+//! Each line is `TIME STREAM TEXT`, the time in RFC 3339 with milliseconds, the stream `out`, `err` or `quilt`. Lines
+//! are appended with one write each, so that two writers never mix. When the current file reaches [`FILE_MAX`] it
+//! becomes the older one, so an instance keeps between one and two times that.
+
+use std::fs::{self, File, OpenOptions};
+use std::future::poll_fn;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use futures_core::Stream as _;
+use inotify::{EventStream, Inotify, WatchMask};
+
+use crate::{files, time};
+
+/// How large one file grows, in bytes.
+pub const FILE_MAX: u64 = 8 << 20;
+/// The longest line, in bytes; longer ones are cut into several.
+pub const LINE_MAX: usize = 16 << 10;
+
+const CURRENT: &str = "log";
+const OLDER: &str = "log.1";
+
+/// One line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Line {
+    /// When, RFC 3339.
+    pub at: String,
+    /// `out`, `err` or `quilt`.
+    pub stream: String,
+    /// What.
+    pub text: String,
+}
+
+/// Appends to a log.
+#[derive(Debug)]
+pub struct Writer {
+    folder: PathBuf,
+    file: File,
+    inode: u64,
+}
+
+impl Writer {
+    /// Opens the log in `folder`, which is made if need be.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        files::create_private_dir(folder)?;
+        let (file, inode) = open_current(folder)?;
+        Ok(Self { folder: folder.to_owned(), file, inode })
+    }
+
+    /// Appends `text`, a line per line of it.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn append(&mut self, stream: &str, text: &[u8]) -> io::Result<()> {
+        let text = text.strip_suffix(b"\n").unwrap_or(text);
+        let mut out = Vec::with_capacity(text.len() + 40);
+        let at = time::now_text();
+        for line in text.split(|byte| *byte == b'\n') {
+            let mut rest = line;
+            loop {
+                let (now, later) = rest.split_at(rest.len().min(LINE_MAX));
+                out.extend_from_slice(at.as_bytes());
+                out.push(b' ');
+                out.extend_from_slice(stream.as_bytes());
+                out.push(b' ');
+                out.extend_from_slice(String::from_utf8_lossy(now).as_bytes());
+                out.push(b'\n');
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+        self.follow_rotation()?;
+        self.file.write_all(&out)
+    }
+
+    /// Rotates if the file is full, and goes over to the new file if the other writer rotated.
+    fn follow_rotation(&mut self) -> io::Result<()> {
+        let current = self.folder.join(CURRENT);
+        if self.file.metadata()?.len() >= FILE_MAX {
+            // Two writers may come here at once; the lock lets the second see what the first did.
+            let lock = OpenOptions::new().write(true).create(true).truncate(false).open(self.folder.join("lock"))?;
+            lock.lock()?;
+            if fs::metadata(&current).is_ok_and(|now| now.ino() == self.inode) {
+                fs::rename(&current, self.folder.join(OLDER))?;
+            }
+        } else if fs::metadata(&current).is_ok_and(|now| now.ino() == self.inode) {
+            return Ok(());
+        }
+        (self.file, self.inode) = open_current(&self.folder)?;
+        Ok(())
+    }
+}
+
+fn open_current(folder: &Path) -> io::Result<(File, u64)> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(CURRENT))?;
+    let inode = file.metadata()?.ino();
+    Ok((file, inode))
+}
+
+/// Reads a log from near its end on, and follows it.
+pub struct Reader {
+    folder: PathBuf,
+    file: Option<(File, u64)>,
+    /// The part of a line that has been read.
+    partial: Vec<u8>,
+    watch: Option<EventStream<[u8; 1024]>>,
+}
+
+impl Reader {
+    /// The last `count` lines in `folder` (none if there is no log yet), and a reader that goes on behind them.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn open(folder: &Path, count: usize) -> io::Result<(Vec<Line>, Self)> {
+        let mut reader = Self { folder: folder.to_owned(), file: None, partial: Vec::new(), watch: None };
+        let mut lines = Vec::new();
+        if let Ok(mut older) = File::open(folder.join(OLDER)) {
+            let mut text = Vec::new();
+            older.read_to_end(&mut text)?;
+            lines.extend(text.split(|byte| *byte == b'\n').filter_map(parse));
+        }
+        lines.extend(reader.read_more()?);
+        lines.drain(..lines.len().saturating_sub(count));
+        Ok((lines, reader))
+    }
+
+    /// The lines that have come since; waits for at least one.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: lines are taken only when they are returned.
+    pub async fn next(&mut self) -> io::Result<Vec<Line>> {
+        if self.watch.is_none() {
+            files::create_private_dir(&self.folder)?;
+            let inotify = Inotify::init()?;
+            inotify.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+            self.watch = Some(inotify.into_event_stream([0; 1024])?);
+        }
+        loop {
+            // Read after the watch exists, so that nothing falls between.
+            let lines = self.read_more()?;
+            if !lines.is_empty() {
+                return Ok(lines);
+            }
+            let watch = self.watch.as_mut().expect("it was made above");
+            match poll_fn(|cx| Pin::new(&mut *watch).poll_next(cx)).await {
+                Some(event) => drop(event?),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
+    fn read_more(&mut self) -> io::Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        loop {
+            if self.file.is_none() {
+                match File::open(self.folder.join(CURRENT)) {
+                    Ok(mut file) => {
+                        file.seek(SeekFrom::Start(0))?;
+                        let inode = file.metadata()?.ino();
+                        self.file = Some((file, inode));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(lines),
+                    Err(error) => return Err(error),
+                }
+            }
+            let (file, inode) = self.file.as_mut().expect("it was opened above");
+            // Whether it was rotated is asked before reading, so that its last lines are read.
+            let rotated = fs::metadata(self.folder.join(CURRENT)).is_ok_and(|now| now.ino() != *inode);
+            file.read_to_end(&mut self.partial)?;
+            let complete = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let rest = self.partial.split_off(complete);
+            let whole = std::mem::replace(&mut self.partial, rest);
+            lines.extend(whole.split(|byte| *byte == b'\n').filter_map(parse));
+            if !rotated {
+                return Ok(lines);
+            }
+            self.file = None;
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Option<Line> {
+    let line = String::from_utf8_lossy(line);
+    let (at, rest) = line.split_once(' ')?;
+    let (stream, text) = rest.split_once(' ')?;
+    Some(Line { at: at.into(), stream: stream.into(), text: text.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(lines: &[Line]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_reader_follows_two_writers_across_a_rotation_without_losing_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut one = Writer::open(folder.path()).unwrap();
+        let mut two = Writer::open(folder.path()).unwrap();
+        one.append("out", b"first\nsecond\n").unwrap();
+        let (last, mut reader) = Reader::open(folder.path(), 1).unwrap();
+        assert_eq!(texts(&last), ["second"]);
+        let big = "x".repeat(LINE_MAX);
+        let writing = std::thread::spawn(move || {
+            for number in 0..FILE_MAX as usize / LINE_MAX * 3 / 2 {
+                let writer = if number % 2 == 0 { &mut one } else { &mut two };
+                writer.append("err", format!("{number}{}", &big[8..]).as_bytes()).unwrap();
+            }
+        });
+        let mut expected = 0;
+        while expected < FILE_MAX as usize / LINE_MAX * 3 / 2 {
+            for line in reader.next().await.unwrap() {
+                assert!(line.text.starts_with(&format!("{expected}x")), "{expected} is missing");
+                expected += 1;
+            }
+        }
+        writing.join().unwrap();
+        assert!(folder.path().join(OLDER).exists());
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_bytes_that_are_no_text_are_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::open(folder.path()).unwrap();
+        writer.append("out", &vec![b'y'; LINE_MAX * 2 + 1]).unwrap();
+        writer.append("out", b"\xff\n\n").unwrap();
+        let (lines, _) = Reader::open(folder.path(), 10).unwrap();
+        assert_eq!(lines.len(), 5);
+        assert_eq!(texts(&lines)[3..], ["\u{fffd}", ""]);
+    }
+}

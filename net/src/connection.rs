@@ -1,0 +1,378 @@
+//! The driver: one task per connection that reads, writes and keeps time for its session.
+//!
+//! The session lives in a mutex that is held for a few lines at a time and never across an `await`. Whoever asks or
+//! answers appends to the session and wakes the driver, which writes everything that has gathered in one call.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quilt_protocol::error::Violation;
+use quilt_protocol::message::{Refusal, RequestNumber};
+use quilt_protocol::session::{Closed, NotAsked};
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Event, Hello, Limits, RequestHead, Session, Welcome};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Sleep;
+
+use crate::handle::{Answer, Handle};
+use crate::service::{Inbound, Responder, Service};
+
+/// A peer that takes nothing for so long is cut.
+const WRITE_STALLED: Duration = Duration::from_secs(30);
+/// How many reads one wake-up does before other tasks get their turn.
+const READS_PER_WAKE: usize = 16;
+
+thread_local! {
+    /// Everything is read into this first, so that an idle connection owns no read buffer.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
+}
+
+/// What the driver, the handles and the handlers of one session share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    inner: Mutex<Inner>,
+    pub(crate) closed: OnceLock<Closed>,
+    pub(crate) closed_notify: Notify,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) session: Session,
+    pub(crate) waiting: HashMap<RequestNumber, Waiter>,
+    pub(crate) serving: HashMap<RequestNumber, Serving>,
+    driver: Option<Waker>,
+    greeting: Option<oneshot::Sender<Result<Welcome, ConnectError>>>,
+}
+
+/// Who waits for the answer of a request.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    Reply(oneshot::Sender<Answer>),
+    Stream(mpsc::Sender<Bytes>, oneshot::Sender<Answer>),
+}
+
+/// A request being served.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    task: Option<AbortHandle>,
+    pub(crate) credit_waker: Option<Waker>,
+}
+
+impl Shared {
+    fn new(session: Session) -> Arc<Self> {
+        let inner = Inner {
+            session,
+            waiting: HashMap::new(),
+            serving: HashMap::new(),
+            driver: None,
+            greeting: None,
+        };
+        Arc::new(Self { inner: Mutex::new(inner), closed: OnceLock::new(), closed_notify: Notify::new() })
+    }
+
+    /// Does something to the session and lets the driver see to what follows.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Inner) -> R) -> R {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut inner);
+        let driver = inner.driver.take();
+        drop(inner);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        result
+    }
+
+    pub(crate) fn ask(&self, head: RequestHead, body: Bytes, waiter: Waiter) -> Result<RequestNumber, NotAsked> {
+        self.with(|inner| {
+            let number = inner.session.request(head, body, now())?;
+            inner.waiting.insert(number, waiter);
+            Ok(number)
+        })
+    }
+}
+
+/// The time as sessions take it: tokio's, so that tests can pause it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Why a connection did not become a session.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConnectError {
+    /// The other side declined.
+    #[error("{}", .0.text)]
+    Refused(Box<Refusal>),
+    /// It ended first.
+    #[error("{0}")]
+    Closed(Closed),
+}
+
+/// Greets over `stream` and waits until the session is established. The session then runs on a task of its own until it
+/// is closed or the peer is lost.
+///
+/// # Errors
+///
+/// [`ConnectError`].
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves the connection to its greeting time-out.
+pub async fn connect<T>(stream: T, hello: Hello, service: Arc<dyn Service>) -> Result<(Handle, Welcome), ConnectError>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let session = Session::open(hello, Limits::default(), now());
+    let shared = Shared::new(session);
+    let (sender, greeted) = oneshot::channel();
+    shared.with(|inner| inner.greeting = Some(sender));
+    let handle = Handle { shared: shared.clone() };
+    tokio::spawn(Driver::new(stream, shared, service));
+    let welcome = greeted.await.unwrap_or(Err(ConnectError::Closed(Closed::Broken("aborted".into()))))?;
+    Ok((handle, welcome))
+}
+
+/// Takes a connection. `service` gets to know the session's [`Handle`] and decides about the peer's greeting.
+pub fn accept<T, S>(stream: T, service: impl FnOnce(Handle) -> Arc<S>) -> impl Future<Output = Closed> + Send + 'static
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Service,
+{
+    let shared = Shared::new(Session::answer(Limits::default(), now()));
+    let service = service(Handle { shared: shared.clone() });
+    Driver::new(stream, shared, service)
+}
+
+struct Driver<T> {
+    stream: T,
+    shared: Arc<Shared>,
+    service: Arc<dyn Service>,
+    timer: Pin<Box<Sleep>>,
+    write_blocked: Option<Instant>,
+    shutting_down: bool,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
+    fn new(stream: T, shared: Arc<Shared>, service: Arc<dyn Service>) -> Self {
+        let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        Self { stream, shared, service, timer, write_blocked: None, shutting_down: false }
+    }
+
+    /// Reads what is there.
+    fn read(&mut self, cx: &mut Context<'_>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for _ in 0..READS_PER_WAKE {
+                let mut buffer = ReadBuf::new(scratch);
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                    Poll::Pending => return,
+                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                        self.shared.with(|inner| inner.session.handle_end("the peer closed it"));
+                        return;
+                    }
+                    Poll::Ready(Ok(())) => {
+                        self.shared.with(|inner| inner.session.handle_bytes(buffer.filled(), now()));
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.shared.with(|inner| inner.session.handle_end(&error.to_string()));
+                        return;
+                    }
+                }
+            }
+            // There may be more, after others had their turn.
+            cx.waker().wake_by_ref();
+        });
+    }
+
+    /// Hands events to whoever waits for them, one at a time, never holding the lock meanwhile.
+    fn dispatch(&mut self) {
+        while let Some(event) = self.shared.with(|inner| inner.session.poll_event()) {
+            match event {
+                Event::Hello(hello) => self.decide(*hello),
+                Event::Established(welcome) => self.greeted(Ok(*welcome)),
+                Event::Refused(refusal) => self.greeted(Err(ConnectError::Refused(refusal))),
+                Event::Request(number, head, body) => self.serve(number, head, body),
+                Event::Answered(number, outcome, encoding, body) => {
+                    let answer = Answer { outcome, encoding, body };
+                    match self.shared.with(|inner| inner.waiting.remove(&number)) {
+                        // Nobody waiting any more is fine: the caller gave up at this very moment.
+                        Some(Waiter::Reply(waiter)) => drop(waiter.send(answer)),
+                        Some(Waiter::Stream(_, end)) => drop(end.send(answer)),
+                        None => {}
+                    }
+                }
+                Event::Item(number, item) => self.shared.with(|inner| {
+                    if let Some(Waiter::Stream(items, _)) = inner.waiting.get(&number) {
+                        // The channel is as long as the credit given, which the session enforces.
+                        let _ = items.try_send(item);
+                    }
+                }),
+                Event::Credit(number) => {
+                    let serving = |inner: &mut Inner| inner.serving.get_mut(&number)?.credit_waker.take();
+                    if let Some(waker) = self.shared.with(serving) {
+                        waker.wake();
+                    }
+                }
+                Event::Cancelled(number) => {
+                    if let Some(serving) = self.shared.with(|inner| inner.serving.remove(&number)) {
+                        if let Some(task) = serving.task {
+                            task.abort();
+                        }
+                        if let Some(waker) = serving.credit_waker {
+                            waker.wake();
+                        }
+                    }
+                }
+                Event::Closed(why) => self.end(why),
+            }
+        }
+    }
+
+    fn decide(&mut self, hello: Hello) {
+        let version = SPOKEN.common(hello.versions).expect("the session checked the versions");
+        let decision = self.service.hello(hello);
+        self.shared.with(|inner| match decision {
+            Ok(welcome) => inner.session.accept(welcome, version, now()),
+            Err(refusal) => inner.session.refuse(refusal),
+        });
+    }
+
+    fn greeted(&mut self, result: Result<Welcome, ConnectError>) {
+        if let Some(greeting) = self.shared.with(|inner| inner.greeting.take()) {
+            let _ = greeting.send(result);
+        }
+    }
+
+    fn serve(&mut self, number: RequestNumber, head: Box<RequestHead>, body: Bytes) {
+        self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
+        let responder = Responder::new(self.shared.clone(), number);
+        let mut work = self.service.request(Inbound { head, body, responder });
+        let first = std::panic::AssertUnwindSafe(|| {
+            // Spawning polls again with a waker of its own, so what this one is told may be lost.
+            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        });
+        match std::panic::catch_unwind(first) {
+            Ok(Poll::Ready(())) | Err(_) => {}
+            Ok(Poll::Pending) => {
+                let task = tokio::spawn(work).abort_handle();
+                let wanted = self.shared.with(|inner| match inner.serving.get_mut(&number) {
+                    Some(serving) => {
+                        serving.task = Some(task.clone());
+                        true
+                    }
+                    None => inner.session.is_established(),
+                });
+                if !wanted {
+                    task.abort();
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, why: Closed) {
+        self.greeted(Err(ConnectError::Closed(why.clone())));
+        self.service.closed(&why);
+        let _ = self.shared.closed.set(why);
+        self.shared.closed_notify.notify_waiters();
+    }
+
+    /// Writes what is there.
+    fn write(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
+        let mut inner = self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let bytes = inner.session.poll_transmit();
+            if bytes.is_empty() {
+                self.write_blocked = None;
+                return Ok(());
+            }
+            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => {
+                    inner.session.transmitted(count);
+                    self.write_blocked = None;
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    self.write_blocked.get_or_insert_with(now);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Does what has become due, then waits for what will. Answers whether there was anything.
+    fn keep_time(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut worked = false;
+        loop {
+            let stalled = self.write_blocked.map(|since| since + WRITE_STALLED);
+            let due = self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).session.poll_timeout();
+            let Some(due) = due.into_iter().chain(stalled).min() else { return worked };
+            if self.timer.deadline().into_std() != due {
+                self.timer.as_mut().reset(due.into());
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return worked;
+            }
+            worked = true;
+            let now = now();
+            self.shared.with(|inner| inner.session.handle_timeout(now));
+            if stalled.is_some_and(|stalled| stalled <= now) {
+                let queued = self.shared.with(|inner| inner.session.poll_transmit().len());
+                let violation = Violation::NotReading { queued, limit: 0 };
+                self.shared.with(|inner| inner.session.handle_end(&violation.to_string()));
+                self.write_blocked = None;
+                self.shutting_down = true;
+                return true;
+            }
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
+    type Output = Closed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
+        let this = &mut *self;
+        let mut written = Ok(());
+        // While the driver runs, whoever changes the session need not wake it.
+        this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).driver = None;
+        if !this.shutting_down {
+            this.read(cx);
+        }
+        loop {
+            this.dispatch();
+            if written.is_ok() {
+                written = this.write(cx);
+            }
+            if let Err(error) = &written {
+                this.shared.with(|inner| inner.session.handle_end(&error.to_string()));
+                this.dispatch();
+            }
+            if !this.keep_time(cx) {
+                break;
+            }
+        }
+        let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.session.is_closed() {
+            let flushed = written.is_err() || this.shutting_down || inner.session.poll_transmit().is_empty();
+            drop(inner);
+            if flushed {
+                // A polite end; the kernel sends what is buffered either way.
+                let _ = Pin::new(&mut this.stream).poll_shutdown(cx);
+                return Poll::Ready(this.shared.closed.get().cloned().unwrap_or(Closed::ByUs));
+            }
+            return Poll::Pending;
+        }
+        inner.driver = Some(cx.waker().clone());
+        // Something may have been appended between writing and registering.
+        if !inner.session.poll_transmit().is_empty() && this.write_blocked.is_none() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,242 @@
+//! The asking side of a session.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quilt_protocol::message::{Address, RequestNumber};
+use quilt_protocol::session::{Closed, Counters, NotAsked};
+use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::connection::{Shared, Waiter};
+use crate::service::{decode, encode};
+
+/// How a request ended, with the body that goes with it: the reply, the command's error, or a text for people.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Answer {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How the body is encoded.
+    pub encoding: Encoding,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn bare(outcome: Outcome) -> Self {
+        Self { outcome, encoding: Encoding::Json, body: Bytes::new() }
+    }
+
+    /// The body as text for people.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Why a typed request has no reply.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum AskError {
+    /// It ended otherwise.
+    #[error("{}{}{text}", .outcome.name(), if .text.is_empty() { "" } else { ": " })]
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// For people.
+        text: String,
+    },
+    /// The reply is not of the expected type.
+    #[error(transparent)]
+    Undecodable(#[from] DecodeError),
+}
+
+impl AskError {
+    /// How the request ended, as far as the caller is concerned.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Ended { outcome, .. } => *outcome,
+            Self::Undecodable(_) => Outcome::SchemaMismatch,
+        }
+    }
+}
+
+/// Asks the peer. Cheap to clone; the session goes on without it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl PartialEq for Handle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Handle {
+    /// Asks. The answer is awaited on the result; dropping that cancels the request.
+    pub fn request(&self, head: RequestHead, body: Bytes) -> Pending {
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.shared.ask(head, body, Waiter::Reply(sender));
+        Pending { shared: self.shared.clone(), asked, receiver }
+    }
+
+    /// Asks for a stream. At most `window` items wait here before the peer stops sending.
+    pub fn stream(&self, mut head: RequestHead, body: Bytes, window: u32) -> Items {
+        head.credit = window;
+        let (items, receiver) = mpsc::channel(window as usize);
+        let (end, ended) = oneshot::channel();
+        let asked = self.shared.ask(head, body, Waiter::Stream(items, end));
+        let pending = Pending { shared: self.shared.clone(), asked, receiver: ended };
+        Items { receiver, pending, window, taken: 0 }
+    }
+
+    /// Asks with a typed body for a typed reply, within `time`.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the request; it may have been carried out.
+    pub async fn ask<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        to: Address,
+        command: &str,
+        encoding: Encoding,
+        request: &Q,
+        time: Duration,
+    ) -> Result<R, AskError> {
+        let mut head = RequestHead::new(to, command);
+        head.encoding = encoding;
+        head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
+        let answer = self.request(head, encode(encoding, request)).await;
+        match answer.outcome {
+            Outcome::Reply => Ok(decode("the reply", answer.encoding, &answer.body)?),
+            outcome => Err(AskError::Ended { outcome, text: answer.text() }),
+        }
+    }
+
+    /// Leaves on purpose; the peer is told why.
+    pub fn goodbye(&self, reason: &str) {
+        self.shared.with(|inner| inner.session.goodbye(reason));
+    }
+
+    /// Asks for a sign of life.
+    pub fn ping(&self) {
+        self.shared.with(|inner| inner.session.ping());
+    }
+
+    /// When the peer was last heard of.
+    pub fn last_heard(&self) -> Instant {
+        self.shared.with(|inner| inner.session.last_heard())
+    }
+
+    /// Asks the opener for another pace of heartbeats.
+    pub fn set_heartbeat(&self, interval: Duration) {
+        self.shared.with(|inner| inner.session.set_heartbeat(interval));
+    }
+
+    /// Counts so far.
+    pub fn counters(&self) -> Counters {
+        self.shared.with(|inner| inner.session.counters())
+    }
+
+    /// Whether the session is over.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.get().is_some()
+    }
+
+    /// Waits for the end of the session.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
+    pub async fn closed(&self) -> Closed {
+        loop {
+            let notified = self.shared.closed_notify.notified();
+            if let Some(why) = self.shared.closed.get() {
+                return why.clone();
+            }
+            notified.await;
+        }
+    }
+}
+
+/// A request under way. Resolves to its one answer; dropping it cancels the request.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Pending {
+    shared: Arc<Shared>,
+    asked: Result<RequestNumber, NotAsked>,
+    receiver: oneshot::Receiver<Answer>,
+}
+
+impl Future for Pending {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let number = match self.asked {
+            Ok(number) => number,
+            Err(NotAsked(outcome)) => return Poll::Ready(Answer::bare(outcome)),
+        };
+        Pin::new(&mut self.receiver).poll(cx).map(|answer| {
+            // Answered: nothing to cancel any more. The sender is dropped unused only if the driver was aborted.
+            let _ = number;
+            self.asked = Err(NotAsked(Outcome::Cancelled));
+            answer.unwrap_or_else(|_| {
+                Answer::bare(Outcome::PeerLost(quilt_protocol::message::Delivered::Unknown))
+            })
+        })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Ok(number) = self.asked {
+            self.shared.with(|inner| {
+                if inner.waiting.remove(&number).is_some() {
+                    inner.session.cancel(number);
+                }
+            });
+        }
+    }
+}
+
+/// A stream under way. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct Items {
+    receiver: mpsc::Receiver<Bytes>,
+    pending: Pending,
+    window: u32,
+    taken: u32,
+}
+
+impl Items {
+    /// The next item, or `None` when the stream has ended; [`Items::end`] then says how.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: no item is lost.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        let item = self.receiver.recv().await?;
+        self.taken += 1;
+        if self.taken * 2 >= self.window
+            && let Ok(number) = self.pending.asked
+        {
+            let items = std::mem::take(&mut self.taken);
+            self.pending.shared.with(|inner| inner.session.grant(number, items));
+        }
+        Some(item)
+    }
+
+    /// How the stream ended. Items not taken yet are dropped.
+    pub async fn end(mut self) -> Answer {
+        self.receiver.close();
+        (&mut self.pending).await
+    }
+}

@@ -1,0 +1,18 @@
+//! Runs [`quilt_protocol::Session`] over tokio sockets: the only place where quilt reads from and writes to peers.
+//!
+//! Absent on purpose: the meaning of any command. A [`Service`] answers what a peer asks; a [`Handle`] asks the peer.
+//!
+//! Read first: [`Handle`], [`Service`], [`connect`]. Modules in reading order: `service`, `handle`, `connection`,
+//! `listener`, `reconnect`.
+
+mod connection;
+mod handle;
+mod listener;
+mod reconnect;
+mod service;
+
+pub use connection::{ConnectError, accept, connect};
+pub use handle::{Answer, AskError, Handle, Items, Pending};
+pub use listener::{Listener, dial};
+pub use reconnect::Reconnect;
+pub use service::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, decode, encode};

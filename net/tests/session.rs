@@ -1,0 +1,271 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+//! Two peers over an in-memory pipe: the driver, the handle and the service together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quilt_net::{BoxFuture, ConnectError, Handle, Inbound, NoService, Service};
+use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
+use quilt_protocol::session::Closed;
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Encoding, FleetId, Hello, Outcome, RequestHead, Welcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+fn hello() -> Hello {
+    Hello {
+        versions: SPOKEN,
+        software: "test".into(),
+        fleet: None,
+        identity: Identity::Tool("tool".parse().unwrap()),
+        features: vec![],
+        extensions: Default::default(),
+    }
+}
+
+/// Answers `echo`, `panic`, `hang`, `drop`, `count` (a stream), and `slow` (after a second).
+struct TestService {
+    refuse: bool,
+    hanging: Arc<AtomicUsize>,
+    closed: mpsc::UnboundedSender<Closed>,
+}
+
+impl Service for TestService {
+    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+        if self.refuse {
+            return Err(Refusal {
+                code: "quarantined".into(),
+                text: "go away".into(),
+                versions: SPOKEN,
+                extensions: Default::default(),
+            });
+        }
+        let Identity::Tool(name) = hello.identity else { panic!("a station") };
+        Ok(Welcome {
+            version: 0,
+            software: "test".into(),
+            fleet: FleetId::random(),
+            assigned: Some(name),
+            heartbeat_ms: 5000,
+            features: vec![],
+            extensions: Default::default(),
+        })
+    }
+
+    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let Inbound { head, body, responder } = inbound;
+        let hanging = self.hanging.clone();
+        Box::pin(async move {
+            match head.command.as_str() {
+                "echo" => responder.respond(Outcome::Reply, head.encoding, body),
+                "panic" => panic!("as asked"),
+                "drop" => drop(responder),
+                "hang" => {
+                    struct Count(Arc<AtomicUsize>);
+                    impl Drop for Count {
+                        fn drop(&mut self) {
+                            self.0.fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                    hanging.fetch_add(1, Ordering::SeqCst);
+                    let _count = Count(hanging);
+                    std::future::pending::<()>().await;
+                }
+                "slow" => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    responder.respond(Outcome::Reply, head.encoding, body);
+                }
+                "count" => {
+                    let mut items = responder.items();
+                    for number in 0..100u32 {
+                        if items.send(Bytes::from(number.to_string())).await.is_err() {
+                            return;
+                        }
+                    }
+                    responder.respond(Outcome::Reply, Encoding::Json, Bytes::from_static(b"counted"));
+                }
+                other => responder.fail(Outcome::NoCommand, other),
+            }
+        })
+    }
+
+    fn closed(&self, why: &Closed) {
+        let _ = self.closed.send(why.clone());
+    }
+}
+
+struct World {
+    asker: Handle,
+    server: tokio::task::JoinHandle<Closed>,
+    hanging: Arc<AtomicUsize>,
+    closed: mpsc::UnboundedReceiver<Closed>,
+}
+
+async fn world() -> World {
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    let (sender, closed) = mpsc::unbounded_channel();
+    let hanging = Arc::new(AtomicUsize::new(0));
+    let service = Arc::new(TestService { refuse: false, hanging: hanging.clone(), closed: sender });
+    let server = tokio::spawn(quilt_net::accept(far, |_| service));
+    let (asker, _) = quilt_net::connect(near, hello(), Arc::new(NoService)).await.unwrap();
+    World { asker, server, hanging, closed }
+}
+
+fn head(command: &str) -> RequestHead {
+    RequestHead::new(Address::Manager, command)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_request_ends_in_the_outcome_its_handler_chose() {
+    let world = world().await;
+    let ask = |command: &str| world.asker.request(head(command), Bytes::from_static(b"body"));
+    let answer = ask("echo").await;
+    assert_eq!((answer.outcome, &answer.body[..]), (Outcome::Reply, &b"body"[..]));
+    assert_eq!(ask("panic").await.outcome, Outcome::Panicked);
+    assert_eq!(ask("drop").await.outcome, Outcome::Panicked);
+    assert_eq!(ask("nonsense").await.outcome, Outcome::NoCommand);
+    assert_eq!(ask("slow").await.outcome, Outcome::Reply);
+    assert_eq!(ask("hang").await.outcome, Outcome::TimedOut);
+    assert_eq!(world.hanging.load(Ordering::SeqCst), 0, "the handler outlived its request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_a_request_stops_its_handler_and_frees_its_place() {
+    let world = world().await;
+    for _ in 0..3000 {
+        let pending = world.asker.request(head("hang"), Bytes::new());
+        drop(pending);
+    }
+    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+    assert_eq!(world.hanging.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_1024_requests_are_in_flight() {
+    let world = world().await;
+    let hanging: Vec<_> = (0..1024).map(|_| world.asker.request(head("hang"), Bytes::new())).collect();
+    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Overloaded);
+    drop(hanging);
+    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_never_runs_ahead_of_its_reader() {
+    let world = world().await;
+    let mut items = world.asker.stream(head("count"), Bytes::new(), 4);
+    for number in 0..100u32 {
+        assert_eq!(items.next().await.unwrap(), number.to_string());
+    }
+    assert_eq!(items.next().await, None);
+    assert_eq!(items.end().await.body, "counted");
+
+    let mut unread = world.asker.stream(head("count"), Bytes::new(), 4);
+    assert!(unread.next().await.is_some());
+    drop(unread);
+    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_body_arrives_whole_beside_small_ones() {
+    let world = world().await;
+    let large = Bytes::from((0..16 << 20).map(|i: u32| (i % 251) as u8).collect::<Vec<_>>());
+    let echoed = world.asker.request(head("echo"), large.clone());
+    let mut echoed = Box::pin(echoed);
+    // On a task of its own: the runtime polls the test's own future only once in a while.
+    let asking = tokio::spawn(async move {
+        let mut small = 0;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut echoed => return (answer, small),
+                answer = world.asker.request(head("echo"), Bytes::from_static(b"small")) => {
+                    assert_eq!(answer.body, "small");
+                    small += 1;
+                }
+            }
+        }
+    });
+    let (answer, small) = asking.await.unwrap();
+    assert!(answer.body == large, "the body was changed on the way");
+    assert!(small > 20, "only {small} small requests got past the large one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_is_told_apart_from_a_crash() {
+    let mut first = world().await;
+    first.asker.goodbye("done here");
+    assert_eq!(first.closed.recv().await, Some(Closed::Goodbye("done here".into())));
+    assert_eq!(first.asker.closed().await, Closed::ByUs);
+
+    let mut second = world().await;
+    let pending = second.asker.request(head("hang"), Bytes::new());
+    while second.hanging.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    second.server.abort();
+    assert_eq!(pending.await.outcome, Outcome::PeerLost(Delivered::Unknown));
+    assert!(matches!(second.asker.closed().await, Closed::Broken(_)));
+    assert_eq!(
+        second.asker.request(head("echo"), Bytes::new()).await.outcome,
+        Outcome::PeerLost(Delivered::No),
+        "nothing is sent on a closed session"
+    );
+    drop(second.closed.recv());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_greets_or_speaks_something_else_is_cut() {
+    for garbage in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64], &[0; 8]] {
+        let (mut near, far) = tokio::io::duplex(1024);
+        let (sender, _closed) = mpsc::unbounded_channel();
+        let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
+        let server = tokio::spawn(quilt_net::accept(far, |_| service));
+        near.write_all(garbage).await.unwrap();
+        let why = server.await.unwrap();
+        assert!(matches!(why, Closed::Violation(_)), "{garbage:?}: {why}");
+        let mut rest = Vec::new();
+        near.read_to_end(&mut rest).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_peer_is_told_why() {
+    let (near, far) = tokio::io::duplex(1024);
+    let (sender, _closed) = mpsc::unbounded_channel();
+    let service = Arc::new(TestService { refuse: true, hanging: Arc::default(), closed: sender });
+    tokio::spawn(quilt_net::accept(far, |_| service));
+    match quilt_net::connect(near, hello(), Arc::new(NoService)).await {
+        Err(ConnectError::Refused(refusal)) => assert_eq!(refusal.text, "go away"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
+    let (mut near, far) = tokio::io::duplex(4096);
+    let (sender, _closed) = mpsc::unbounded_channel();
+    let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
+    let server = tokio::spawn(quilt_net::accept(far, |_| service));
+    let mut bytes = Vec::new();
+    quilt_protocol::codec::put_frame(&mut bytes, &quilt_protocol::Message::Hello(Box::new(hello())), &[]);
+    near.write_all(&bytes).await.unwrap();
+    // Asks without end and never reads: the echoes pile up until the limit.
+    let asking = async {
+        for number in 0.. {
+            let head = Box::new(head("echo"));
+            let message = quilt_protocol::Message::Request { number, head, body: 4000 };
+            bytes.clear();
+            quilt_protocol::codec::put_frame(&mut bytes, &message, &[7; 4000]);
+            if near.write_all(&bytes).await.is_err() {
+                return number;
+            }
+        }
+        unreachable!()
+    };
+    let (sent, why) = tokio::join!(asking, server);
+    assert!(matches!(why.unwrap(), Closed::Violation(_) | Closed::Broken(_)));
+    assert!(sent < 1_000_000);
+}

@@ -1,0 +1,140 @@
+//! Request, reply and error bodies. One of the two files in quilt that name bincode.
+//!
+//! Between Rust programs whose types agree, bodies are bincode; otherwise JSON, where added fields are tolerated.
+//! Whether types agree is told by a [`Fingerprint`] of their JSON Schemas: bincode given the bytes of another type may
+//! decode to nonsense without an error, so the check is not optional.
+
+use bincode::config;
+use bytes::Bytes;
+use schemars::{JsonSchema, schema_for};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::command::Command;
+
+/// How a body is encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Encoding {
+    /// JSON.
+    Json,
+    /// bincode 2, standard configuration.
+    Bincode,
+}
+
+/// The first half of a SHA-256 over the schemas of request, reply and error.
+pub type Fingerprint = [u8; 16];
+
+/// The largest body that is decoded from bincode, in bytes; the protocol's own limit for bodies.
+const BODY_MAX: usize = 64 << 20;
+
+/// Decodes a body whole.
+///
+/// # Errors
+///
+/// What the decoder says, for people.
+pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T, String> {
+    match encoding {
+        Encoding::Json => {
+            let body = if body.is_empty() { b"{}" } else { body };
+            let mut json = serde_json::Deserializer::from_slice(body);
+            let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+                crate::Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()).to_string()
+            })?;
+            json.end().map_err(|error| error.to_string())?;
+            Ok(value)
+        }
+        Encoding::Bincode => {
+            // The smallest class that fits, so that a short body cannot claim a large allocation.
+            let standard = config::standard();
+            let (value, used) = match body.len() {
+                ..=0x1000 => bincode::serde::decode_from_slice(body, standard.with_limit::<0x1_0000>()),
+                0x1001..=0x1_0000 => bincode::serde::decode_from_slice(body, standard.with_limit::<0x10_0000>()),
+                _ => bincode::serde::decode_from_slice(body, standard.with_limit::<{ 4 * BODY_MAX }>()),
+            }
+            .map_err(|error| error.to_string())?;
+            if used == body.len() { Ok(value) } else { Err(format!("{} bytes left over", body.len() - used)) }
+        }
+    }
+}
+
+/// Encodes a body.
+///
+/// # Errors
+///
+/// The type holds something that the encoding cannot carry, such as a map with keys that are not text in JSON.
+pub fn encode<T: Serialize>(encoding: Encoding, value: &T) -> Result<Bytes, String> {
+    match encoding {
+        Encoding::Json => serde_json::to_vec(value).map_err(|error| error.to_string()),
+        Encoding::Bincode => {
+            bincode::serde::encode_to_vec(value, config::standard()).map_err(|error| error.to_string())
+        }
+    }
+    .map(Bytes::from)
+}
+
+/// The JSON Schema of `T`.
+pub(crate) fn schema_of<T: JsonSchema>() -> Value {
+    schema_for!(T).to_value()
+}
+
+/// The fingerprint of a command's types. Costs tens of microseconds: compute it once.
+pub fn fingerprint_of<C: Command>() -> Fingerprint {
+    let mut hash = Sha256::new();
+    for mut schema in [schema_of::<C>(), schema_of::<C::Reply>(), schema_of::<C::Error>()] {
+        strip_prose(&mut schema);
+        hash.update(schema.to_string());
+    }
+    let whole: [u8; 32] = hash.finalize().into();
+    *whole.first_chunk().expect("32 is more than 16")
+}
+
+/// Removes what does not change the encoding. The order of properties does, and stays.
+fn strip_prose(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            for key in ["title", "description", "examples", "$schema"] {
+                if map.get(key).is_some_and(|value| value.is_string() || value.is_array()) {
+                    map.remove(key);
+                }
+            }
+            map.values_mut().for_each(strip_prose);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip_prose),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    macro_rules! message {
+        ($name:ident { $($field:ident: $type:ty),* }) => {
+            #[derive(Serialize, Deserialize, JsonSchema, crate::Command)]
+            #[command(group = "test")]
+            struct $name { $($field: $type),* }
+        };
+    }
+    message!(One { a: u32, b: String });
+    message!(Same { a: u32, b: String });
+    message!(Swapped { b: String, a: u32 });
+    message!(Wider { a: u64, b: String });
+
+    #[test]
+    fn fingerprints_agree_exactly_when_bincode_does() {
+        assert_eq!(fingerprint_of::<One>(), fingerprint_of::<Same>());
+        assert_ne!(fingerprint_of::<One>(), fingerprint_of::<Swapped>());
+        assert_ne!(fingerprint_of::<One>(), fingerprint_of::<Wider>());
+    }
+
+    #[test]
+    fn a_short_body_cannot_claim_a_large_allocation() {
+        let claims_4_gib = [253, 0, 0, 0, 0, 1, 0, 0, 0];
+        assert!(decode::<Vec<u64>>(Encoding::Bincode, &claims_4_gib).is_err());
+        assert!(decode::<String>(Encoding::Bincode, &claims_4_gib).is_err());
+    }
+}

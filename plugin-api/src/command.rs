@@ -1,0 +1,174 @@
+//! Typed asks and their answers.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::BoxFuture;
+use crate::body::{self, Encoding, Fingerprint};
+
+/// A request type, and what answers it. Derive it in the role's `api` module, which tools link:
+///
+/// ```
+/// # use quilt_plugin_api::Command;
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Serialize, Deserialize, JsonSchema, Command)]
+/// #[command(group = "Janitor's work", reply = u32)]
+/// struct Sweep {
+///     older_than_days: u32,
+/// }
+/// assert_eq!(Sweep::NAME, "sweep");
+/// ```
+pub trait Command: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
+    /// The group its name lives in: descriptive, any characters, so that names never clash.
+    const GROUP: &'static str;
+    /// Its name, `lower_snake_case`; the type's name unless said otherwise.
+    const NAME: &'static str;
+    /// The reply; for a streaming command, one item.
+    type Reply: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
+    /// The command's own error.
+    type Error: CommandError;
+}
+
+/// What a command's own error must be able to do: travel, and be shown.
+pub trait CommandError: Serialize + DeserializeOwned + JsonSchema + std::fmt::Display + Send + 'static {}
+
+impl<T: Serialize + DeserializeOwned + JsonSchema + std::fmt::Display + Send + 'static> CommandError for T {}
+
+/// For commands that have no error of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NoError {}
+
+impl std::fmt::Display for NoError {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {}
+    }
+}
+
+/// What a streaming command returns: a future that owns what it needs, so that the role stays free meanwhile.
+pub type Streaming<E> = BoxFuture<'static, Result<(), E>>;
+
+/// What discovery knows of a command.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct CommandRecord {
+    /// The group its name lives in.
+    pub group: String,
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub doc: String,
+    /// Whether it changes nothing.
+    pub read: bool,
+    /// Whether it answers with a stream of items.
+    pub streaming: bool,
+    /// Of request, reply and error.
+    pub fingerprint: Fingerprint,
+    /// JSON Schema of the request.
+    pub request_schema: serde_json::Value,
+    /// JSON Schema of the reply, or of an item.
+    pub reply_schema: serde_json::Value,
+    /// JSON Schema of the command's own error.
+    pub error_schema: serde_json::Value,
+}
+
+impl CommandRecord {
+    /// The record of `C`.
+    pub fn of<C: Command>(doc: &str, read: bool, streaming: bool) -> Self {
+        Self {
+            group: C::GROUP.into(),
+            name: C::NAME.into(),
+            doc: doc.into(),
+            read,
+            streaming,
+            fingerprint: body::fingerprint_of::<C>(),
+            request_schema: body::schema_of::<C>(),
+            reply_schema: body::schema_of::<C::Reply>(),
+            error_schema: body::schema_of::<C::Error>(),
+        }
+    }
+}
+
+/// A call as it reaches a handler.
+pub struct Call {
+    /// How the body is encoded, and the answer is to be.
+    pub encoding: Encoding,
+    /// The request.
+    pub body: Bytes,
+    /// Where items go; only for calls that take a stream.
+    pub items: Option<Box<dyn RawItems>>,
+}
+
+/// How a call ended, in terms of bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// The encoded reply.
+    Reply(Bytes),
+    /// The encoded error of the command's own.
+    Error(Bytes),
+    /// The body is not what the command takes; for people.
+    SchemaMismatch(String),
+    /// Declined; for people.
+    Refused(String),
+}
+
+/// Carries out calls of one command.
+pub type Handler = Arc<dyn Fn(Call) -> BoxFuture<'static, Ended> + Send + Sync>;
+
+/// Sends encoded items, no faster than the caller takes them.
+pub trait RawItems: Send + 'static {
+    /// Sends one; false when the caller takes no more.
+    fn send(&mut self, item: Bytes) -> BoxFuture<'_, bool>;
+}
+
+/// Sends the items of a streaming command.
+pub struct Items<T> {
+    raw: Box<dyn RawItems>,
+    encoding: Encoding,
+    item: PhantomData<fn(T)>,
+}
+
+/// The caller takes no more items; end the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+impl<T: Serialize> Items<T> {
+    pub(crate) fn new(raw: Box<dyn RawItems>, encoding: Encoding) -> Self {
+        Self { raw, encoding, item: PhantomData }
+    }
+
+    /// Sends one item, waiting until the caller takes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`] when the caller takes no more.
+    pub async fn send(&mut self, item: &T) -> Result<(), Gone> {
+        let item = body::encode(self.encoding, item).map_err(|_| Gone)?;
+        if self.raw.send(item).await { Ok(()) } else { Err(Gone) }
+    }
+}
+
+/// Decodes, carries out and encodes.
+pub(crate) async fn carry_out<C, F>(call: Call, work: impl FnOnce(C) -> F) -> Ended
+where
+    C: Command,
+    F: Future<Output = Result<C::Reply, C::Error>>,
+{
+    let encoding = call.encoding;
+    match body::decode::<C>(encoding, &call.body) {
+        Err(error) => Ended::SchemaMismatch(error),
+        Ok(request) => encoded(encoding, work(request).await),
+    }
+}
+
+pub(crate) fn encoded<R: Serialize, E: Serialize>(encoding: Encoding, result: Result<R, E>) -> Ended {
+    let encoded = match &result {
+        Ok(reply) => body::encode(encoding, reply).map(Ended::Reply),
+        Err(error) => body::encode(encoding, error).map(Ended::Error),
+    };
+    encoded.unwrap_or_else(|error| Ended::Refused(format!("the answer cannot be encoded: {error}")))
+}

@@ -1,0 +1,202 @@
+//! What a role has of the outside.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::BoxFuture;
+use crate::command::{Command, CommandRecord, Handler};
+
+/// How grave a log line is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LogLevel {
+    /// A person must act.
+    Error,
+    /// Degraded, heals itself.
+    Warn,
+    /// The story an operator tells.
+    Info,
+    /// For whoever debugs the role.
+    Debug,
+}
+
+/// What an instance says of its own state between `start` and `stop`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Report {
+    /// It works.
+    Active,
+    /// It waits, for what the text says.
+    Waiting(String),
+    /// The main process of its work.
+    Pid(Option<u32>),
+}
+
+/// How a call from a role to another target ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CallAnswer {
+    /// The outcome's name, as in `quiltctl call -o json`.
+    pub outcome: String,
+    /// The reply or error as JSON, or a text for people.
+    pub body: Bytes,
+}
+
+/// What a station does for a role. Roles use [`RoleContext`]; stations and test harnesses implement this.
+///
+/// Every method may be called from any thread, and none waits.
+pub trait Host: Send + Sync + 'static {
+    /// Runs `work` until it ends or the instance does.
+    fn spawn(&self, work: BoxFuture<'static, ()>);
+    /// Runs `work` where it may block.
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>);
+    /// Ends after `time`.
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+    /// Writes a line to the instance's log.
+    fn log(&self, level: LogLevel, text: &str);
+    /// Shows a state.
+    fn report(&self, report: Report);
+    /// Publishes an attribute as JSON text, or takes it back.
+    fn attribute(&self, name: &str, json: Option<String>);
+    /// Emits an event with JSON text.
+    fn emit(&self, topic: &str, json: String);
+    /// Makes a command callable.
+    fn register(&self, record: CommandRecord, handler: Handler);
+    /// Makes it not callable.
+    fn de_register(&self, group: &str, name: &str);
+    /// Calls a command of another instance, or the manager, with a JSON body.
+    fn call(&self, target: String, command: String, body: Bytes, time: Duration) -> BoxFuture<'static, CallAnswer>;
+}
+
+/// An instance's link to its station. Cheap to clone; clones outlive the instance harmlessly.
+#[derive(Clone)]
+pub struct RoleContext {
+    host: Arc<dyn Host>,
+    place: Arc<Place>,
+}
+
+/// Where an instance is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The role's name.
+    pub role: String,
+    /// The instance's name.
+    pub instance: String,
+    /// A folder of the instance's own; it stays when the instance is restarted or its station upgraded.
+    pub state_dir: PathBuf,
+    /// The folder of the instance's log.
+    pub log_dir: PathBuf,
+}
+
+impl RoleContext {
+    /// Makes one; for stations and test harnesses.
+    pub fn new(host: Arc<dyn Host>, place: Place) -> Self {
+        Self { host, place: Arc::new(place) }
+    }
+
+    /// The instance's name.
+    pub fn instance(&self) -> &str {
+        &self.place.instance
+    }
+
+    /// The role's name.
+    pub fn role(&self) -> &str {
+        &self.place.role
+    }
+
+    /// A folder of the instance's own; it stays when the instance is restarted or its station upgraded.
+    pub fn state_dir(&self) -> &Path {
+        &self.place.state_dir
+    }
+
+    /// The folder of the instance's log.
+    pub fn log_dir(&self) -> &Path {
+        &self.place.log_dir
+    }
+
+    /// Runs `work` beside the instance; it is dropped when the instance ends.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.host.spawn(Box::pin(work));
+    }
+
+    /// Runs `work` where it may block, and gives its result; `None` if it panicked.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.host.blocking(Box::new(move || drop(sender.send(work()))));
+        receiver.await.ok()
+    }
+
+    /// Waits for `time`.
+    pub async fn sleep(&self, time: Duration) {
+        self.host.sleep(time).await;
+    }
+
+    /// Ends `work` after `time`; `None` if it was not ready by then.
+    pub async fn timeout<T>(&self, time: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let (mut work, mut sleep) = (std::pin::pin!(work), self.host.sleep(time));
+        std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+            std::task::Poll::Ready(done) => std::task::Poll::Ready(Some(done)),
+            std::task::Poll::Pending => sleep.as_mut().poll(cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// Writes a line to the instance's log.
+    pub fn log(&self, level: LogLevel, text: impl AsRef<str>) {
+        self.host.log(level, text.as_ref());
+    }
+
+    /// Shows the instance as waiting, and for what.
+    pub fn waiting(&self, on: impl Into<String>) {
+        self.host.report(Report::Waiting(on.into()));
+    }
+
+    /// Shows the instance as active again.
+    pub fn active(&self) {
+        self.host.report(Report::Active);
+    }
+
+    /// Shows the process that does the instance's work.
+    pub fn pid(&self, pid: Option<u32>) {
+        self.host.report(Report::Pid(pid));
+    }
+
+    /// Publishes an attribute for operators, tools and boot plans.
+    pub fn set_attribute(&self, name: &str, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(json) => self.host.attribute(name, Some(json)),
+            Err(error) => self.log(LogLevel::Warn, format!("attribute `{name}` is not JSON: {error}")),
+        }
+    }
+
+    /// Takes an attribute back.
+    pub fn remove_attribute(&self, name: &str) {
+        self.host.attribute(name, None);
+    }
+
+    /// Emits an event into the fleet's event stream.
+    pub fn emit(&self, topic: &str, body: &impl Serialize) {
+        match serde_json::to_string(body) {
+            Ok(json) => self.host.emit(topic, json),
+            Err(error) => self.log(LogLevel::Warn, format!("event `{topic}` is not JSON: {error}")),
+        }
+    }
+
+    /// Calls a command of another instance (`station/role/instance`) or the manager (`manager`).
+    pub async fn call<C: Command>(&self, target: &str, request: &C, time: Duration) -> CallAnswer {
+        let command = format!("{}:{}", C::GROUP, C::NAME);
+        match crate::body::encode(crate::Encoding::Json, request) {
+            Ok(body) => self.host.call(target.into(), command, body, time).await,
+            Err(error) => CallAnswer { outcome: "schema_mismatch".into(), body: error.into() },
+        }
+    }
+
+    pub(crate) fn register_command(&self, record: CommandRecord, handler: Handler) {
+        self.host.register(record, handler);
+    }
+
+    pub(crate) fn de_register_command(&self, group: &str, name: &str) {
+        self.host.de_register(group, name);
+    }
+}

@@ -1,0 +1,119 @@
+//! What a role can answer to its supervisor.
+
+/// Why a role refuses or fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RoleError {
+    /// The configuration will not do; nothing was changed.
+    #[error("{0}")]
+    Rejected(Invalid),
+    /// The change cannot be taken in place.
+    #[error("the change needs a restart of the instance")]
+    NeedsRestart,
+    /// Something went wrong.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl RoleError {
+    /// The configuration will not do; `text` says which key, what was expected and found, and what to do.
+    pub fn rejected(text: impl Into<String>) -> Self {
+        Self::Rejected(Invalid { key: None, expected: "a configuration the role accepts".into(), got: text.into() })
+    }
+
+    /// The configuration's `key` will not do.
+    pub fn invalid(key: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
+        Self::Rejected(Invalid { key: Some(key.into()), expected: expected.into(), got: got.into() })
+    }
+
+    /// Something went wrong.
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::Failed(text.into())
+    }
+}
+
+impl From<std::io::Error> for RoleError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Path of the key, such as `ready.tcp`; none if it is about the whole.
+    pub key: Option<String>,
+    /// What was expected.
+    pub expected: String,
+    /// What was found.
+    pub got: String,
+}
+
+impl std::fmt::Display for Invalid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(key) = &self.key {
+            write!(f, "key `{key}`: ")?;
+        }
+        write!(f, "expected {}, got {}", self.expected, self.got)
+    }
+}
+
+impl Invalid {
+    /// Reads what serde says about a document that does not decode.
+    pub(crate) fn from_serde(path: &str, message: &str) -> Self {
+        let at = |key: &str| match path {
+            "" | "." => key.to_owned(),
+            path => format!("{path}.{key}"),
+        };
+        let whole = (!matches!(path, "" | ".")).then(|| path.to_owned());
+        // serde's own sentences; anything else is shown as it is.
+        let message = message.split(" at line ").next().unwrap_or(message);
+        let quoted = |text: &str| text.split('`').nth(1).map(str::to_owned);
+        if let Some(rest) = message.strip_prefix("missing field ") {
+            let key = quoted(rest).unwrap_or_else(|| rest.to_owned());
+            return Self { key: Some(at(&key)), expected: "a value".into(), got: "nothing".into() };
+        }
+        if let Some(rest) = message.strip_prefix("unknown field ") {
+            let key = quoted(rest).unwrap_or_else(|| rest.to_owned());
+            let expected = rest.split_once("expected ").map_or("no such key", |(_, expected)| expected);
+            let key = path.rsplit_once('.').map_or(key.clone(), |(parent, last)| match last == key {
+                true => format!("{parent}.{key}"),
+                false => at(&key),
+            });
+            return Self { key: Some(key), expected: expected.into(), got: "an unknown key".into() };
+        }
+        match message.split_once(", expected ") {
+            Some((got, expected)) => {
+                let got = got.strip_prefix("invalid type: ").or(got.strip_prefix("invalid value: ")).unwrap_or(got);
+                Self { key: whole, expected: expected.into(), got: got.into() }
+            }
+            None => Self { key: whole, expected: "a valid value".into(), got: message.into() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serdes_sentences_become_key_expected_and_got() {
+        let read = |path, message| {
+            let Invalid { key, expected, got } = Invalid::from_serde(path, message);
+            (key.unwrap_or_default(), expected, got)
+        };
+        let is = |key: &str, expected: &str, got: &str| (key.to_owned(), expected.to_owned(), got.to_owned());
+        assert_eq!(read(".", "missing field `command` at line 1 column 2"), is("command", "a value", "nothing"));
+        assert_eq!(
+            read("comand", "unknown field `comand`, expected `command` or `env`"),
+            is("comand", "`command` or `env`", "an unknown key")
+        );
+        assert_eq!(
+            read("ready.tcpp", "unknown field `tcpp`, expected `tcp`"),
+            is("ready.tcpp", "`tcp`", "an unknown key")
+        );
+        assert_eq!(
+            read("by", "invalid type: string \"x\", expected u32 at line 1 column 9"),
+            is("by", "u32", "string \"x\"")
+        );
+    }
+}

@@ -1,0 +1,187 @@
+//! From typed roles to what a station handles: names, bytes and futures.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use tokio::sync::RwLock;
+
+use crate::body;
+use crate::command::CommandRecord;
+use crate::error::{Invalid, RoleError};
+use crate::group::{CommandGroup, Shared};
+use crate::role::{Role, Work};
+use crate::{BoxFuture, RoleContext};
+
+/// What a station knows of a role without running it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RoleDescription {
+    /// Its name in the fleet file.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+    /// How many instances a station may run; 0 for any number.
+    pub instances: u32,
+    /// JSON Schema of an instance's configuration.
+    pub config_schema: serde_json::Value,
+    /// Its commands.
+    pub commands: Vec<CommandRecord>,
+}
+
+/// Makes instances of one role. Configurations are JSON documents.
+pub trait RoleFactory: Send + Sync + 'static {
+    /// The role's name.
+    fn name(&self) -> &'static str;
+    /// How many instances a station may run; 0 for any number.
+    fn instances(&self) -> u32;
+    /// The role's version.
+    fn version(&self) -> &'static str;
+    /// All there is to know.
+    fn describe(&self) -> RoleDescription;
+    /// Checks a configuration and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    fn validate(&self, config: &[u8]) -> Result<(), Invalid>;
+    /// Starts an instance. Its commands are callable when this is ready.
+    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
+}
+
+/// A started instance.
+pub trait Instance: Send + Sync + 'static {
+    /// [`Role::update`]; waits for running `&mut self` commands, so cancel them first.
+    fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>>;
+    /// [`Role::run`].
+    fn run(&mut self) -> BoxFuture<'_, Option<Work>>;
+    /// Makes its commands not callable, then [`Role::stop`].
+    fn stop(self: Box<Self>) -> BoxFuture<'static, ()>;
+    /// Makes its commands not callable, then [`Role::detach`].
+    fn detach(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// A role that was linked in; collected by `inventory`. A crate that is linked only for its registration needs
+/// `use its_name as _;` somewhere, or the linker drops it.
+pub struct StaticRole(pub fn() -> Arc<dyn RoleFactory>);
+
+inventory::collect!(StaticRole);
+
+/// The factories of all roles linked into this program, in name order.
+pub fn linked_roles() -> Vec<Arc<dyn RoleFactory>> {
+    let mut roles: Vec<_> = inventory::iter::<StaticRole>().map(|role| (role.0)()).collect();
+    roles.sort_by_key(|role| role.name());
+    roles
+}
+
+/// The factory of a typed role.
+pub fn factory<R: Role>() -> Arc<dyn RoleFactory> {
+    Arc::new(Factory::<R>(PhantomData))
+}
+
+struct Factory<R>(PhantomData<fn() -> R>);
+
+fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
+    let mut json = serde_json::Deserializer::from_slice(config);
+    serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()))
+}
+
+impl<R: Role> RoleFactory for Factory<R> {
+    fn name(&self) -> &'static str {
+        R::NAME
+    }
+
+    fn instances(&self) -> u32 {
+        R::INSTANCES
+    }
+
+    fn version(&self) -> &'static str {
+        R::VERSION
+    }
+
+    fn describe(&self) -> RoleDescription {
+        RoleDescription {
+            name: R::NAME,
+            version: R::VERSION,
+            doc: R::DOC,
+            instances: R::INSTANCES,
+            config_schema: body::schema_of::<R::Config>(),
+            commands: R::commands().iter().map(|command| command.record()).collect(),
+        }
+    }
+
+    fn validate(&self, config: &[u8]) -> Result<(), Invalid> {
+        let config = read_config::<R>(config)?;
+        R::validate(&config).map_err(|error| match error {
+            RoleError::Rejected(invalid) => invalid,
+            other => Invalid { key: None, expected: "a configuration".into(), got: other.to_string() },
+        })
+    }
+
+    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+        let config = read_config::<R>(config);
+        Box::pin(async move {
+            let role = R::start(config.map_err(RoleError::Rejected)?, &cx).await?;
+            let role: Shared<R> = Arc::new(RwLock::new(Some(role)));
+            let mut groups = BTreeMap::<String, CommandGroup>::new();
+            for command in R::commands() {
+                let record = command.record();
+                let group = groups.entry(record.group.clone());
+                let group = group.or_insert_with(|| CommandGroup::new(record.group.clone(), &cx));
+                group.add(record, command.into_handler(role.clone()));
+            }
+            groups.values().for_each(CommandGroup::register);
+            Ok(Box::new(Running { role, groups, cx }) as Box<dyn Instance>)
+        })
+    }
+}
+
+struct Running<R> {
+    role: Shared<R>,
+    groups: BTreeMap<String, CommandGroup>,
+    cx: RoleContext,
+}
+
+impl<R: Role> Instance for Running<R> {
+    fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>> {
+        let config = read_config::<R>(config);
+        Box::pin(async move {
+            let config = config.map_err(RoleError::Rejected)?;
+            let mut role = self.role.write().await;
+            role.as_mut().expect("the role is taken only by stop").update(config, &self.cx).await
+        })
+    }
+
+    fn run(&mut self) -> BoxFuture<'_, Option<Work>> {
+        Box::pin(async move {
+            let mut role = self.role.write().await;
+            role.as_mut().expect("the role is taken only by stop").run(&self.cx)
+        })
+    }
+
+    fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Some(role) = self.take().await {
+                role.stop(&self.cx).await;
+            }
+        })
+    }
+
+    fn detach(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Some(role) = self.take().await {
+                role.detach(&self.cx).await;
+            }
+        })
+    }
+}
+
+impl<R> Running<R> {
+    /// Whoever still has a handler finds the place empty.
+    async fn take(&self) -> Option<R> {
+        self.groups.values().for_each(CommandGroup::de_register);
+        self.role.write().await.take()
+    }
+}

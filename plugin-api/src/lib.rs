@@ -1,0 +1,70 @@
+//! Everything a role author needs: write a type, a configuration, and typed commands; quilt does the rest.
+//!
+//! A role is supervised work on a station. The author implements [`Role`] with the [`role`] attribute and never sees
+//! the wire. What a role needs of the outside comes through [`RoleContext`]; nothing is ambient, so that the same role
+//! can be linked into a station or loaded into it at run time.
+//!
+//! Absent on purpose: sockets, the protocol, the station. Read first: [`Role`], [`RoleContext`], [`Command`].
+//! Modules in reading order: `role`, `context`, `command`, `group`, `factory`, `body`, `error`, `testing`.
+//!
+//! ```
+//! use quilt_plugin_api::{Command, RoleContext, RoleError, role};
+//! use schemars::JsonSchema;
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! #[serde(deny_unknown_fields)]
+//! struct GreeterConfig {
+//!     greeting: String,
+//! }
+//!
+//! #[derive(Serialize, Deserialize, JsonSchema, Command)]
+//! #[command(group = "Greetings", reply = String)]
+//! struct Greet {
+//!     name: String,
+//! }
+//!
+//! struct Greeter(GreeterConfig);
+//!
+//! /// Greets whoever asks.
+//! #[role(name = "greeter", instances = 1)]
+//! impl Greeter {
+//!     async fn start(config: GreeterConfig, _: &RoleContext) -> Result<Self, RoleError> {
+//!         Ok(Self(config))
+//!     }
+//!
+//!     /// Says hello.
+//!     #[command(read)]
+//!     async fn greet(&self, request: Greet) -> Result<String, quilt_plugin_api::NoError> {
+//!         Ok(format!("{}, {}!", self.0.greeting, request.name))
+//!     }
+//! }
+//! ```
+
+// The macros name this crate; let them do so here as well.
+extern crate self as quilt_plugin_api;
+
+mod body;
+mod command;
+mod context;
+mod error;
+mod factory;
+mod group;
+mod role;
+pub mod testing;
+
+use std::pin::Pin;
+
+pub use body::{Encoding, Fingerprint, decode, encode, fingerprint_of};
+pub use command::{Call, Command, CommandError, CommandRecord, Ended, Handler, Items, NoError, RawItems, Streaming};
+pub use context::{CallAnswer, Host, LogLevel, Report, RoleContext};
+pub use error::{Invalid, RoleError};
+pub use factory::{Instance, RoleDescription, RoleFactory, StaticRole, factory, linked_roles};
+pub use group::{Answering, CommandGroup, RoleCommand, Shared, StreamMethod};
+pub use role::{Role, Work};
+
+pub use inventory;
+pub use quilt_plugin_api_macros::{Command, role};
+
+/// A boxed future, as traits that are used as objects return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

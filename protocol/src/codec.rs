@@ -1,0 +1,191 @@
+//! Frames and their encoding. One of the two files in quilt that name bincode.
+//!
+//! ```text
+//! +----------------+------------------------+---------------------+
+//! | length, u32 LE | header (bincode)       | body (opaque bytes) |
+//! +----------------+------------------------+---------------------+
+//!                   <------------ length ------------------------>
+//! ```
+//!
+//! The first frame of each direction carries [`MAGIC`] before the header. The header takes at most [`HEADER_MAX`] bytes
+//! whatever the frame's length, which bounds what decoding it can allocate.
+
+use bincode::config::{self, Configuration, Limit, LittleEndian, Varint};
+use bincode::error::DecodeError as BincodeError;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{DecodeError, Violation};
+use crate::message::{MAGIC, Message};
+
+/// Bytes of a frame's length field.
+pub const LENGTH_BYTES: usize = 4;
+/// The longest frame before both sides have greeted: a greeting needs a few hundred bytes.
+pub const FRAME_MAX_GREETING: usize = 16 * 1024;
+/// The longest frame of a session. Larger bodies travel in chunks.
+pub const FRAME_MAX: usize = 1024 * 1024;
+/// The longest header: names, a command, and a handful of extensions.
+pub const HEADER_MAX: usize = 16 * 1024;
+/// The longest typed body that [`from_bincode`] reads, in bytes: one whole configuration push.
+pub const TYPED_BODY_MAX: usize = 64 * 1024 * 1024;
+
+fn bounded<const N: usize>() -> Configuration<LittleEndian, Varint, Limit<N>> {
+    config::standard().with_limit::<N>()
+}
+
+/// Appends one frame to `out`.
+///
+/// # Panics
+///
+/// If header and body exceed [`FRAME_MAX`]: the session splits bodies before it comes to this.
+pub fn put_frame(out: &mut Vec<u8>, message: &Message, body: &[u8]) {
+    let start = out.len();
+    out.put_u32_le(0);
+    if matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refusal(_)) {
+        out.put_slice(&MAGIC);
+    }
+    bincode::serde::encode_into_std_write(message, out, config::standard())
+        .expect("writing a message into memory does not fail: no wire type refuses to serialize");
+    out.put_slice(body);
+    let length = out.len() - start - LENGTH_BYTES;
+    assert!(length <= FRAME_MAX, "a {} frame of {length} bytes", message.name());
+    let length = u32::try_from(length).expect("FRAME_MAX fits u32");
+    out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Finds the first frame in `input`: its content, or `None` while it is incomplete. Checks the length before anything
+/// is stored.
+///
+/// # Errors
+///
+/// [`Violation::EmptyFrame`], [`Violation::FrameTooLong`].
+pub fn find_frame(input: &[u8], limit: usize) -> Result<Option<&[u8]>, Violation> {
+    let Some(length) = input.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length == 0 {
+        return Err(Violation::EmptyFrame);
+    }
+    if length > limit {
+        return Err(Violation::FrameTooLong { length, limit });
+    }
+    Ok(input.get(LENGTH_BYTES..LENGTH_BYTES + length))
+}
+
+/// Splits a frame's content into its message and the body behind it. `greeting` frames begin with the magic.
+///
+/// # Errors
+///
+/// [`Violation::NotQuilt`], [`Violation::Undecodable`].
+pub fn read_frame(mut frame: &[u8], greeting: bool) -> Result<(Message, &[u8]), Violation> {
+    if greeting {
+        frame = frame.strip_prefix(&MAGIC).ok_or(Violation::NotQuilt)?;
+    }
+    let header = &frame[..frame.len().min(HEADER_MAX)];
+    let (message, used) = bincode::serde::decode_from_slice(header, bounded::<HEADER_MAX>())
+        .map_err(|error| malformed("a frame header", &error))?;
+    let body = &frame[used..];
+    let may_have_body = matches!(
+        message,
+        Message::Request { .. } | Message::Response { .. } | Message::Item { .. } | Message::Chunk { .. }
+    );
+    if !body.is_empty() && !may_have_body {
+        return Err(DecodeError::TrailingBytes { what: message.name(), left: body.len() }.into());
+    }
+    Ok((message, body))
+}
+
+/// Encodes a typed body.
+///
+/// # Errors
+///
+/// [`DecodeError::NotCarried`] if the type holds something bincode cannot write, such as a map of unknown length.
+pub fn to_bincode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, DecodeError> {
+    bincode::serde::encode_to_vec(value, config::standard()).map_err(|_| DecodeError::NotCarried { what })
+}
+
+/// Decodes a typed body whole. The decoder's limit is the smallest class that the input's own length fits, so that a
+/// short body cannot claim a large allocation.
+///
+/// # Errors
+///
+/// All of [`DecodeError`].
+pub fn from_bincode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DecodeError> {
+    let decoded = match bytes.len() {
+        ..=0x1000 => bincode::serde::decode_from_slice(bytes, bounded::<0x1_0000>()),
+        0x1001..=0x1_0000 => bincode::serde::decode_from_slice(bytes, bounded::<0x10_0000>()),
+        0x1_0001..=0x10_0000 => bincode::serde::decode_from_slice(bytes, bounded::<0x100_0000>()),
+        0x10_0001..=TYPED_BODY_MAX => bincode::serde::decode_from_slice(bytes, bounded::<{ 4 * TYPED_BODY_MAX }>()),
+        length => {
+            let reason = format!("{length} bytes, the limit is {TYPED_BODY_MAX}");
+            return Err(DecodeError::Malformed { what, reason });
+        }
+    };
+    let (value, used) = decoded.map_err(|error| malformed(what, &error))?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        left => Err(DecodeError::TrailingBytes { what, left }),
+    }
+}
+
+fn malformed(what: &'static str, error: &BincodeError) -> DecodeError {
+    match error {
+        BincodeError::Serde(bincode::serde::DecodeError::AnyNotSupported) => DecodeError::NotCarried { what },
+        other => DecodeError::Malformed { what, reason: other.to_string() },
+    }
+}
+
+/// A frame with its body, for programs that use tokio-util's `Framed` instead of quilt's own driver.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Frame {
+    /// The header.
+    pub message: Message,
+    /// The bytes behind it.
+    pub body: Bytes,
+}
+
+/// [`Frame`]s as a tokio-util codec. It frames; it does not know the session's rules.
+#[derive(Debug, Default)]
+pub struct FrameCodec {
+    greeted: bool,
+}
+
+/// Why a [`FrameCodec`] stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The peer broke the framing.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The transport failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl tokio_util::codec::Decoder for FrameCodec {
+    type Item = Frame;
+    type Error = CodecError;
+
+    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, CodecError> {
+        let limit = if self.greeted { FRAME_MAX } else { FRAME_MAX_GREETING };
+        let Some(content) = find_frame(input, limit)? else { return Ok(None) };
+        let length = content.len();
+        let (message, body) = read_frame(content, !self.greeted)?;
+        let body_at = LENGTH_BYTES + length - body.len();
+        self.greeted = true;
+        let mut whole = input.split_to(LENGTH_BYTES + length);
+        whole.advance(body_at);
+        Ok(Some(Frame { message, body: whole.freeze() }))
+    }
+}
+
+impl tokio_util::codec::Encoder<Frame> for FrameCodec {
+    type Error = CodecError;
+
+    fn encode(&mut self, frame: Frame, out: &mut BytesMut) -> Result<(), CodecError> {
+        let mut bytes = Vec::new();
+        put_frame(&mut bytes, &frame.message, &frame.body);
+        out.put_slice(&bytes);
+        Ok(())
+    }
+}
+

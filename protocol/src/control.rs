@@ -1,0 +1,52 @@
+//! What quilt's own parts ask each other: the bodies of requests whose command is in the group `quilt`.
+//!
+//! Between station and manager these travel as bincode (the protocol version governs them); between tools and the
+//! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
+
+mod station;
+mod tool;
+
+pub use self::station::*;
+pub use self::tool::*;
+
+/// Command names, so that both ends spell them alike.
+pub mod command {
+    /// Station to manager: [`Registration`](super::Registration) for [`Registered`](super::Registered).
+    pub const REGISTER: &str = "quilt:register";
+    /// Station to manager: [`Report`](super::Report).
+    pub const REPORT: &str = "quilt:report";
+    /// Manager to station: [`UpdateConfiguration`](super::UpdateConfiguration) for [`Verdict`](super::Verdict).
+    pub const UPDATE_CONFIGURATION: &str = "quilt:update_configuration";
+    /// Manager to station: [`Plan`](super::Plan) for [`Verdict`](super::Verdict). Changes nothing.
+    pub const PLAN: &str = "quilt:plan";
+    /// Manager to station: start, stop or restart an instance.
+    pub const CONTROL: &str = "quilt:control";
+    /// Manager to station: the roles a station offers, with schemas.
+    pub const ROLES: &str = "quilt:roles";
+    /// The commands a station's instances offer, with schemas.
+    pub const COMMANDS: &str = "quilt:commands";
+    /// A stream of an instance's log lines.
+    pub const LOGS: &str = "quilt:logs";
+    /// Manager to station: take a new identity.
+    pub const RENEW: &str = "quilt:renew";
+    /// Tool to manager: all stations.
+    pub const STATIONS: &str = "quilt:stations";
+    /// Tool to manager: forget a station that is away.
+    pub const FORGET: &str = "quilt:forget";
+    /// Tool to manager: let the quarantined newcomer replace the older session.
+    pub const REPLACE: &str = "quilt:replace";
+    /// Tool to manager: adopt an unadopted station.
+    pub const ADOPT: &str = "quilt:adopt";
+    /// Tool to manager: apply (or dry-run) a fleet file. Streams progress.
+    pub const APPLY: &str = "quilt:apply";
+    /// Tool to manager: make an earlier configuration of a station desired again.
+    pub const ROLLBACK: &str = "quilt:rollback";
+    /// Tool to manager: a station's desired configurations, newest first.
+    pub const HISTORY: &str = "quilt:history";
+    /// Tool to manager: which instances a target means.
+    pub const RESOLVE: &str = "quilt:resolve";
+    /// Tool to manager: what happened, and what happens.
+    pub const EVENTS: &str = "quilt:events";
+    /// Tool to manager: connected tools.
+    pub const CLIENTS: &str = "quilt:clients";
+}

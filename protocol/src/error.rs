@@ -1,0 +1,96 @@
+//! What can be wrong with what a peer sent.
+
+use crate::version::Versions;
+
+/// Bytes that do not decode. Answered where a request can be answered; a [`Violation`] where nothing can.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes are not a value of the type, or claim more than they hold.
+    #[error("{what} does not decode: {reason}")]
+    Malformed {
+        /// What was to be decoded.
+        what: &'static str,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// A value was read and bytes were left over.
+    #[error("{left} bytes are left over after {what}; peer and we disagree about its shape")]
+    TrailingBytes {
+        /// What was decoded.
+        what: &'static str,
+        /// How many bytes were left.
+        left: usize,
+    },
+    /// The value holds a type that this encoding cannot carry; another encoding can.
+    #[error("{what} cannot travel in this encoding; send it as JSON")]
+    NotCarried {
+        /// What was to be decoded.
+        what: &'static str,
+    },
+}
+
+/// A peer broke a rule of framing or greeting. The connection is closed; nothing less ever closes it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A frame longer than the session allows.
+    #[error("a frame of {length} bytes, the limit is {limit}; larger bodies travel in chunks")]
+    FrameTooLong {
+        /// What the frame's length field says.
+        length: usize,
+        /// What is allowed now.
+        limit: usize,
+    },
+    /// A frame of no bytes.
+    #[error("an empty frame")]
+    EmptyFrame,
+    /// A frame whose header does not decode.
+    #[error("a frame that does not decode: {0}")]
+    Undecodable(#[from] DecodeError),
+    /// The greeting does not begin with quilt's magic.
+    #[error("the peer does not speak quilt's protocol (no magic in its greeting)")]
+    NotQuilt,
+    /// A message that has no place in the state the session is in.
+    #[error("a {got} while {state}")]
+    Unexpected {
+        /// The session's state.
+        state: &'static str,
+        /// The message that came.
+        got: &'static str,
+    },
+    /// An answer to something that was never asked.
+    #[error("an answer to request {0}, which was never asked")]
+    NotAsked(u32),
+    /// An item that no credit was given for.
+    #[error("an item for request {0} beyond the credit given")]
+    NoCredit(u32),
+    /// A request under a number that is still being served.
+    #[error("request number {0} used again while it is being served")]
+    NumberInUse(u32),
+    /// A body longer than a session takes, or chunks that do not add up to it.
+    #[error("a body of {length} bytes, the limit is {limit}")]
+    BodyTooLong {
+        /// How long it says it is.
+        length: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// No protocol version that both peers speak.
+    #[error("no common protocol version: the peer speaks {theirs}, this side speaks {ours}; upgrade the older one")]
+    NoCommonVersion {
+        /// The peer's range.
+        theirs: Versions,
+        /// Our range.
+        ours: Versions,
+    },
+    /// The peer did not greet in time.
+    #[error("no greeting within {0:?}")]
+    GreetingTimeout(std::time::Duration),
+    /// The peer does not read what it is sent.
+    #[error("the peer does not read: {queued} bytes wait for it, the limit is {limit}")]
+    NotReading {
+        /// How much waits.
+        queued: usize,
+        /// How much may wait.
+        limit: usize,
+    },
+}

@@ -1,0 +1,722 @@
+//! The rules of a connection as a state machine: bytes, calls and the time go in; bytes and events come out.
+//!
+//! ```text
+//! opener:    Greeting ------------ Welcome ----> Established --- goodbye, silence, violation ---> Closed
+//! acceptor:  AwaitingHello - Hello > Deciding - accept() > Established
+//! ```
+//!
+//! `handle_*` takes input, `poll_*` gives output. Nothing here blocks, sleeps or allocates for what a peer merely
+//! announces.
+
+mod liveness;
+mod outbox;
+mod requests;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+pub use self::liveness::{HEARTBEAT, MISSED_MAX};
+pub use self::requests::IN_FLIGHT_MAX;
+
+use self::liveness::Liveness;
+use self::outbox::{BUFFERED_MAX, Outbox, Placed};
+use self::requests::{Answer, Arriving, Asked, AskedTable, Known, Serving, ServingTable};
+use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, LENGTH_BYTES};
+use crate::error::Violation;
+use crate::message::{
+    BodyOf, Delivered, Encoding, Hello, Message, NO_DEADLINE, Outcome, Refusal, RequestHead, RequestNumber, Welcome,
+};
+use crate::version::SPOKEN;
+
+/// What a session allows its peer. Every limit is checked before memory is taken.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The longest body, in bytes.
+    pub body: usize,
+    /// Bytes of unfinished bodies, arriving or waiting to leave, that a session holds at once.
+    pub unfinished: usize,
+    /// How long the greeting may take.
+    pub greeting: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body: 64 << 20, unfinished: 128 << 20, greeting: Duration::from_secs(5) }
+    }
+}
+
+/// Something the owner of a session should know.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// The peer introduced itself; answer with [`Session::accept`] or [`Session::refuse`].
+    Hello(Box<Hello>),
+    /// The session is established (opener only).
+    Established(Box<Welcome>),
+    /// The peer declined this side's greeting.
+    Refused(Box<Refusal>),
+    /// The peer asks; answer with [`Session::respond`].
+    Request(RequestNumber, Box<RequestHead>, Bytes),
+    /// A request of this side ended.
+    Answered(RequestNumber, Outcome, Encoding, Bytes),
+    /// An item for a request of this side. It used up one credit.
+    Item(RequestNumber, Bytes),
+    /// The peer takes more items of a request being served.
+    Credit(RequestNumber),
+    /// A request being served is no longer wanted; an answer to it is ignored.
+    Cancelled(RequestNumber),
+    /// The session is over. Every request of this side has been answered before this.
+    Closed(Closed),
+}
+
+/// Why a session ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// The peer left on purpose.
+    Goodbye(String),
+    /// This side left on purpose.
+    ByUs,
+    /// Nothing was heard for [`MISSED_MAX`] heartbeats.
+    Silent(Duration),
+    /// The peer broke a rule.
+    Violation(Violation),
+    /// The transport ended without a goodbye.
+    Broken(String),
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Goodbye(reason) => write!(f, "the peer left: {reason}"),
+            Self::ByUs => f.write_str("this side left"),
+            Self::Silent(time) => write!(f, "nothing heard for {time:?}"),
+            Self::Violation(violation) => write!(f, "{violation}"),
+            Self::Broken(reason) => write!(f, "the connection broke: {reason}"),
+        }
+    }
+}
+
+/// Why a request could not be put on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotAsked(pub Outcome);
+
+/// Counts for metrics.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counters {
+    /// Answers that came after their request had ended.
+    pub late: u64,
+    /// Requests refused because a limit was reached.
+    pub overloaded: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Greeting,
+    AwaitingHello,
+    Deciding,
+    Established,
+    Closed,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Greeting => "waiting for the peer's answer to our greeting",
+            Self::AwaitingHello => "waiting for the peer's greeting",
+            Self::Deciding => "deciding about the peer's greeting",
+            Self::Established => "established",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// One peer's view of a connection. See the module's doc.
+#[derive(Debug)]
+pub struct Session {
+    state: State,
+    limits: Limits,
+    greet_by: Instant,
+    outbox: Outbox,
+    asked: AskedTable,
+    serving: ServingTable,
+    liveness: Liveness,
+    /// The part of a frame that has arrived.
+    tail: Vec<u8>,
+    /// Bytes of bodies that have begun to arrive.
+    arriving: usize,
+    events: VecDeque<Event>,
+    counters: Counters,
+    /// The earliest deadline of `asked` and `serving`, or earlier.
+    next_deadline: Option<Instant>,
+}
+
+impl Session {
+    /// The side that connects. Its greeting is the first thing to transmit.
+    pub fn open(hello: Hello, limits: Limits, now: Instant) -> Self {
+        let mut session = Self::new(State::Greeting, limits, now);
+        session.outbox.push(&Message::Hello(Box::new(hello)));
+        session
+    }
+
+    /// The side that was connected to.
+    pub fn answer(limits: Limits, now: Instant) -> Self {
+        Self::new(State::AwaitingHello, limits, now)
+    }
+
+    fn new(state: State, limits: Limits, now: Instant) -> Self {
+        Self {
+            state,
+            greet_by: now + limits.greeting,
+            limits,
+            outbox: Outbox::default(),
+            asked: AskedTable::default(),
+            serving: HashMap::new(),
+            liveness: Liveness::new(state == State::Greeting, HEARTBEAT, now),
+            tail: Vec::new(),
+            arriving: 0,
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            next_deadline: None,
+        }
+    }
+
+    // ---- what the owner does
+
+    /// Accepts the peer's [`Event::Hello`]. `welcome.version` is set here.
+    pub fn accept(&mut self, mut welcome: Welcome, version: u16, now: Instant) {
+        if self.state == State::Deciding {
+            welcome.version = version;
+            self.liveness = Liveness::new(false, Duration::from_millis(welcome.heartbeat_ms.into()), now);
+            self.outbox.push(&Message::Welcome(Box::new(welcome)));
+            self.state = State::Established;
+        }
+    }
+
+    /// Declines the peer's [`Event::Hello`] and closes once that is written.
+    pub fn refuse(&mut self, refusal: Refusal) {
+        if self.state == State::Deciding {
+            self.outbox.push(&Message::Refusal(Box::new(refusal)));
+            self.close(Closed::ByUs);
+        }
+    }
+
+    /// Asks the peer. Every number returned is answered by exactly one [`Event::Answered`], unless it is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// The outcome that the request has right away: `PeerLost(No)` without a session, `Overloaded` at a limit,
+    /// `SchemaMismatch` for a body over the limit.
+    pub fn request(&mut self, head: RequestHead, body: Bytes, now: Instant) -> Result<RequestNumber, NotAsked> {
+        if self.state != State::Established {
+            return Err(NotAsked(Outcome::PeerLost(Delivered::No)));
+        }
+        if body.len() > self.limits.body {
+            return Err(NotAsked(Outcome::SchemaMismatch));
+        }
+        let full = self.outbox.buffered() > BUFFERED_MAX / 2
+            || self.outbox.bulk_bytes() + body.len() > self.limits.unfinished;
+        let Some(number) = self.asked.next_number().filter(|_| !full) else {
+            self.counters.overloaded += 1;
+            return Err(NotAsked(Outcome::Overloaded));
+        };
+        let (deadline, credit) = (deadline(head.remaining_ms, now), head.credit);
+        let message = Message::Request { number, head: Box::new(head), body: length(&body) };
+        let placed = self.outbox.push_with_body((number, BodyOf::Request), message, body);
+        let given = self.asked.insert(Asked { deadline, placed, arriving: None, credit });
+        debug_assert_eq!(given, number);
+        self.note_deadline(deadline);
+        Ok(number)
+    }
+
+    /// Gives up a request of this side; nothing more is heard of it.
+    pub fn cancel(&mut self, number: RequestNumber) {
+        if let Some(asked) = self.asked.remove(number) {
+            self.forget_arriving(asked.arriving.map(|(_, body)| body));
+            let never_begun = self.outbox.forget((number, BodyOf::Request));
+            if !never_begun {
+                self.outbox.push(&Message::Cancel { number });
+            }
+        }
+    }
+
+    /// Lets the peer send `items` more items for a request of this side.
+    pub fn grant(&mut self, number: RequestNumber, items: u32) {
+        if items == 0 {
+            return;
+        }
+        if let Known::Waiting(asked) = self.asked.find(number) {
+            asked.credit = asked.credit.saturating_add(items);
+            self.outbox.push(&Message::Credit { number, items });
+        }
+    }
+
+    /// Ends a request being served. Ignored if it was cancelled meanwhile.
+    pub fn respond(&mut self, number: RequestNumber, outcome: Outcome, encoding: Encoding, body: Bytes) {
+        let too_long = body.len() > self.limits.body;
+        let (outcome, body) = match too_long {
+            true => (Outcome::Overloaded, Bytes::from(format!("the reply of {} bytes is too long", body.len()))),
+            false => (outcome, body),
+        };
+        if let Some(serving) = self.serving.remove(&number) {
+            self.forget_arriving(serving.arriving.map(|(_, body)| body));
+            let message = Message::Response { number, outcome, encoding, body: length(&body) };
+            self.outbox.push_with_body((number, BodyOf::Answer), message, body);
+        }
+    }
+
+    /// How many items the peer takes now for a request being served; `None` if it takes none any more.
+    pub fn credit(&self, number: RequestNumber) -> Option<u32> {
+        self.serving.get(&number).filter(|serving| serving.streaming).map(|serving| serving.credit)
+    }
+
+    /// Sends one item of a streaming answer.
+    ///
+    /// # Errors
+    ///
+    /// Gives the item back if there is no credit for it or the request is over.
+    pub fn item(&mut self, number: RequestNumber, body: Bytes) -> Result<(), Bytes> {
+        match self.serving.get_mut(&number) {
+            Some(serving) if serving.streaming && serving.credit > 0 && body.len() <= self.limits.body => {
+                serving.credit -= 1;
+                let message = Message::Item { number, body: length(&body) };
+                self.outbox.push_with_body((number, BodyOf::Answer), message, body);
+                Ok(())
+            }
+            _ => Err(body),
+        }
+    }
+
+    /// Asks the peer for a sign of life; see [`Session::last_heard`].
+    pub fn ping(&mut self) {
+        if self.state == State::Established {
+            let nonce = self.liveness.next_nonce();
+            self.outbox.push(&Message::Ping { nonce });
+        }
+    }
+
+    /// When the peer was last heard of.
+    pub fn last_heard(&self) -> Instant {
+        self.liveness.last_heard
+    }
+
+    /// Asks the opener for another heartbeat interval, from its next ping on (acceptor only).
+    pub fn set_heartbeat(&mut self, interval: Duration) {
+        self.liveness.plan_interval(interval);
+    }
+
+    /// Leaves on purpose. What is written before it still leaves.
+    pub fn goodbye(&mut self, reason: &str) {
+        if self.state == State::Established {
+            self.outbox.push(&Message::Goodbye { reason: reason.chars().take(256).collect() });
+        }
+        self.close(Closed::ByUs);
+    }
+
+    /// Whether the session is over; what [`Session::poll_transmit`] still gives should be written before closing.
+    pub fn is_closed(&self) -> bool {
+        self.state == State::Closed
+    }
+
+    /// Whether both sides have greeted and neither has left.
+    pub fn is_established(&self) -> bool {
+        self.state == State::Established
+    }
+
+    /// Counts so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Requests of this side without an answer, and requests being served.
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.asked.len(), self.serving.len())
+    }
+
+    // ---- output
+
+    /// The next thing the owner should know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The bytes to write next; empty if there are none. Report with [`Session::transmitted`].
+    pub fn poll_transmit(&mut self) -> &[u8] {
+        self.outbox.unwritten()
+    }
+
+    /// Records that the first `count` bytes of [`Session::poll_transmit`] were written.
+    pub fn transmitted(&mut self, count: usize) {
+        self.outbox.advance(count);
+    }
+
+    /// When [`Session::handle_timeout`] wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Closed => None,
+            State::Greeting | State::AwaitingHello | State::Deciding => Some(self.greet_by),
+            State::Established => {
+                let alive = self.liveness.next_timeout();
+                Some(self.next_deadline.map_or(alive, |deadline| deadline.min(alive)))
+            }
+        }
+    }
+
+    // ---- input
+
+    /// Takes what arrived. After an error the session is closed and a [`Event::Closed`] says why.
+    pub fn handle_bytes(&mut self, mut input: &[u8], now: Instant) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.liveness.last_heard = now;
+        let result = if self.tail.is_empty() {
+            self.take_frames(&mut input, now)
+        } else {
+            // Complete the one frame that is in pieces, then go on in place.
+            let mut tail = std::mem::take(&mut self.tail);
+            self.fill_tail(&mut tail, &mut input).and_then(|()| {
+                let mut whole = &tail[..];
+                self.take_frames(&mut whole, now)?;
+                tail.drain(..tail.len() - whole.len());
+                if !tail.is_empty() {
+                    self.tail = tail;
+                    return Ok(());
+                }
+                self.take_frames(&mut input, now)
+            })
+        };
+        match result {
+            Ok(()) => self.tail.extend_from_slice(input),
+            Err(violation) => self.close_for(violation),
+        }
+    }
+
+    /// Moves as much of `input` to `tail` as completes the frame that `tail` begins.
+    fn fill_tail(&mut self, tail: &mut Vec<u8>, input: &mut &[u8]) -> Result<(), Violation> {
+        let mut take = |tail: &mut Vec<u8>, wanted: usize| {
+            let (now, later) = input.split_at(wanted.saturating_sub(tail.len()).min(input.len()));
+            tail.extend_from_slice(now);
+            *input = later;
+        };
+        take(tail, LENGTH_BYTES);
+        let Some(length) = tail.first_chunk::<LENGTH_BYTES>() else { return Ok(()) };
+        let length = u32::from_le_bytes(*length) as usize;
+        codec::find_frame(tail, self.frame_limit())?;
+        take(tail, LENGTH_BYTES + length);
+        Ok(())
+    }
+
+    fn frame_limit(&self) -> usize {
+        if self.state == State::Established { FRAME_MAX } else { FRAME_MAX_GREETING }
+    }
+
+    fn take_frames(&mut self, input: &mut &[u8], now: Instant) -> Result<(), Violation> {
+        while self.state != State::Closed {
+            let Some(frame) = codec::find_frame(input, self.frame_limit())? else { return Ok(()) };
+            *input = &input[LENGTH_BYTES + frame.len()..];
+            let greeting = matches!(self.state, State::Greeting | State::AwaitingHello);
+            let (message, body) = codec::read_frame(frame, greeting)?;
+            self.handle_message(message, body, now)?;
+            if self.outbox.buffered() > BUFFERED_MAX {
+                return Err(Violation::NotReading { queued: self.outbox.buffered(), limit: BUFFERED_MAX });
+            }
+        }
+        *input = &[];
+        Ok(())
+    }
+
+    fn handle_message(&mut self, message: Message, part: &[u8], now: Instant) -> Result<(), Violation> {
+        match (self.state, message) {
+            (State::AwaitingHello, Message::Hello(hello)) => match SPOKEN.common(hello.versions) {
+                Some(_) => {
+                    self.state = State::Deciding;
+                    self.events.push_back(Event::Hello(hello));
+                }
+                None => {
+                    let violation = Violation::NoCommonVersion { theirs: hello.versions, ours: SPOKEN };
+                    self.outbox.push(&Message::Refusal(Box::new(Refusal {
+                        code: "version".into(),
+                        text: format!("this side speaks protocol {SPOKEN}, you speak {}", hello.versions),
+                        versions: SPOKEN,
+                        extensions: Default::default(),
+                    })));
+                    return Err(violation);
+                }
+            },
+            (State::Greeting, Message::Welcome(welcome)) => {
+                let interval = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
+                self.liveness = Liveness::new(true, interval, now);
+                self.state = State::Established;
+                self.events.push_back(Event::Established(welcome));
+            }
+            (State::Greeting, Message::Refusal(refusal)) => {
+                let code = refusal.code.clone();
+                self.events.push_back(Event::Refused(refusal));
+                self.close(Closed::Goodbye(code));
+            }
+            (State::Established, Message::Request { number, head, body }) => {
+                self.handle_request(number, head, body as usize, part, now)?;
+            }
+            (State::Established, Message::Response { number, outcome, encoding, body }) => {
+                self.handle_answer(number, Answer::Response(outcome, encoding), body as usize, part)?;
+            }
+            (State::Established, Message::Item { number, body }) => {
+                self.handle_answer(number, Answer::Item, body as usize, part)?;
+            }
+            (State::Established, Message::Chunk { number, of: BodyOf::Request }) => {
+                self.handle_request_chunk(number, part)?;
+            }
+            (State::Established, Message::Chunk { number, of: BodyOf::Answer }) => {
+                self.handle_answer_chunk(number, part)?;
+            }
+            (State::Established, Message::Cancel { number }) => self.stop_serving(number),
+            (State::Established, Message::Credit { number, items }) => {
+                // A credit may cross our response on the wire: late is not wrong.
+                if let Some(serving) = self.serving.get_mut(&number).filter(|serving| serving.streaming) {
+                    serving.credit = serving.credit.saturating_add(items);
+                    self.events.push_back(Event::Credit(number));
+                }
+            }
+            (State::Established, Message::Ping { nonce }) => {
+                let interval = self.liveness.tell_interval();
+                let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
+                self.outbox.push(&Message::Pong { nonce, interval_ms });
+            }
+            (State::Established, Message::Pong { interval_ms, .. }) => {
+                self.liveness.set_interval(Duration::from_millis(interval_ms.max(1).into()), now);
+            }
+            (State::Established, Message::Goodbye { reason }) => self.close(Closed::Goodbye(reason)),
+            (state, got) => return Err(Violation::Unexpected { state: state.name(), got: got.name() }),
+        }
+        Ok(())
+    }
+
+    fn handle_request(
+        &mut self,
+        number: RequestNumber,
+        head: Box<RequestHead>,
+        whole: usize,
+        part: &[u8],
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if self.serving.contains_key(&number) {
+            return Err(Violation::NumberInUse(number));
+        }
+        check_body(whole, part)?;
+        let streaming = head.credit > 0;
+        let serving = Serving {
+            deadline: if streaming { deadline(head.remaining_ms, now) } else { Some(plain_deadline(&head, now)) },
+            arriving: None,
+            credit: head.credit,
+            streaming,
+        };
+        let waits = part.len() < whole;
+        let too_long = whole > self.limits.body;
+        let full = self.serving.len() >= IN_FLIGHT_MAX
+            || self.outbox.buffered() > BUFFERED_MAX / 2
+            || (waits && self.arriving + whole > self.limits.unfinished);
+        self.note_deadline(serving.deadline);
+        let serving = self.serving.entry(number).or_insert(serving);
+        if too_long {
+            let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
+            self.respond(number, Outcome::Refused, Encoding::Json, text.into());
+        } else if full {
+            self.counters.overloaded += 1;
+            let text = Bytes::from_static(b"too many requests at once on this connection; try again later");
+            self.respond(number, Outcome::Overloaded, Encoding::Json, text);
+        } else if waits {
+            self.arriving += part.len();
+            serving.arriving = Some((head, Arriving::new(whole, part)));
+        } else {
+            self.events.push_back(Event::Request(number, head, Bytes::copy_from_slice(part)));
+        }
+        Ok(())
+    }
+
+    fn handle_request_chunk(&mut self, number: RequestNumber, part: &[u8]) -> Result<(), Violation> {
+        // Chunks of a request that was answered or timed out early are still on their way: drop them.
+        let Some(serving) = self.serving.get_mut(&number) else { return Ok(()) };
+        let Some((_, arriving)) = &mut serving.arriving else { return Ok(()) };
+        arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
+        self.arriving += part.len();
+        if arriving.is_whole() {
+            let (head, body) = serving.arriving.take().expect("it was matched above");
+            self.arriving -= body.len();
+            self.events.push_back(Event::Request(number, head, body.into_bytes()));
+        }
+        Ok(())
+    }
+
+    fn handle_answer(
+        &mut self,
+        number: RequestNumber,
+        answer: Answer,
+        whole: usize,
+        part: &[u8],
+    ) -> Result<(), Violation> {
+        check_body(whole, part)?;
+        let room = self.limits.unfinished.saturating_sub(self.arriving);
+        if let (Answer::Item, Known::Waiting(asked)) = (answer, self.asked.find(number)) {
+            asked.credit = asked.credit.checked_sub(1).ok_or(Violation::NoCredit(number))?;
+        }
+        match self.asked.find(number) {
+            Known::Never => return Err(Violation::NotAsked(number)),
+            Known::Late => self.counters.late += u64::from(answer != Answer::Item),
+            Known::Waiting(_) if part.len() == whole => self.deliver(number, answer, Bytes::copy_from_slice(part)),
+            Known::Waiting(_) if whole > room.min(self.limits.body) => {
+                let text = Bytes::from_static(b"the answer is too long, or too many long ones arrive at once on this connection");
+                self.cancel(number);
+                self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
+            }
+            Known::Waiting(asked) => {
+                self.arriving += part.len();
+                asked.arriving = Some((answer, Arriving::new(whole, part)));
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_answer_chunk(&mut self, number: RequestNumber, part: &[u8]) -> Result<(), Violation> {
+        match self.asked.find(number) {
+            Known::Never => Err(Violation::NotAsked(number)),
+            Known::Late => Ok(()),
+            Known::Waiting(asked) => {
+                let Some((_, arriving)) = &mut asked.arriving else { return Err(Violation::NotAsked(number)) };
+                arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
+                self.arriving += part.len();
+                if arriving.is_whole() {
+                    let (answer, body) = asked.arriving.take().expect("it was matched above");
+                    self.arriving -= body.len();
+                    self.deliver(number, answer, body.into_bytes());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn deliver(&mut self, number: RequestNumber, answer: Answer, body: Bytes) {
+        match answer {
+            Answer::Item => self.events.push_back(Event::Item(number, body)),
+            Answer::Response(outcome, encoding) => {
+                self.asked.remove(number);
+                self.outbox.forget((number, BodyOf::Request));
+                self.events.push_back(Event::Answered(number, outcome, encoding, body));
+            }
+        }
+    }
+
+    fn stop_serving(&mut self, number: RequestNumber) {
+        if let Some(serving) = self.serving.remove(&number) {
+            self.outbox.forget((number, BodyOf::Answer));
+            match serving.arriving {
+                Some((_, body)) => self.forget_arriving(Some(body)),
+                None => self.events.push_back(Event::Cancelled(number)),
+            }
+        }
+    }
+
+    fn forget_arriving(&mut self, body: Option<Arriving>) {
+        self.arriving -= body.map_or(0, |body| body.len());
+    }
+
+    /// Does what has become due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match self.state {
+            State::Closed => {}
+            State::Greeting | State::AwaitingHello | State::Deciding => {
+                if now >= self.greet_by {
+                    self.close_for(Violation::GreetingTimeout(self.limits.greeting));
+                }
+            }
+            State::Established => {
+                if self.liveness.is_lost(now) {
+                    return self.close(Closed::Silent(now - self.liveness.last_heard));
+                }
+                if let Some(nonce) = self.liveness.ping_due(now) {
+                    self.outbox.push(&Message::Ping { nonce });
+                }
+                if self.next_deadline.is_some_and(|deadline| deadline <= now) {
+                    self.expire(now);
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        for number in self.asked.numbers(|asked| due(asked.deadline)) {
+            self.cancel(number);
+            self.events.push_back(Event::Answered(number, Outcome::TimedOut, Encoding::Json, Bytes::new()));
+        }
+        let overdue: Vec<_> = self.serving.iter().filter(|(_, s)| due(s.deadline)).map(|(n, _)| *n).collect();
+        for number in overdue {
+            if self.serving[&number].arriving.is_none() {
+                self.events.push_back(Event::Cancelled(number));
+            }
+            self.respond(number, Outcome::TimedOut, Encoding::Json, Bytes::new());
+        }
+        let serving = self.serving.values().filter_map(|serving| serving.deadline).min();
+        self.next_deadline = self.asked.next_deadline().into_iter().chain(serving).min();
+    }
+
+    fn note_deadline(&mut self, deadline: Option<Instant>) {
+        self.next_deadline = self.next_deadline.into_iter().chain(deadline).min();
+    }
+
+    /// The transport ended. Without a goodbye before it, that is a crash or a cut.
+    pub fn handle_end(&mut self, reason: &str) {
+        if self.state != State::Closed && !self.tail.is_empty() {
+            return self.close(Closed::Broken(format!("{reason}, in the middle of a frame")));
+        }
+        self.close(Closed::Broken(reason.to_owned()));
+    }
+
+    fn close_for(&mut self, violation: Violation) {
+        self.close(Closed::Violation(violation));
+    }
+
+    fn close(&mut self, why: Closed) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        self.tail = Vec::new();
+        for number in self.asked.numbers(|_| true) {
+            let asked = self.asked.remove(number).expect("the number was just listed");
+            let left = match asked.placed {
+                Placed::InBulk => self.outbox.begun((number, BodyOf::Request)),
+                placed => self.outbox.has_left(placed),
+            };
+            let delivered = if left { Delivered::Unknown } else { Delivered::No };
+            let lost = Outcome::PeerLost(delivered);
+            self.events.push_back(Event::Answered(number, lost, Encoding::Json, Bytes::from(why.to_string())));
+        }
+        for (number, serving) in std::mem::take(&mut self.serving) {
+            if serving.arriving.is_none() {
+                self.events.push_back(Event::Cancelled(number));
+            }
+        }
+        self.arriving = 0;
+        self.events.push_back(Event::Closed(why));
+    }
+}
+
+/// A frame holds at most the body it announces.
+fn check_body(whole: usize, part: &[u8]) -> Result<(), Violation> {
+    if part.len() > whole { Err(Violation::BodyTooLong { length: part.len(), limit: whole }) } else { Ok(()) }
+}
+
+fn length(body: &Bytes) -> u32 {
+    u32::try_from(body.len()).expect("bodies are checked against a limit far below 4 GiB")
+}
+
+fn deadline(remaining_ms: u32, now: Instant) -> Option<Instant> {
+    (remaining_ms != NO_DEADLINE).then(|| now + Duration::from_millis(remaining_ms.into()))
+}
+
+/// A plain request always has a deadline, whatever the peer says: at most a day.
+fn plain_deadline(head: &RequestHead, now: Instant) -> Instant {
+    const DAY_MS: u32 = 24 * 60 * 60 * 1000;
+    now + Duration::from_millis(head.remaining_ms.min(DAY_MS).into())
+}

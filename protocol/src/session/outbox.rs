@@ -1,0 +1,139 @@
+//! What waits to be written.
+//!
+//! Small messages are encoded at once into one buffer and leave in a single write. Larger bodies wait as they are, one
+//! queue per request, and take turns a chunk at a time, so that a 16 MiB body never holds up a heartbeat.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::codec;
+use crate::message::{BodyOf, Message, RequestNumber};
+
+/// Bodies up to here are copied into the write buffer; a copy of this size costs less than keeping track of it.
+const INLINE_BODY: usize = 4 * 1024;
+/// The size of one chunk: what a small message may have to wait for.
+pub(super) const CHUNK: usize = 64 * 1024;
+/// How much the write buffer may hold for a peer that does not read, in bytes.
+pub(super) const BUFFERED_MAX: usize = 8 * 1024 * 1024;
+
+type Key = (RequestNumber, BodyOf);
+
+#[derive(Default, Debug)]
+pub(super) struct Outbox {
+    buffer: Vec<u8>,
+    /// How much of `buffer` has been written.
+    written: usize,
+    /// Bytes ever written, to tell whether a given message has left.
+    total_written: u64,
+    bulk: VecDeque<(Key, VecDeque<Bulk>)>,
+    bulk_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Bulk {
+    header: Option<Message>,
+    body: Bytes,
+}
+
+/// Where a message went, to be able to tell later whether it left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Placed {
+    /// Its last byte is this many bytes into the output.
+    Until(u64),
+    /// It waits with the large bodies.
+    InBulk,
+}
+
+impl Outbox {
+    /// Bytes waiting in the write buffer.
+    pub(super) fn buffered(&self) -> usize {
+        self.buffer.len() - self.written
+    }
+
+    /// Bytes of large bodies waiting for their turn.
+    pub(super) fn bulk_bytes(&self) -> usize {
+        self.bulk_bytes
+    }
+
+    /// Takes a message without a body.
+    pub(super) fn push(&mut self, message: &Message) -> Placed {
+        codec::put_frame(&mut self.buffer, message, &[]);
+        Placed::Until(self.total_written + self.buffered() as u64)
+    }
+
+    /// Takes a message of request `key`. It never overtakes an earlier one of the same key.
+    pub(super) fn push_with_body(&mut self, key: Key, message: Message, body: Bytes) -> Placed {
+        let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
+        if queue.is_none() && body.len() <= INLINE_BODY {
+            codec::put_frame(&mut self.buffer, &message, &body);
+            return Placed::Until(self.total_written + self.buffered() as u64);
+        }
+        self.bulk_bytes += body.len();
+        let bulk = Bulk { header: Some(message), body };
+        match queue {
+            Some((_, queue)) => queue.push_back(bulk),
+            None => self.bulk.push_back((key, VecDeque::from([bulk]))),
+        }
+        Placed::InBulk
+    }
+
+    /// Forgets what waits under `key`. Answers whether any of it had not been begun.
+    pub(super) fn forget(&mut self, key: Key) -> bool {
+        let Some(at) = self.bulk.iter().position(|(waiting, _)| *waiting == key) else { return false };
+        let (_, queue) = self.bulk.remove(at).expect("position is in range");
+        self.bulk_bytes -= queue.iter().map(|bulk| bulk.body.len()).sum::<usize>();
+        queue.front().is_some_and(|bulk| bulk.header.is_some())
+    }
+
+    pub(super) fn has_left(&self, placed: Placed) -> bool {
+        matches!(placed, Placed::Until(end) if end <= self.total_written)
+    }
+
+    /// Whether part of what waits under `key` has been begun.
+    pub(super) fn begun(&self, key: Key) -> bool {
+        let queue = self.bulk.iter().find(|(waiting, _)| *waiting == key);
+        queue.and_then(|(_, queue)| queue.front()).is_none_or(|bulk| bulk.header.is_none())
+    }
+
+    /// The bytes to write next, if any.
+    pub(super) fn unwritten(&mut self) -> &[u8] {
+        // One chunk at a time: what arrives while it is being written goes before the next chunk.
+        if self.buffered() == 0 {
+            self.release();
+            self.stage_chunk();
+        }
+        &self.buffer[self.written..]
+    }
+
+    /// Records that the first `count` of the unwritten bytes were written.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.written += count;
+        self.total_written += count as u64;
+        debug_assert!(self.written <= self.buffer.len());
+        if self.written == self.buffer.len() {
+            self.release();
+        }
+    }
+
+    /// An idle session owns no buffer.
+    fn release(&mut self) {
+        self.buffer = Vec::new();
+        self.written = 0;
+    }
+
+    fn stage_chunk(&mut self) {
+        let Some((key, mut queue)) = self.bulk.pop_front() else { return };
+        let mut bulk = queue.pop_front().expect("a queue is removed with its last body");
+        let part = bulk.body.split_to(bulk.body.len().min(CHUNK));
+        self.bulk_bytes -= part.len();
+        let header = bulk.header.take().unwrap_or(Message::Chunk { number: key.0, of: key.1 });
+        codec::put_frame(&mut self.buffer, &header, &part);
+        if !bulk.body.is_empty() {
+            queue.push_front(bulk);
+        }
+        if !queue.is_empty() {
+            self.bulk.push_back((key, queue));
+        }
+    }
+}
