@@ -53,6 +53,8 @@ pub trait Host: Send + Sync + 'static {
     fn blocking(&self, work: Box<dyn FnOnce() + Send>);
     /// Ends after `time`.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
+    /// How long the instance may take to stop.
+    fn stop_timeout(&self) -> Duration;
     /// Writes a line to the instance's log.
     fn log(&self, level: LogLevel, text: &str);
     /// Shows a state.
@@ -87,6 +89,8 @@ pub struct Place {
     pub state_dir: PathBuf,
     /// The folder of the instance's log.
     pub log_dir: PathBuf,
+    /// Whether the station was restarted and the instance should find again what it left.
+    pub resuming: bool,
 }
 
 impl RoleContext {
@@ -113,6 +117,17 @@ impl RoleContext {
     /// The folder of the instance's log.
     pub fn log_dir(&self) -> &Path {
         &self.place.log_dir
+    }
+
+    /// Whether this start follows a restart of the station, not of the instance: what the instance let go of in
+    /// [`Role::detach`](crate::Role::detach), or lost with a crash of the station, is to be found again.
+    pub fn resuming(&self) -> bool {
+        self.place.resuming
+    }
+
+    /// How long the instance may take to stop, as configured; what takes longer is abandoned.
+    pub fn stop_timeout(&self) -> Duration {
+        self.host.stop_timeout()
     }
 
     /// Runs `work` beside the instance; it is dropped when the instance ends.

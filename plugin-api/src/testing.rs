@@ -55,6 +55,9 @@ impl Host for TestHost {
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(time))
     }
+    fn stop_timeout(&self) -> Duration {
+        Duration::from_secs(10)
+    }
     fn log(&self, _: LogLevel, text: &str) {
         self.seen().logs.push(text.into());
     }
@@ -107,6 +110,7 @@ impl Harness {
             instance: "test".into(),
             state_dir: folder.join("state"),
             log_dir: folder.join("log"),
+            resuming: false,
         };
         let cx = RoleContext::new(host.clone(), place);
         let (factory, config) = (factory::<R>(), config.to_string());

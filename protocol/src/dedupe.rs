@@ -90,6 +90,14 @@ impl<W> Dedupe<W> {
         }
     }
 
+    /// Forgets a request that is still under way; one that was answered stays.
+    pub fn abandon(&mut self, id: MessageId) -> Vec<W> {
+        match self.seen.get(&id) {
+            Some(Entry::UnderWay(_)) => self.forget(id),
+            _ => Vec::new(),
+        }
+    }
+
     fn expire(&mut self, now: Instant) {
         while let Some(&(when, id)) = self.answered.front() {
             let keep = now < when + REMEMBERED && self.answered.len() <= ANSWERS_MAX && self.bytes <= BYTES_MAX;

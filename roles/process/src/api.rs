@@ -1,0 +1,115 @@
+//! What a tool needs to talk to a `process` instance, and what the fleet file says of one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use quilt_plugin_api::Command;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A program to supervise.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessConfig {
+    /// The program and its arguments; no shell is involved. A program without `/` is looked for in `PATH`.
+    pub command: Vec<String>,
+    /// Environment variables, over the station's own. Values may be secret: they are never shown.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory; `/` unless said otherwise.
+    #[serde(default)]
+    pub cwd: Option<PathBuf>,
+    /// User to run as; the station's own unless said otherwise.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Group to run as; the user's own unless said otherwise.
+    #[serde(default)]
+    pub group: Option<String>,
+    /// Exit codes that mean success.
+    #[serde(default = "only_zero")]
+    pub success_exit_codes: Vec<i32>,
+    /// The signal that asks the program to stop, such as `TERM` or `INT`.
+    #[serde(default = "term")]
+    pub stop_signal: String,
+    /// How long the program goes on when its station is gone and does not come back; for ever unless said otherwise.
+    #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<String>")]
+    pub orphan_timeout: Option<Duration>,
+}
+
+fn only_zero() -> Vec<i32> {
+    vec![0]
+}
+
+fn term() -> String {
+    "TERM".into()
+}
+
+/// Replies how the program does.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Process supervision", reply = ProcessStatus)]
+#[serde(deny_unknown_fields)]
+pub struct Status {}
+
+/// How a program does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessStatus {
+    /// Its process; also the number of its process group.
+    pub pid: u32,
+    /// When it was started, RFC 3339.
+    pub started: String,
+    /// The keeper's process.
+    pub keeper: u32,
+    /// How it ended, if it did.
+    pub exit: Option<String>,
+}
+
+/// Sends a signal to the program's main process.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Process supervision", error = SignalError)]
+#[serde(deny_unknown_fields)]
+pub struct Signal {
+    /// Its name, such as `HUP` or `USR1`, or its number.
+    pub signal: String,
+}
+
+/// Why a signal was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum SignalError {
+    /// There is no such signal.
+    #[error("{0:?} is not a signal; use a name such as HUP, or a number")]
+    Unknown(String),
+    /// The program has ended.
+    #[error("the program has ended")]
+    NotRunning,
+}
+
+/// Sends the last lines of the program's output, and on request those to come.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Process supervision", reply = OutputLine)]
+#[serde(deny_unknown_fields)]
+pub struct Tail {
+    /// How many lines to begin with.
+    #[serde(default = "ten")]
+    pub lines: u32,
+    /// Whether to go on.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+fn ten() -> u32 {
+    10
+}
+
+/// A line of a program's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputLine {
+    /// When, RFC 3339.
+    pub at: String,
+    /// `out` or `err`.
+    pub stream: String,
+    /// The line.
+    pub text: String,
+}

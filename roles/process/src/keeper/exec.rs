@@ -1,0 +1,71 @@
+//! The stage between keeper and program: takes on everything that the program should have, then becomes it.
+//!
+//! A process of its own rather than code between fork and exec, where almost nothing is allowed: this way there is no
+//! unsafe code. The pid stays the same, so the keeper knows it before the program exists.
+
+use std::io::{self, Read as _};
+use std::os::unix::process::{CommandExt as _, parent_id};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::{RUN_VARIABLE, Spec};
+
+/// Waits for the go-ahead (a [`Spec`] with the run's id, on standard input) and becomes the program.
+pub(super) fn become_program() -> ! {
+    let error = prepare();
+    // Captured with the program's own output, so an operator sees it where they look.
+    eprintln!("{error}");
+    std::process::exit(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
+}
+
+fn prepare() -> io::Error {
+    let keeper = parent_id();
+    let mut input = String::new();
+    if let Err(error) = io::stdin().read_to_string(&mut input) {
+        return error;
+    }
+    // A keeper that died before the go-ahead leaves nothing to do.
+    let Ok((run, spec)) = serde_json::from_str::<(String, Spec)>(&input) else {
+        return io::Error::other("the keeper ended before the program began");
+    };
+    let Some((program, arguments)) = spec.command.split_first() else {
+        return io::Error::new(io::ErrorKind::InvalidInput, "an empty command");
+    };
+    if let Err(error) = take_on(&spec, keeper) {
+        return error;
+    }
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("QUILT_")) {
+            command.env_remove(name);
+        }
+    }
+    command.envs(&spec.env).env(RUN_VARIABLE, run);
+    let error = command.exec();
+    io::Error::new(error.kind(), format!("cannot run {program:?}: {error}"))
+}
+
+fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
+    let named = |what: &str| {
+        let what = what.to_owned();
+        move |error: nix::Error| io::Error::other(format!("{what}: {error}"))
+    };
+    nix::unistd::setsid().map_err(named("a session of its own"))?;
+    if let Some(gid) = spec.gid {
+        nix::unistd::setgroups(&[gid.into()]).map_err(named("supplementary groups"))?;
+        nix::unistd::setgid(gid.into()).map_err(named("the configured group"))?;
+    }
+    if let Some(uid) = spec.uid {
+        nix::unistd::setuid(uid.into()).map_err(named("the configured user"))?;
+    }
+    std::env::set_current_dir(&spec.cwd)
+        .map_err(|error| io::Error::other(format!("cwd = {:?}: {error}", spec.cwd)))?;
+    // After the change of user, which would undo it. If the keeper died before, its death signal never comes.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(named("a death signal"))?;
+    if parent_id() != keeper {
+        return Err(io::Error::other("the keeper ended before the program began"));
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The station's side of a keeper: start one, find one again, talk to it.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Command;
+
+use crate::keeper::{Exit, FromKeeper, KEEPER, Paths, Run, Spec, ToKeeper};
+
+/// A connection to the keeper of a run.
+pub(crate) struct Kept {
+    pub(crate) run: Run,
+    pub(crate) ears: Ears,
+    pub(crate) mouth: OwnedWriteHalf,
+}
+
+/// The half that hears of the end.
+pub(crate) struct Ears(Lines<BufReader<OwnedReadHalf>>);
+
+impl Ears {
+    /// Waits for the end of the run. A keeper that goes without saying how has left it on disk, or was killed.
+    pub(crate) async fn exit(mut self, paths: &Paths, run: &Run) -> Exit {
+        while let Ok(Some(line)) = self.0.next_line().await {
+            if let Ok(FromKeeper::Exited(exit)) = serde_json::from_str(&line) {
+                return exit;
+            }
+        }
+        match paths.read_exit() {
+            Some(exit) if exit.run == run.id => exit,
+            _ => Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms() },
+        }
+    }
+}
+
+/// Says something to the keeper; one that is gone does not hear it, and its program is gone with it.
+pub(crate) async fn say(mouth: &mut OwnedWriteHalf, message: &ToKeeper) {
+    let mut line = serde_json::to_vec(message).expect("it has text keys");
+    line.push(b'\n');
+    let _ = mouth.write_all(&line).await;
+}
+
+impl Kept {
+    /// Starts a keeper with its program.
+    pub(crate) async fn start(paths: &Paths, log: &Path, spec: &Spec) -> io::Result<Self> {
+        quilt_core::files::create_private_dir(paths.folder())?;
+        let mut keeper = Command::new("/proc/self/exe")
+            .arg0("quilt-keeper")
+            .arg(KEEPER)
+            .arg(paths.folder())
+            .arg(log)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut input = keeper.stdin.take().expect("it was piped");
+        input.write_all(&serde_json::to_vec(spec)?).await?;
+        drop(input);
+        let mut output = BufReader::new(keeper.stdout.take().expect("it was piped")).lines();
+        match output.next_line().await? {
+            Some(line) if line == "ready" => Self::connect(paths).await,
+            line => Err(io::Error::other(format!("the keeper: {}", line.as_deref().unwrap_or("it ended at once")))),
+        }
+    }
+
+    /// Finds the keeper that is at work. It may be just starting: waits for it a little.
+    pub(crate) async fn connect(paths: &Paths) -> io::Result<Self> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for _ in 0..200 {
+            match Self::try_connect(paths).await {
+                Ok(kept) => return Ok(kept),
+                Err(error) => last = error,
+            }
+            if !paths.is_kept()? {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(last)
+    }
+
+    async fn try_connect(paths: &Paths) -> io::Result<Self> {
+        let (_folder, socket) = paths.socket()?;
+        let (ears, mouth) = UnixStream::connect(socket).await?.into_split();
+        let mut ears = Ears(BufReader::new(ears).lines());
+        let first = ears.0.next_line().await?.unwrap_or_default();
+        match serde_json::from_str(&first) {
+            Ok(FromKeeper::Running(run)) => Ok(Self { run, ears, mouth }),
+            _ => Err(io::Error::other("the keeper does not say what it keeps")),
+        }
+    }
+
+    /// Stops the program and waits for its end.
+    pub(crate) async fn stop(mut self, paths: &Paths, timeout: Duration) -> Exit {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        say(&mut self.mouth, &ToKeeper::Stop { timeout_ms }).await;
+        self.ears.exit(paths, &self.run).await
+    }
+}

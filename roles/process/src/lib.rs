@@ -1,0 +1,290 @@
+//! Supervises any program: argument vector, environment, working directory, user, process group; stopped by a signal,
+//! a wait and a kill of its group; output captured; exit code judged.
+//!
+//! The program runs under a [`keeper`], so that a crash, restart or upgrade of the station leaves it running and the
+//! new station takes it back: same pid, no lost line, exit status known. Restart policy, ready checks and ordering are
+//! the station's and work the same for every role.
+//!
+//! This role is linked into stations only: it uses the station's tokio directly for sockets and child processes.
+
+pub mod api;
+pub mod keeper;
+mod kept;
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
+use nix::sys::signal::Signal as UnixSignal;
+use nix::unistd::{Group, User};
+use quilt_core::{lines, time};
+use quilt_plugin_api::{Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
+use sha2::{Digest as _, Sha256};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{Mutex, watch};
+
+use keeper::{Exit, Paths, Run, Spec, ToKeeper};
+use kept::{Ears, Kept, say};
+
+/// How many of a failed program's last error lines are shown.
+const LAST_LINES: usize = 5;
+
+/// A running program.
+pub struct Process {
+    config: ProcessConfig,
+    spec: Spec,
+    paths: Paths,
+    run: Run,
+    /// Until the program is known to have ended.
+    mouth: Mutex<Option<OwnedWriteHalf>>,
+    /// Taken by `run`.
+    ears: Option<Ears>,
+    exit: watch::Sender<Option<Exit>>,
+    log: PathBuf,
+}
+
+/// Supervises a program.
+#[role(name = "process")]
+impl Process {
+    fn validate(config: &ProcessConfig) -> Result<(), RoleError> {
+        let invalid = |key: &str, expected: &str, got: &str| RoleError::invalid(key, expected, got);
+        match config.command.first() {
+            None => return Err(invalid("command", "a program and its arguments", "an empty list")),
+            Some(program) if program.is_empty() => return Err(invalid("command", "a program", "an empty text")),
+            Some(_) => {}
+        }
+        if config.command.iter().any(|argument| argument.contains('\0')) {
+            return Err(invalid("command", "text without a zero byte", "a zero byte"));
+        }
+        for name in config.env.keys() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(invalid("env", "names without `=`", &format!("{name:?}")));
+            }
+        }
+        if config.env.values().any(|value| value.contains('\0')) {
+            return Err(invalid("env", "values without a zero byte", "a zero byte"));
+        }
+        if let Some(cwd) = &config.cwd
+            && !cwd.is_absolute()
+        {
+            return Err(invalid("cwd", "an absolute path", &format!("{cwd:?}")));
+        }
+        signal_number(&config.stop_signal)
+            .ok_or_else(|| invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal)))?;
+        identity(config).map(drop)
+    }
+
+    async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
+        let paths = Paths::new(cx.state_dir());
+        let spec = spec(&config, cx)?;
+        let (run, mouth, ears, exit) = match find(&paths, &spec, cx).await? {
+            Found::Running(kept) => (kept.run, Some(kept.mouth), Some(kept.ears), None),
+            Found::Ended(run, exit) => (run, None, None, Some(exit)),
+            Found::Nothing => {
+                paths.forget()?;
+                let kept = Kept::start(&paths, cx.log_dir(), &spec).await?;
+                (kept.run, Some(kept.mouth), Some(kept.ears), None)
+            }
+        };
+        let mut process = Self {
+            config,
+            spec,
+            paths,
+            run,
+            mouth: Mutex::new(mouth),
+            ears,
+            exit: watch::Sender::new(exit),
+            log: cx.log_dir().to_owned(),
+        };
+        cx.pid(process.ears.is_some().then_some(process.run.pid));
+        process.tell_orphan_timeout().await;
+        Ok(process)
+    }
+
+    async fn update(&mut self, config: ProcessConfig, cx: &RoleContext) -> Result<(), RoleError> {
+        if spec(&config, cx)?.digest != self.spec.digest {
+            return Err(RoleError::NeedsRestart);
+        }
+        // How to judge the end and when to give up can change under a running program.
+        self.config = config;
+        self.tell_orphan_timeout().await;
+        Ok(())
+    }
+
+    fn run(&mut self, cx: &RoleContext) -> Option<Work> {
+        let (ears, paths, run, log) = (self.ears.take(), self.paths.clone(), self.run.clone(), self.log.clone());
+        let (sender, success, cx) = (self.exit.clone(), self.config.success_exit_codes.clone(), cx.clone());
+        Some(Box::pin(async move {
+            let known = sender.borrow().clone();
+            let exit = match (known, ears) {
+                (Some(exit), _) => exit,
+                (None, Some(ears)) => ears.exit(&paths, &run).await,
+                (None, None) => return Err(RoleError::failed("the program is watched already")),
+            };
+            sender.send_replace(Some(exit.clone()));
+            cx.pid(None);
+            match exit.code {
+                Some(code) if success.contains(&code) => Ok(()),
+                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log)))),
+            }
+        }))
+    }
+
+    async fn stop(self, cx: &RoleContext) {
+        let ended = self.exit.borrow().is_some();
+        if !ended {
+            // `run` listened on the other connection; the keeper serves the newest.
+            if let Ok(kept) = Kept::connect(&self.paths).await {
+                kept.stop(&self.paths, cx.stop_timeout()).await;
+            }
+        }
+        if let Err(error) = self.paths.forget() {
+            cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));
+        }
+        cx.pid(None);
+    }
+
+    /// The keeper goes on; its record lets the next station find it.
+    async fn detach(self, _: &RoleContext) {}
+
+    /// Replies how the program does.
+    #[command(read)]
+    async fn status(&self, _: Status) -> Result<ProcessStatus, NoError> {
+        Ok(ProcessStatus {
+            pid: self.run.pid,
+            started: time::ms_text(self.run.started_ms),
+            keeper: self.run.keeper,
+            exit: self.exit.borrow().as_ref().map(ToString::to_string),
+        })
+    }
+
+    /// Sends a signal to the program's main process.
+    #[command]
+    async fn signal(&self, request: Signal) -> Result<(), SignalError> {
+        let number = signal_number(&request.signal).ok_or(SignalError::Unknown(request.signal))?;
+        let mut mouth = self.mouth.lock().await;
+        match mouth.as_mut() {
+            Some(mouth) if self.exit.borrow().is_none() => say(mouth, &ToKeeper::Signal(number)).await,
+            _ => return Err(SignalError::NotRunning),
+        }
+        Ok(())
+    }
+
+    /// Sends the last lines of the program's output, and on request those to come.
+    #[command(read, stream)]
+    fn tail(&self, request: Tail, mut items: Items<OutputLine>) -> Streaming<NoError> {
+        let log = self.log.clone();
+        Box::pin(async move {
+            let Ok((mut lines, mut reader)) = lines::Reader::open(&log, request.lines as usize) else { return Ok(()) };
+            loop {
+                for lines::Line { at, stream, text } in lines {
+                    if items.send(&OutputLine { at, stream, text }).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                if !request.follow {
+                    return Ok(());
+                }
+                lines = match reader.next().await {
+                    Ok(lines) => lines,
+                    Err(_) => return Ok(()),
+                };
+            }
+        })
+    }
+
+    async fn tell_orphan_timeout(&mut self) {
+        let timeout = self.config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
+        if let Some(mouth) = self.mouth.get_mut() {
+            say(mouth, &ToKeeper::OrphanTimeout(timeout)).await;
+        }
+    }
+}
+
+enum Found {
+    Running(Kept),
+    Ended(Run, Exit),
+    Nothing,
+}
+
+/// Looks for what an earlier station of this machine left: a program that runs, or one that has ended meanwhile.
+async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, RoleError> {
+    if paths.is_kept()? {
+        match Kept::connect(paths).await {
+            Ok(kept) if kept.run.digest == spec.digest => return Ok(Found::Running(kept)),
+            Ok(kept) => {
+                kept.stop(paths, cx.stop_timeout()).await;
+            }
+            // It ended between the look and the connection: its exit is on disk by now.
+            Err(_) if !paths.is_kept()? => {}
+            Err(error) => return Err(RoleError::failed(format!("its keeper does not answer: {error}"))),
+        }
+    }
+    let Some(run) = paths.read_run() else { return Ok(Found::Nothing) };
+    let exit = paths.read_exit().filter(|exit| exit.run == run.id);
+    if exit.is_none() {
+        keeper::kill_leftovers(&run);
+    }
+    // What ended while nobody watched counts as ending now, once; what ended before is history.
+    let counts = cx.resuming() && run.digest == spec.digest && run.boot_id == keeper::boot_id();
+    if !counts {
+        return Ok(Found::Nothing);
+    }
+    let unknown = Exit { run: run.id.clone(), code: None, signal: None, at_ms: time::now_ms() };
+    Ok(Found::Ended(run, exit.unwrap_or(unknown)))
+}
+
+fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
+    let (uid, gid) = identity(config)?;
+    let mut spec = Spec {
+        command: config.command.clone(),
+        env: config.env.clone(),
+        cwd: config.cwd.clone().unwrap_or_else(|| "/".into()),
+        uid,
+        gid,
+        stop_signal: signal_number(&config.stop_signal).unwrap_or(UnixSignal::SIGTERM as i32),
+        digest: String::new(),
+        orphan_timeout_ms: None,
+        stop_timeout_ms: 0,
+    };
+    let digest = Sha256::digest(serde_json::to_vec(&spec).expect("a spec has text keys"));
+    spec.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    spec.orphan_timeout_ms = config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
+    spec.stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
+    Ok(spec)
+}
+
+/// The user and group to run as.
+fn identity(config: &ProcessConfig) -> Result<(Option<u32>, Option<u32>), RoleError> {
+    let unknown = |key: &str, name: &str| RoleError::invalid(key, "a name known to this machine", format!("{name:?}"));
+    let user = match &config.user {
+        None => None,
+        Some(name) => Some(User::from_name(name).ok().flatten().ok_or_else(|| unknown("user", name))?),
+    };
+    let group = match &config.group {
+        None => None,
+        Some(name) => Some(Group::from_name(name).ok().flatten().ok_or_else(|| unknown("group", name))?.gid),
+    };
+    let group = group.or(user.as_ref().map(|user| user.gid));
+    if (user.is_some() || group.is_some()) && !nix::unistd::geteuid().is_root() {
+        let key = if user.is_some() { "user" } else { "group" };
+        return Err(RoleError::invalid(key, "a station that runs as root", "one that does not"));
+    }
+    Ok((user.map(|user| user.uid.as_raw()), group.map(|group| group.as_raw())))
+}
+
+fn signal_number(name: &str) -> Option<i32> {
+    let name = name.to_ascii_uppercase();
+    let by_name = || UnixSignal::from_str(&name).or_else(|_| UnixSignal::from_str(&format!("SIG{name}"))).ok();
+    let by_number = || UnixSignal::try_from(name.parse::<i32>().ok()?).ok();
+    by_name().or_else(by_number).map(|signal| signal as i32)
+}
+
+fn last_error_lines(log: &std::path::Path) -> String {
+    let lines = lines::Reader::open(log, 200).map(|(lines, _)| lines).unwrap_or_default();
+    let errors: Vec<_> = lines.iter().filter(|line| line.stream == "err").map(|line| line.text.as_str()).collect();
+    match &errors[errors.len().saturating_sub(LAST_LINES)..] {
+        [] => String::new(),
+        last => format!("; last lines of its errors: {}", last.join(" | ")),
+    }
+}

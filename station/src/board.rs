@@ -1,0 +1,139 @@
+//! The state of every instance, for whoever wants to know: the manager, instances that need one another, operators.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use quilt_core::time;
+use quilt_protocol::Name;
+use quilt_protocol::control::{Emitted, InstanceReport, State};
+use tokio::sync::watch;
+
+use crate::spec::{Key, Spec};
+
+/// How many events of roles wait for a manager that is away; the oldest are dropped first.
+const EMITTED_MAX: usize = 1000;
+
+/// All instances' states.
+#[derive(Default)]
+pub(crate) struct Board {
+    inner: Mutex<Inner>,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    instances: BTreeMap<Key, InstanceReport>,
+    /// Changed since the last report.
+    dirty: BTreeSet<Key>,
+    emitted: Vec<Emitted>,
+    applying: bool,
+}
+
+/// What changed since the last time.
+#[derive(Default)]
+pub(crate) struct Changes {
+    pub(crate) changed: Vec<InstanceReport>,
+    pub(crate) gone: Vec<(Name, Name)>,
+    pub(crate) emitted: Vec<Emitted>,
+    pub(crate) applying: bool,
+}
+
+impl Board {
+    fn change(&self, work: impl FnOnce(&mut Inner)) {
+        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Puts an instance on the board, or takes over its new specification.
+    pub(crate) fn put(&self, spec: &Spec) {
+        self.change(|inner| {
+            inner.dirty.insert(spec.key.clone());
+            let report = inner.instances.entry(spec.key.clone()).or_insert_with(|| InstanceReport {
+                role: spec.key.role.clone(),
+                instance: spec.key.instance.clone(),
+                owner: spec.owner,
+                digest: spec.digest,
+                state: State::Starting,
+                detail: String::new(),
+                pid: None,
+                restarts: 0,
+                since_ms: time::now_ms(),
+                attributes: BTreeMap::new(),
+            });
+            (report.owner, report.digest) = (spec.owner, spec.digest);
+        });
+    }
+
+    /// Changes one instance's report.
+    pub(crate) fn update(&self, key: &Key, work: impl FnOnce(&mut InstanceReport)) {
+        self.change(|inner| {
+            if let Some(report) = inner.instances.get_mut(key) {
+                let before = report.state;
+                work(report);
+                if report.state != before {
+                    report.since_ms = time::now_ms();
+                }
+                inner.dirty.insert(key.clone());
+            }
+        });
+    }
+
+    /// Shows a state.
+    pub(crate) fn state(&self, key: &Key, state: State, detail: impl Into<String>) {
+        let detail = detail.into();
+        tracing::info!(instance = %key, %state, detail, "instance");
+        self.update(key, |report| (report.state, report.detail) = (state, detail));
+    }
+
+    /// Takes an instance off the board.
+    pub(crate) fn remove(&self, key: &Key) {
+        self.change(|inner| {
+            inner.instances.remove(key);
+            inner.dirty.insert(key.clone());
+        });
+    }
+
+    pub(crate) fn emit(&self, event: Emitted) {
+        self.change(|inner| {
+            if inner.emitted.len() >= EMITTED_MAX {
+                inner.emitted.remove(0);
+            }
+            inner.emitted.push(event);
+        });
+    }
+
+    pub(crate) fn applying(&self, applying: bool) {
+        self.change(|inner| inner.applying = applying);
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<InstanceReport> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).instances.get(key).cloned()
+    }
+
+    /// Everything, and from here on changes are counted anew.
+    pub(crate) fn all(&self) -> Vec<InstanceReport> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.dirty.clear();
+        inner.instances.values().cloned().collect()
+    }
+
+    /// What changed since the last call, or since [`Board::all`].
+    pub(crate) fn take_changes(&self) -> Changes {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = Changes { applying: inner.applying, ..Changes::default() };
+        changes.emitted = std::mem::take(&mut inner.emitted);
+        for key in std::mem::take(&mut inner.dirty) {
+            match inner.instances.get(&key) {
+                Some(report) => changes.changed.push(report.clone()),
+                None => changes.gone.push((key.role, key.instance)),
+            }
+        }
+        changes
+    }
+
+    /// Hears of every change.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}

@@ -1,0 +1,32 @@
+//! Panics of roles, turned into errors of their instance.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
+
+/// Runs `work`; `Err` with the message if it panics.
+pub(crate) async fn catch<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(done)) => Poll::Ready(Ok(done)),
+        Err(payload) => Poll::Ready(Err(message(payload))),
+    })
+    .await
+}
+
+/// Calls `work`; `Err` with the message if it panics.
+pub(crate) fn catch_now<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(message)
+}
+
+fn message(payload: Box<dyn Any + Send>) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    // A payload's own drop may panic; its memory is not worth that.
+    #[allow(clippy::mem_forget, reason = "see above")]
+    std::mem::forget(payload);
+    format!("panicked: {}", text.as_deref().unwrap_or("no message"))
+}

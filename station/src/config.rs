@@ -1,0 +1,144 @@
+//! What a station is told: built-in values, then files, then environment, then flags.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use quilt_core::{files, settings};
+use quilt_protocol::Name;
+use serde::Deserialize;
+
+/// Flags of `quilt-station`; each is an environment variable and a key of `[station]` as well.
+#[derive(Args, Debug, Clone, Default)]
+pub struct StationArgs {
+    /// Configuration file, instead of quilt.toml in /etc/quilt or $QUILT_CFG_DIR
+    #[arg(long, env = "QUILT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for everything that must survive a restart
+    #[arg(long, env = "QUILT_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the manager listens; several are tried in turn
+    #[arg(long, env = "QUILT_MANAGER", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub manager: Vec<String>,
+    /// The name to ask for; the host name unless given
+    #[arg(long, env = "QUILT_NAME")]
+    pub name: Option<String>,
+    /// A label of this station
+    #[arg(long, env = "QUILT_LABEL", value_name = "K=V", value_delimiter = ',')]
+    pub label: Vec<String>,
+    /// A role that this station refuses
+    #[arg(long, env = "QUILT_BLOCK", value_name = "ROLE", value_delimiter = ',')]
+    pub block: Vec<String>,
+    /// Folder of plugins
+    #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
+    pub plugin_dir: Vec<PathBuf>,
+    /// File for the log, instead of standard error
+    #[arg(long, env = "QUILT_LOG_FILE", value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// File that holds the process id while the station runs
+    #[arg(long, env = "QUILT_PID_FILE", value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, trace, or a filter such as quilt_net=debug,info
+    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// `[station]` of a configuration file.
+#[derive(Deserialize, Debug, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Section {
+    data_dir: Option<PathBuf>,
+    manager: Option<OneOrMany>,
+    name: Option<String>,
+    label: BTreeMap<String, String>,
+    block: Vec<String>,
+    plugin_dir: Vec<PathBuf>,
+    log_file: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
+    log_level: Option<String>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// What a station is told, checked and complete.
+#[derive(Debug, Clone)]
+pub struct StationConfig {
+    /// Folder for everything that must survive a restart; the station's own is `station` in it.
+    pub data_dir: PathBuf,
+    /// Folder of drop-in files with local instances.
+    pub roles_dir: PathBuf,
+    /// Where the manager listens.
+    pub managers: Vec<String>,
+    /// The name to ask for.
+    pub name: Name,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Roles to refuse.
+    pub blocked: Vec<Name>,
+    /// File for the log.
+    pub log_file: Option<PathBuf>,
+    /// File for the process id.
+    pub pid_file: Option<PathBuf>,
+    /// What to log.
+    pub log_level: String,
+}
+
+impl StationArgs {
+    /// Adds what the files say and checks everything.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be read or has an unknown key; a name, label or role is malformed.
+    pub fn resolve(self) -> anyhow::Result<StationConfig> {
+        let file: Section = settings::read(self.config.as_deref(), "station")?;
+        let or = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
+        let managers = match file.manager {
+            Some(OneOrMany::One(manager)) => manager.split(',').map(str::to_owned).collect(),
+            Some(OneOrMany::Many(managers)) => managers,
+            None => Vec::new(),
+        };
+        let mut managers = or(self.manager, managers);
+        if managers.is_empty() {
+            managers.push("127.0.0.1:7440".into());
+        }
+        let mut labels = file.label;
+        for label in &self.label {
+            let Some((key, value)) = label.split_once('=') else {
+                bail!("--label {label:?}: expected KEY=VALUE, for example room=a");
+            };
+            labels.insert(key.into(), value.into());
+        }
+        let name = match self.name.or(file.name) {
+            Some(name) => name.parse().context("the station's name")?,
+            None => host_name(),
+        };
+        let blocked = or(self.block, file.block);
+        let blocked: Result<_, _> = blocked.iter().map(|role| role.parse()).collect();
+        Ok(StationConfig {
+            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
+            roles_dir: settings::config_dir().join("roles.d"),
+            managers,
+            name,
+            labels,
+            blocked: blocked.context("a role to block")?,
+            log_file: self.log_file.or(file.log_file),
+            pid_file: self.pid_file.or(file.pid_file),
+            log_level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+        })
+    }
+}
+
+/// The host name as far as it makes a name; characters that do not fit become `-`.
+fn host_name() -> Name {
+    let host = hostname::get().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let host: String = host.chars().map(fits).take(quilt_protocol::names::NAME_MAX).collect();
+    let host = host.trim_start_matches(['.', '-']);
+    host.parse().unwrap_or_else(|_| "station".parse().expect("a fixed name is a name"))
+}

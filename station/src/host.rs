@@ -1,0 +1,170 @@
+//! What a station does for the roles it runs itself.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quilt_core::{lines, time};
+use quilt_plugin_api::{BoxFuture, CallAnswer, CommandRecord, Handler, Host, LogLevel, Report};
+use quilt_protocol::control::{Emitted, State};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::board::Board;
+use crate::catch::catch;
+use crate::commands::Commands;
+use crate::session::Link;
+use crate::spec::Key;
+
+/// The longest attribute or event, in bytes of JSON: what a status line can bear.
+const JSON_MAX: usize = 16 << 10;
+
+/// The host of one run of one instance.
+pub(crate) struct InstanceHost {
+    key: Key,
+    board: Arc<Board>,
+    commands: Arc<Commands>,
+    link: Arc<Link>,
+    log: Mutex<Option<lines::Writer>>,
+    tasks: Mutex<JoinSet<()>>,
+    /// Hears of the first panic in a task or command.
+    crashed: mpsc::Sender<String>,
+    stop_timeout: Mutex<Duration>,
+}
+
+impl InstanceHost {
+    pub(crate) fn new(
+        key: Key,
+        board: Arc<Board>,
+        commands: Arc<Commands>,
+        link: Arc<Link>,
+        log: Option<lines::Writer>,
+        crashed: mpsc::Sender<String>,
+        stop_timeout: Duration,
+    ) -> Self {
+        Self {
+            key,
+            board,
+            commands,
+            link,
+            log: Mutex::new(log),
+            tasks: Mutex::default(),
+            crashed,
+            stop_timeout: Mutex::new(stop_timeout),
+        }
+    }
+
+    pub(crate) fn set_stop_timeout(&self, timeout: Duration) {
+        *self.stop_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+    }
+
+    /// Ends what the instance still has going.
+    pub(crate) fn end(&self) {
+        self.commands.remove(&self.key);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}
+
+impl Host for InstanceHost {
+    fn spawn(&self, work: BoxFuture<'static, ()>) {
+        let crashed = self.crashed.clone();
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            if let Err(panic) = catch(work).await {
+                let _ = crashed.try_send(panic);
+            }
+        });
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a blocking thread cannot be aborted, so nobody need own it")]
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        tokio::task::spawn_blocking(work);
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
+    }
+
+    fn stop_timeout(&self) -> Duration {
+        *self.stop_timeout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, level: LogLevel, text: &str) {
+        match level {
+            LogLevel::Error => tracing::error!(instance = %self.key, "{text}"),
+            LogLevel::Warn => tracing::warn!(instance = %self.key, "{text}"),
+            LogLevel::Info => tracing::info!(instance = %self.key, "{text}"),
+            LogLevel::Debug => tracing::debug!(instance = %self.key, "{text}"),
+        }
+        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            // A full disk must not end the role; the daemon's own log has the line.
+            let _ = log.append("quilt", text.as_bytes());
+        }
+    }
+
+    fn report(&self, report: Report) {
+        self.board.update(&self.key, |instance| match report {
+            // Reports of a run that is on its way down, or not up yet, change nothing.
+            Report::Active if instance.state == State::Waiting => {
+                (instance.state, instance.detail) = (State::Active, String::new());
+            }
+            Report::Waiting(on) if matches!(instance.state, State::Active | State::Waiting) => {
+                (instance.state, instance.detail) = (State::Waiting, on);
+            }
+            Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
+            Report::Active | Report::Waiting(_) => {}
+            Report::Pid(pid) => instance.pid = pid,
+        });
+    }
+
+    fn attribute(&self, name: &str, json: Option<String>) {
+        match json {
+            Some(json) if json.len() > JSON_MAX => {
+                self.log(LogLevel::Warn, &format!("attribute `{name}` is longer than {JSON_MAX} bytes; not published"));
+            }
+            json => self.board.update(&self.key, |instance| {
+                match json {
+                    Some(json) => instance.attributes.insert(name.to_owned(), json),
+                    None => instance.attributes.remove(name),
+                };
+            }),
+        }
+    }
+
+    fn emit(&self, topic: &str, body: String) {
+        if body.len() > JSON_MAX {
+            self.log(LogLevel::Warn, &format!("event `{topic}` is longer than {JSON_MAX} bytes; not sent"));
+            return;
+        }
+        let Key { role, instance } = self.key.clone();
+        self.board.emit(Emitted { role, instance, topic: topic.to_owned(), body, at_ms: time::now_ms() });
+    }
+
+    fn register(&self, record: CommandRecord, handler: Handler) {
+        let crashed = self.crashed.clone();
+        // A panic ends the call and the instance: what it left half done is not used again.
+        let guarded: Handler = Arc::new(move |call| {
+            let (handler, crashed) = (handler.clone(), crashed.clone());
+            Box::pin(async move {
+                match catch(async move { handler(call).await }).await {
+                    Ok(ended) => ended,
+                    Err(panic) => {
+                        let _ = crashed.try_send(panic.clone());
+                        std::panic::resume_unwind(Box::new(panic))
+                    }
+                }
+            })
+        });
+        self.commands.register(&self.key, record, guarded);
+    }
+
+    fn de_register(&self, group: &str, name: &str) {
+        self.commands.de_register(&self.key, group, name);
+    }
+
+    fn call(&self, target: String, command: String, body: Bytes, time: Duration) -> BoxFuture<'static, CallAnswer> {
+        let link = self.link.clone();
+        Box::pin(async move { link.call(&target, command, body, time).await })
+    }
+}

@@ -1,0 +1,514 @@
+//! The life of one role instance, on one task: the only caller of roles.
+//!
+//! ```text
+//!           needs met        start ok, ready         work ends
+//! Waiting ------------> Starting ------> Active ---------------> Completed
+//!    ^                      |               | fails or panics        |
+//!    +------- Backoff <-----+---------------+                        v
+//!                 \---- too often ----> Failed     Paused <- update that needs a restart
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quilt_core::{files, lines, time};
+use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, Work};
+use quilt_protocol::control::{Action, State};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::board::Board;
+use crate::catch::catch;
+use crate::commands::Commands;
+use crate::host::InstanceHost;
+use crate::plan::RoleTable;
+use crate::ready;
+use crate::restarts::{Next, Restarts};
+use crate::session::Link;
+use crate::spec::{Key, Spec};
+
+/// How long `start` may take. A ready check has its own time.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an update in place may take.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than its stop time-out a role may take before it is abandoned: it may need that time to kill.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What instances share.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) folder: PathBuf,
+    pub(crate) roles: Arc<RoleTable>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) link: Arc<Link>,
+}
+
+/// What an instance is told.
+pub(crate) enum Order {
+    /// Take this specification.
+    Update(Box<Spec>, oneshot::Sender<Updated>),
+    /// Begin, after having been made or paused.
+    Go,
+    /// End for good.
+    End { detach: bool, done: oneshot::Sender<Ended> },
+    /// An operator's wish.
+    Operator(Action, oneshot::Sender<()>),
+}
+
+/// How an update went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Updated {
+    /// Taken, nothing was interrupted.
+    InPlace,
+    /// Stopped; it begins again when told to.
+    Paused,
+}
+
+/// Whether an instance ended in time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    InTime,
+    Late,
+}
+
+/// How a new instance begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Beginning {
+    /// The station was restarted: the instance finds again what it left.
+    pub(crate) resuming: bool,
+    /// An operator stopped it earlier.
+    pub(crate) stopped: bool,
+}
+
+/// Makes an instance's task. It does nothing before [`Order::Go`].
+pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mpsc::Sender<Order> {
+    // A few orders at most are under way: the supervisor waits for each.
+    let (sender, inbox) = mpsc::channel(8);
+    around.board.put(&spec);
+    let runner = Runner {
+        key: spec.key.clone(),
+        restarts: Restarts::new(&spec.settings.restart),
+        around,
+        spec,
+        inbox,
+        resuming: beginning.resuming,
+        stopped: beginning.stopped,
+    };
+    #[allow(clippy::disallowed_methods, reason = "the supervisor owns it by its sender; it ends when told to")]
+    tokio::spawn(runner.run());
+    sender
+}
+
+struct Runner {
+    key: Key,
+    around: Surroundings,
+    spec: Spec,
+    inbox: mpsc::Receiver<Order>,
+    restarts: Restarts,
+    resuming: bool,
+    stopped: bool,
+}
+
+/// A role that was started.
+struct Started {
+    role: Box<dyn Instance>,
+    host: Arc<InstanceHost>,
+    crashed: mpsc::Receiver<String>,
+    work: Option<Work>,
+    since: Instant,
+}
+
+enum Phase {
+    /// Waits to be told to begin.
+    Paused,
+    /// Waits for what it needs.
+    Needs,
+    Starting,
+    Active(Started),
+    /// Its work ended well; its commands go on.
+    Completed(Started),
+    Backoff(Duration),
+    /// Stopped by an operator, or failed too often.
+    Idle,
+    Over,
+}
+
+impl Runner {
+    async fn run(mut self) {
+        let mut phase = Phase::Paused;
+        loop {
+            phase = match phase {
+                Phase::Paused => self.paused().await,
+                Phase::Needs => self.needs().await,
+                Phase::Starting => self.start().await,
+                Phase::Active(started) => self.active(started).await,
+                Phase::Completed(started) => self.completed(started).await,
+                Phase::Backoff(delay) => self.backoff(delay).await,
+                Phase::Idle => match self.inbox.recv().await {
+                    None => Phase::Over,
+                    Some(order) => self.rest(order),
+                },
+                Phase::Over => return,
+            };
+        }
+    }
+
+    fn show(&self, state: State, detail: impl Into<String>) {
+        self.around.board.state(&self.key, state, detail);
+    }
+
+    /// What an order means to an instance that has nothing running.
+    fn rest(&mut self, order: Order) -> Phase {
+        match order {
+            Order::Update(spec, done) => {
+                self.take(*spec);
+                let _ = done.send(Updated::Paused);
+                Phase::Paused
+            }
+            Order::Go => Phase::Needs,
+            Order::End { done, .. } => {
+                let _ = done.send(Ended::InTime);
+                Phase::Over
+            }
+            Order::Operator(Action::Stop, done) => {
+                self.show(State::Stopped, "stopped by an operator");
+                let _ = done.send(());
+                Phase::Idle
+            }
+            Order::Operator(Action::Start | Action::Restart, done) => {
+                self.restarts.forgive();
+                let _ = done.send(());
+                Phase::Needs
+            }
+        }
+    }
+
+    fn take(&mut self, spec: Spec) {
+        self.restarts.change(&spec.settings.restart);
+        self.restarts.forgive();
+        self.spec = spec;
+        self.around.board.put(&self.spec);
+        self.around.board.update(&self.key, |report| report.restarts = 0);
+    }
+
+    async fn paused(&mut self) -> Phase {
+        loop {
+            match self.inbox.recv().await {
+                None => return Phase::Over,
+                Some(Order::Go) if self.stopped => {
+                    self.stopped = false;
+                    self.show(State::Stopped, "stopped by an operator");
+                    return Phase::Idle;
+                }
+                Some(order) => match self.rest(order) {
+                    Phase::Paused => {}
+                    next => return next,
+                },
+            }
+        }
+    }
+
+    async fn needs(&mut self) -> Phase {
+        let mut changes = self.around.board.subscribe();
+        let mut shown = None;
+        loop {
+            let unmet = self.spec.settings.needs.iter().find(|need| {
+                let report = need.parse().ok().and_then(|key| self.around.board.get(&key));
+                !report.is_some_and(|report| report.state.is_healthy())
+            });
+            let Some(unmet) = unmet.cloned() else { return Phase::Starting };
+            if shown.as_ref() != Some(&unmet) {
+                self.show(State::Waiting, &*unmet);
+                shown = Some(unmet);
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                order = self.inbox.recv() => return order.map_or(Phase::Over, |order| self.rest(order)),
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Phase {
+        self.show(State::Starting, "");
+        let began = time::now_text();
+        let mut started = match self.start_role().await {
+            Ok(started) => started,
+            Err(text) => return self.failed(Duration::ZERO, text).await,
+        };
+        if let Some(ready) = self.spec.settings.ready.clone() {
+            let log = self.log_dir();
+            let outcome = tokio::select! {
+                outcome = ready::wait(&ready, &log, &began) => outcome,
+                Some(panic) = started.crashed.recv() => Err(panic),
+                result = work_ends(&mut started.work) => match result {
+                    Ok(()) => Err("it ended before it was ready".into()),
+                    Err(text) => Err(text),
+                },
+                order = self.inbox.recv() => return self.interrupt(started, order).await,
+            };
+            if let Err(text) = outcome {
+                self.stop_role(started, false).await;
+                return self.failed(Duration::ZERO, text).await;
+            }
+        }
+        started.since = Instant::now();
+        self.show(State::Active, "");
+        Phase::Active(started)
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        log_dir(&self.around.folder, &self.key)
+    }
+
+    async fn start_role(&mut self) -> Result<Started, String> {
+        let resuming = std::mem::take(&mut self.resuming);
+        let factory = self.around.roles.factory(&self.key.role);
+        let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
+        let folder = instance_dir(&self.around.folder, &self.key);
+        let log = self.log_dir();
+        let made = files::create_private_dir(&folder.join("state")).and_then(|()| lines::Writer::open(&log));
+        let writer = made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        let (crash, crashed) = mpsc::channel(1);
+        let host = Arc::new(InstanceHost::new(
+            self.key.clone(),
+            self.around.board.clone(),
+            self.around.commands.clone(),
+            self.around.link.clone(),
+            Some(writer),
+            crash,
+            self.spec.settings.stop_timeout,
+        ));
+        let place = Place {
+            role: self.key.role.to_string(),
+            instance: self.key.instance.to_string(),
+            state_dir: folder.join("state"),
+            log_dir: log,
+            resuming,
+        };
+        let cx = RoleContext::new(host.clone(), place);
+        let starting = catch(async { factory.start(&self.spec.config, cx).await });
+        // Not interrupted by orders: a start that was dropped half-way could leave something running.
+        let started = match tokio::time::timeout(START_TIMEOUT, starting).await {
+            Ok(Ok(Ok(role))) => Ok(role),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(panic)) => Err(panic),
+            Err(_) => Err(format!("its start took longer than {START_TIMEOUT:?}")),
+        };
+        let run = async |mut role: Box<dyn Instance>| match catch(role.run()).await {
+            Ok(work) => Ok((role, work)),
+            Err(panic) => Err(panic),
+        };
+        let started = match started {
+            Ok(role) => run(role).await,
+            Err(text) => Err(text),
+        };
+        match started {
+            Ok((role, work)) => Ok(Started { role, host, crashed, work, since: Instant::now() }),
+            Err(text) => {
+                host.log(LogLevel::Error, &text);
+                host.end();
+                Err(text)
+            }
+        }
+    }
+
+    async fn active(&mut self, mut started: Started) -> Phase {
+        tokio::select! {
+            result = work_ends(&mut started.work) => match result {
+                Ok(()) => match self.restarts.completed() {
+                    Next::Again(delay) => {
+                        self.stop_role(started, false).await;
+                        self.show(State::Backoff, until(delay, "completed"));
+                        Phase::Backoff(delay)
+                    }
+                    Next::Rest | Next::GiveUp => {
+                        self.show(State::Completed, "");
+                        Phase::Completed(started)
+                    }
+                },
+                Err(text) => self.end_failed(started, text).await,
+            },
+            Some(panic) = started.crashed.recv() => self.end_failed(started, panic).await,
+            order = self.inbox.recv() => self.interrupt(started, order).await,
+        }
+    }
+
+    async fn completed(&mut self, mut started: Started) -> Phase {
+        tokio::select! {
+            Some(panic) = started.crashed.recv() => self.end_failed(started, panic).await,
+            order = self.inbox.recv() => self.interrupt(started, order).await,
+        }
+    }
+
+    async fn end_failed(&mut self, started: Started, text: String) -> Phase {
+        let worked = started.since.elapsed();
+        started.host.log(LogLevel::Warn, &text);
+        self.stop_role(started, false).await;
+        self.failed(worked, text).await
+    }
+
+    async fn failed(&mut self, worked: Duration, text: String) -> Phase {
+        match self.restarts.failed(worked, Instant::now()) {
+            Next::Again(delay) => {
+                self.around.board.update(&self.key, |report| report.restarts += 1);
+                self.show(State::Backoff, until(delay, &text));
+                Phase::Backoff(delay)
+            }
+            Next::GiveUp | Next::Rest => {
+                self.show(State::Failed, text);
+                Phase::Idle
+            }
+        }
+    }
+
+    async fn backoff(&mut self, delay: Duration) -> Phase {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => Phase::Needs,
+            order = self.inbox.recv() => order.map_or(Phase::Over, |order| self.rest(order)),
+        }
+    }
+
+    /// What an order means to an instance that has something running.
+    async fn interrupt(&mut self, mut started: Started, order: Option<Order>) -> Phase {
+        match order {
+            None => {
+                self.stop_role(started, true).await;
+                Phase::Over
+            }
+            Some(Order::Go) => Phase::Active(started),
+            Some(Order::Update(spec, done)) => {
+                let in_place = started.work.is_some() || self.state() == Some(State::Active);
+                match in_place {
+                    true if self.update_role(&mut started, &spec).await => {
+                        let restarts = self.around.board.get(&self.key).map_or(0, |report| report.restarts);
+                        self.take(*spec);
+                        self.around.board.update(&self.key, |report| report.restarts = restarts);
+                        let _ = done.send(Updated::InPlace);
+                        Phase::Active(started)
+                    }
+                    _ => {
+                        self.show(State::Stopping, "to take a new configuration");
+                        self.stop_role(started, false).await;
+                        self.take(*spec);
+                        let _ = done.send(Updated::Paused);
+                        Phase::Paused
+                    }
+                }
+            }
+            Some(Order::End { detach, done }) => {
+                self.show(State::Stopping, "");
+                let ended = self.stop_role(started, detach).await;
+                self.show(State::Stopped, "");
+                let _ = done.send(ended);
+                Phase::Over
+            }
+            Some(Order::Operator(Action::Start, done)) => {
+                let _ = done.send(());
+                match self.state() {
+                    Some(State::Completed) => {
+                        self.stop_role(started, false).await;
+                        Phase::Needs
+                    }
+                    _ => Phase::Active(started),
+                }
+            }
+            Some(Order::Operator(Action::Restart, done)) => {
+                self.show(State::Stopping, "to be restarted by an operator");
+                self.stop_role(started, false).await;
+                self.restarts.forgive();
+                let _ = done.send(());
+                Phase::Needs
+            }
+            Some(Order::Operator(Action::Stop, done)) => {
+                self.show(State::Stopping, "");
+                self.stop_role(started, false).await;
+                self.show(State::Stopped, "stopped by an operator");
+                let _ = done.send(());
+                Phase::Idle
+            }
+        }
+    }
+
+    fn state(&self) -> Option<State> {
+        self.around.board.get(&self.key).map(|report| report.state)
+    }
+
+    /// Tries to update in place; false if the role must be restarted.
+    async fn update_role(&mut self, started: &mut Started, spec: &Spec) -> bool {
+        started.host.set_stop_timeout(spec.settings.stop_timeout);
+        if spec.config == self.spec.config {
+            // Only quilt's own keys changed; the role need not know.
+            return true;
+        }
+        self.around.commands.cancel_calls(&self.key);
+        match tokio::time::timeout(UPDATE_TIMEOUT, catch(started.role.update(&spec.config))).await {
+            Ok(Ok(Ok(()))) => true,
+            Ok(Ok(Err(RoleError::NeedsRestart))) => false,
+            Ok(Ok(Err(error))) => {
+                started.host.log(LogLevel::Warn, &format!("the update in place failed, restarting: {error}"));
+                false
+            }
+            Ok(Err(panic)) => {
+                started.host.log(LogLevel::Error, &format!("the update in place failed, restarting: {panic}"));
+                false
+            }
+            Err(_) => {
+                let text = format!("the update in place took longer than {UPDATE_TIMEOUT:?}, restarting");
+                started.host.log(LogLevel::Error, &text);
+                false
+            }
+        }
+    }
+
+    /// Ends work, commands and tasks, then the role; abandons a role that takes too long.
+    async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
+        let Started { role, host, work, .. } = started;
+        self.around.commands.remove(&self.key);
+        drop(work);
+        let limit = host.stop_timeout() + STOP_GRACE;
+        let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
+        let ended = match tokio::time::timeout(limit, stopping).await {
+            Ok(Ok(())) => Ended::InTime,
+            Ok(Err(panic)) => {
+                host.log(LogLevel::Error, &format!("while stopping: {panic}"));
+                Ended::InTime
+            }
+            Err(_) => {
+                host.log(LogLevel::Error, &format!("it did not stop within {limit:?}; abandoned"));
+                Ended::Late
+            }
+        };
+        host.end();
+        self.around.board.update(&self.key, |report| {
+            report.pid = None;
+            report.attributes.clear();
+        });
+        ended
+    }
+}
+
+/// Waits for the end of an instance's work; for ever if it has none. A panic is a failure.
+async fn work_ends(work: &mut Option<Work>) -> Result<(), String> {
+    let Some(running) = work.as_mut() else { return std::future::pending().await };
+    let result = match catch(running).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic),
+    };
+    *work = None;
+    result
+}
+
+fn until(delay: Duration, why: &str) -> String {
+    format!("{why}; again at {}", time::ms_text(time::now_ms() + delay.as_millis() as u64))
+}
+
+/// The folder of an instance.
+pub(crate) fn instance_dir(folder: &std::path::Path, key: &Key) -> PathBuf {
+    folder.join(key.role.as_str()).join(key.instance.as_str())
+}
+
+/// The folder of an instance's log.
+pub(crate) fn log_dir(folder: &std::path::Path, key: &Key) -> PathBuf {
+    instance_dir(folder, key).join("log")
+}

@@ -1,0 +1,106 @@
+//! The station: hosts role instances on one machine, with or without a manager.
+//!
+//! It dials the manager, registers, receives configurations, and keeps its instances running whatever becomes of the
+//! manager or of itself. This is where the wire and the role contract meet: `session` speaks the one, `instance` is
+//! the only caller of the other.
+//!
+//! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
+//! `config`, `identity`, `spec`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
+//! `commands`, `board`, `session`, `requests`.
+
+mod board;
+mod catch;
+mod commands;
+mod config;
+mod host;
+mod identity;
+mod instance;
+mod local;
+mod plan;
+mod push;
+mod ready;
+mod requests;
+mod restarts;
+mod saved;
+mod session;
+mod spec;
+mod supervisor;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use quilt_core::files::{self, PidFile};
+use quilt_core::signals::Stop;
+
+pub use config::{StationArgs, StationConfig};
+
+// Linked for their registration only; without a use the linker drops them.
+use quilt_role_counter as _;
+use quilt_role_process as _;
+
+/// A running station.
+pub struct Station {
+    supervisor: supervisor::Handle,
+    session: tokio::task::JoinHandle<()>,
+    stop_session: tokio_util::sync::CancellationToken,
+    _lock: PidFile,
+}
+
+impl Station {
+    /// Starts a station: its accepted configuration at once, its session with the manager as soon as there is one.
+    ///
+    /// # Errors
+    ///
+    /// The data folder is in use or cannot be written, a drop-in file is wrong.
+    pub async fn start(config: StationConfig) -> anyhow::Result<Self> {
+        let folder = config.data_dir.join("station");
+        files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
+        let lock = PidFile::take(&lock_path(&config))?;
+        let identity = identity::load(&folder)?;
+        let roles = Arc::new(plan::RoleTable::linked(config.blocked.clone()));
+        let saved = saved::Saved::open(&folder)?;
+        let local = local::read(&config.roles_dir)?;
+        let board = Arc::new(board::Board::default());
+        let commands = Arc::new(commands::Commands::default());
+        let link = Arc::new(session::Link::new(identity, config.name.clone()));
+        let supervisor = supervisor::start(supervisor::Setup {
+            folder: folder.join("instances"),
+            roles: roles.clone(),
+            board: board.clone(),
+            commands: commands.clone(),
+            link: link.clone(),
+            stopped: saved.stopped(),
+        });
+        let push = push::Push::start(saved, local, roles.clone(), supervisor.clone(), &link).await;
+        let stop_session = tokio_util::sync::CancellationToken::new();
+        let service = Arc::new(requests::Requests {
+            roles,
+            commands,
+            push,
+            supervisor: supervisor.clone(),
+            board: board.clone(),
+            folder: folder.join("instances"),
+            dedupe: Default::default(),
+            link: link.clone(),
+            identity_folder: folder,
+        });
+        #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
+        let session = tokio::spawn(session::keep(config, link, service, board, stop_session.clone()));
+        Ok(Self { supervisor, session, stop_session, _lock: lock })
+    }
+
+    /// Ends the station: with its instances in order, or leaving those that can outlive it. Returns what was late.
+    pub async fn stop(self, how: Stop) -> Vec<String> {
+        let late = self.supervisor.shut_down(how == Stop::Detach).await;
+        // Last, so that the manager sees the instances stop; the goodbye is the session's own.
+        self.stop_session.cancel();
+        let _ = self.session.await;
+        late
+    }
+}
+
+/// The file that keeps a second station out of the data folder.
+pub fn lock_path(config: &StationConfig) -> PathBuf {
+    config.data_dir.join("station").join("station.pid")
+}

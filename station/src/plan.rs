@@ -1,0 +1,254 @@
+//! What would become of a configuration: pure, complete, and before anything changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use quilt_plugin_api::{RoleFactory, linked_roles};
+use quilt_protocol::Name;
+use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
+
+use crate::catch::catch_now;
+use crate::spec::{Key, Spec, WrongSettings};
+
+/// The roles a station can run, and those it is told to refuse.
+pub(crate) struct RoleTable {
+    factories: BTreeMap<Name, Arc<dyn RoleFactory>>,
+    pub(crate) blocked: BTreeSet<Name>,
+}
+
+impl RoleTable {
+    /// All roles linked into this program. Of two with one name the first stays; the other is named in the log.
+    pub(crate) fn linked(blocked: Vec<Name>) -> Self {
+        Self::new(linked_roles(), blocked)
+    }
+
+    pub(crate) fn new(roles: Vec<Arc<dyn RoleFactory>>, blocked: Vec<Name>) -> Self {
+        let mut factories = BTreeMap::new();
+        for factory in roles {
+            match factory.name().parse::<Name>() {
+                Ok(name) if factories.contains_key(&name) => {
+                    tracing::error!(role = %name, "a second role of this name is linked in; it is not offered");
+                }
+                Ok(name) => drop(factories.insert(name, factory)),
+                Err(error) => tracing::error!(%error, "a role's name; it is not offered"),
+            }
+        }
+        Self { factories, blocked: blocked.into_iter().collect() }
+    }
+
+    pub(crate) fn factory(&self, role: &Name) -> Option<Arc<dyn RoleFactory>> {
+        self.factories.get(role).cloned()
+    }
+
+    pub(crate) fn offers(&self) -> Vec<RoleOffer> {
+        let offer = |(role, factory): (&Name, &Arc<dyn RoleFactory>)| RoleOffer {
+            role: role.clone(),
+            version: factory.version().into(),
+            instances: factory.instances(),
+        };
+        self.factories.iter().filter(|(role, _)| !self.blocked.contains(*role)).map(offer).collect()
+    }
+
+    pub(crate) fn views(&self) -> Vec<RoleView> {
+        let view = |(role, factory): (&Name, &Arc<dyn RoleFactory>)| {
+            let description = factory.describe();
+            RoleView {
+                role: role.clone(),
+                version: description.version.into(),
+                instances: description.instances,
+                blocked: self.blocked.contains(role),
+                doc: description.doc.into(),
+                config_schema: description.config_schema,
+            }
+        };
+        self.factories.iter().map(view).collect()
+    }
+}
+
+/// Checks a whole configuration of one owner beside what the other owner has, and finds all that is wrong with it.
+///
+/// # Errors
+///
+/// All problems; the configuration must then be refused as a whole.
+pub(crate) fn plan(
+    station: &str,
+    document: &str,
+    owner: Owner,
+    others: &[Spec],
+    roles: &RoleTable,
+) -> Result<Vec<Spec>, Rejection> {
+    let document: Document = serde_json::from_str(document).map_err(|error| {
+        Rejection::new(vec![Problem {
+            code: ProblemCode::InvalidConfiguration,
+            station: station.into(),
+            role: String::new(),
+            instance: None,
+            key: None,
+            expected: "a configuration document: { \"roles\": { ROLE: { INSTANCE: { .. } } } }".into(),
+            got: error.to_string(),
+        }])
+    })?;
+    let (specs, mut problems): (Vec<_>, Vec<_>) = read(station, &document, owner, roles).into_iter().fold(
+        (Vec::new(), Vec::new()),
+        |(mut specs, mut problems), (_, result)| {
+            match result {
+                Ok(spec) => specs.push(spec),
+                Err(problem) => problems.push(problem),
+            }
+            (specs, problems)
+        },
+    );
+    problems.extend(over_limit(station, &document, others, roles));
+    problems.extend(clashes(station, &document, others));
+    problems.extend(wrong_needs(station, &document, &specs, others));
+    if problems.is_empty() { Ok(specs) } else { Err(Rejection::new(problems)) }
+}
+
+/// Every instance of a document, each with its specification or what is wrong with it alone.
+pub(crate) fn read(
+    station: &str,
+    document: &Document,
+    owner: Owner,
+    roles: &RoleTable,
+) -> Vec<(Key, Result<Spec, Problem>)> {
+    let mut read = Vec::new();
+    for (role, instances) in &document.roles {
+        for (instance, whole) in instances {
+            let key = Key { role: role.clone(), instance: instance.clone() };
+            let problem = |code, config_key: Option<String>, expected: String, got: String| Problem {
+                code,
+                station: station.into(),
+                role: role.to_string(),
+                instance: Some(instance.to_string()),
+                key: config_key,
+                expected,
+                got,
+            };
+            let result = if roles.blocked.contains(role) {
+                let expected = "a role that this station does not block".into();
+                let got = format!("`{role}`, which it is told to refuse (--block)");
+                Err(problem(ProblemCode::RoleBlocked, None, expected, got))
+            } else {
+                match roles.factories.get(role) {
+                    None => {
+                        let known: Vec<_> = roles.factories.keys().map(|role| format!("`{role}`")).collect();
+                        let expected = format!("one of the station's roles: {}", known.join(", "));
+                        Err(problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`")))
+                    }
+                    Some(factory) => validate(factory.as_ref(), key.clone(), owner, whole).map_err(
+                        |(config_key, expected, got)| {
+                            problem(ProblemCode::InvalidConfiguration, config_key, expected, got)
+                        },
+                    ),
+                }
+            };
+            read.push((key, result));
+        }
+    }
+    read
+}
+
+type Wrong = (Option<String>, String, String);
+
+fn validate(
+    factory: &dyn RoleFactory,
+    key: Key,
+    owner: Owner,
+    whole: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Spec, Wrong> {
+    let spec = Spec::read(key, owner, whole).map_err(|WrongSettings { key, text }| {
+        let (got, expected) = text.split_once(", expected ").unwrap_or((&text, "a valid value"));
+        (Some(key), expected.to_owned(), got.to_owned())
+    })?;
+    match catch_now(|| factory.validate(&spec.config)) {
+        Ok(Ok(())) => Ok(spec),
+        Ok(Err(invalid)) => Err((invalid.key, invalid.expected, invalid.got)),
+        Err(panic) => Err((None, "a role that can judge its configuration".into(), panic)),
+    }
+}
+
+fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleTable) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (role, instances) in &document.roles {
+        let Some(limit) = roles.factories.get(role).map(|factory| factory.instances() as usize) else { continue };
+        let count = instances.len() + others.iter().filter(|other| other.key.role == *role).count();
+        if limit > 0 && count > limit {
+            problems.push(Problem {
+                code: ProblemCode::InvalidConfiguration,
+                station: station.into(),
+                role: role.to_string(),
+                instance: instances.keys().nth(limit).or(instances.keys().last()).map(ToString::to_string),
+                key: None,
+                expected: format!("at most {limit} instance{} of it on a station", if limit == 1 { "" } else { "s" }),
+                got: count.to_string(),
+            });
+        }
+    }
+    problems
+}
+
+fn clashes(station: &str, document: &Document, others: &[Spec]) -> Vec<Problem> {
+    let taken = others.iter().filter(|other| {
+        document.roles.get(&other.key.role).is_some_and(|instances| instances.contains_key(&other.key.instance))
+    });
+    let clash = |other: &Spec| Problem {
+        code: ProblemCode::InvalidConfiguration,
+        station: station.into(),
+        role: other.key.role.to_string(),
+        instance: Some(other.key.instance.to_string()),
+        key: None,
+        expected: "a name that is free on this station".into(),
+        got: "one that a drop-in file on its host configures".into(),
+    };
+    taken.map(clash).collect()
+}
+
+/// Needs that name nothing, or each other in a circle.
+fn wrong_needs(station: &str, document: &Document, specs: &[Spec], others: &[Spec]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let needs: BTreeMap<String, &Vec<String>> =
+        specs.iter().chain(others).map(|spec| (spec.key.to_string(), &spec.settings.needs)).collect();
+    let configured = |wanted: &str| {
+        let in_document = wanted.split_once('/').is_some_and(|(role, instance)| {
+            document.roles.get(role).is_some_and(|instances| instances.contains_key(instance))
+        });
+        in_document || needs.contains_key(wanted)
+    };
+    for spec in specs {
+        let problem = |expected: String, got: String| Problem {
+            code: ProblemCode::InvalidConfiguration,
+            station: station.into(),
+            role: spec.key.role.to_string(),
+            instance: Some(spec.key.instance.to_string()),
+            key: Some("needs".into()),
+            expected,
+            got,
+        };
+        for wanted in &spec.settings.needs {
+            if !configured(wanted) {
+                problems.push(problem("role/instance of the same station".into(), format!("{wanted:?}")));
+            }
+        }
+        if reaches(&spec.key.to_string(), &needs) {
+            problems.push(problem("needs without a circle".into(), format!("{:?}", spec.settings.needs)));
+        }
+    }
+    problems
+}
+
+/// Whether following needs from `start` leads back to it.
+fn reaches(start: &str, needs: &BTreeMap<String, &Vec<String>>) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut open: Vec<&str> = vec![start];
+    while let Some(key) = open.pop() {
+        for next in needs.get(key).into_iter().flat_map(|needs| needs.iter()) {
+            if next == start {
+                return true;
+            }
+            if seen.insert(next) {
+                open.push(next);
+            }
+        }
+    }
+    false
+}

@@ -1,0 +1,96 @@
+//! Whether a started instance is ready.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use quilt_core::lines;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+use crate::spec::{Check, Ready};
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Waits until the check passes; `Err` says what was wrong last when the time is over.
+pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), String> {
+    let mut last = "it was not tried".to_owned();
+    let trying = async {
+        if let Check::Log(text) = &ready.check {
+            last = format!("no line of its log contains {text:?}");
+            return match wait_for_line(log, text, since).await {
+                Ok(()) => (),
+                Err(error) => {
+                    last = format!("its log cannot be read: {error}");
+                    std::future::pending::<()>().await;
+                }
+            };
+        }
+        loop {
+            let attempt = match &ready.check {
+                Check::Tcp(address) => tokio::time::timeout(ATTEMPT, tcp(address)).await,
+                Check::Http(url) => tokio::time::timeout(ATTEMPT, http(url)).await,
+                Check::Command(command) => tokio::time::timeout(ATTEMPT, run(command)).await,
+                Check::Log(_) => unreachable!("handled above"),
+            };
+            match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT:?}"))) {
+                Ok(()) => return,
+                Err(error) => last = error,
+            }
+            tokio::time::sleep(ready.every).await;
+        }
+    };
+    let passed = tokio::time::timeout(ready.within, trying).await.is_ok();
+    if passed { Ok(()) } else { Err(format!("not ready within {:?}: {last}", ready.within)) }
+}
+
+/// Waits for a line of this run: lines from before `since` belong to earlier ones.
+async fn wait_for_line(log: &Path, text: &str, since: &str) -> std::io::Result<()> {
+    let (mut lines, mut reader) = lines::Reader::open(log, 10_000)?;
+    loop {
+        // RFC 3339 in UTC sorts as text.
+        if lines.iter().any(|line| line.at.as_str() >= since && line.text.contains(text)) {
+            return Ok(());
+        }
+        lines = reader.next().await?;
+    }
+}
+
+async fn tcp(address: &str) -> Result<(), String> {
+    TcpStream::connect(address).await.map(drop).map_err(|error| format!("tcp {address}: {error}"))
+}
+
+/// One GET. Only the status line matters, so a client library would be a dependency for nothing.
+async fn http(url: &str) -> Result<(), String> {
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let failed = |error: std::io::Error| format!("{url}: {error}");
+    let mut stream = TcpStream::connect(&address).await.map_err(failed)?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    let mut line = Vec::new();
+    while !line.contains(&b'\n') && line.len() < 1024 {
+        if stream.read_buf(&mut line).await.map_err(failed)? == 0 {
+            break;
+        }
+    }
+    let line = String::from_utf8_lossy(&line);
+    let status = line.split_whitespace().nth(1).and_then(|status| status.parse::<u16>().ok());
+    match status {
+        Some(200..400) => Ok(()),
+        _ => Err(format!("{url}: {}", line.lines().next().unwrap_or("no answer"))),
+    }
+}
+
+async fn run(command: &[String]) -> Result<(), String> {
+    let mut program = Command::new(&command[0]);
+    program.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    match program.status().await {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?}: {error}")),
+    }
+}

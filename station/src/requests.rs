@@ -1,0 +1,277 @@
+//! What the manager, and tools through it, ask of a station.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use quilt_core::lines;
+use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service};
+use quilt_plugin_api as api;
+use quilt_protocol::control::{CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command};
+use quilt_protocol::dedupe::{Dedupe, Seen};
+use quilt_protocol::message::Refusal;
+use quilt_protocol::session::Closed;
+use quilt_protocol::{Address, Encoding, Hello, Outcome, RequestHead, Welcome};
+
+use crate::board::Board;
+use crate::catch::catch;
+use crate::commands::{Commands, Found, NoHandler};
+use crate::identity;
+use crate::instance;
+use crate::plan::RoleTable;
+use crate::push::Push;
+use crate::session::Link;
+use crate::spec::Key;
+use crate::supervisor;
+
+/// Answers requests.
+pub(crate) struct Requests {
+    pub(crate) roles: Arc<RoleTable>,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) push: Arc<Push>,
+    pub(crate) supervisor: supervisor::Handle,
+    pub(crate) board: Arc<Board>,
+    pub(crate) folder: PathBuf,
+    pub(crate) dedupe: Arc<Mutex<Dedupe<Responder>>>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) identity_folder: PathBuf,
+}
+
+impl Service for Requests {
+    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+        NoService.hello(hello)
+    }
+
+    fn closed(&self, _: &Closed) {}
+
+    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        if let Address::Instance { role, instance, .. } = &inbound.head.to {
+            let key = Key { role: role.clone(), instance: instance.clone() };
+            return if inbound.head.command == command::LOGS { self.logs(inbound) } else { self.call(key, inbound) };
+        }
+        match inbound.head.command.as_str() {
+            command::UPDATE_CONFIGURATION => {
+                let push = self.push.clone();
+                inbound.answer(move |update: UpdateConfiguration| async move { Ok(push.update(update).await) })
+            }
+            command::PLAN => {
+                let push = self.push.clone();
+                inbound.answer(move |plan: Plan| async move { Ok(push.plan(&plan.document)) })
+            }
+            command::ADOPT => {
+                let push = self.push.clone();
+                inbound.answer(move |(): ()| async move { Ok(push.document().await) })
+            }
+            command::CONTROL => {
+                let supervisor = self.supervisor.clone();
+                inbound.answer(move |Control { role, instance, action }: Control| async move {
+                    let refused = |text| (Outcome::Refused, text);
+                    supervisor.operate(Key { role, instance }, action).await.map_err(refused)
+                })
+            }
+            command::ROLES => {
+                let roles = self.roles.clone();
+                inbound.answer(move |_: serde_json::Value| async move { Ok(roles.views()) })
+            }
+            command::COMMANDS => {
+                let commands = self.commands.clone();
+                inbound.answer(move |_: serde_json::Value| async move { Ok(views(&commands)) })
+            }
+            command::LOGS => self.logs(inbound),
+            command::RENEW => {
+                let (folder, link) = (self.identity_folder.clone(), self.link.clone());
+                inbound.answer(move |_: serde_json::Value| async move {
+                    let id = identity::renew(&folder).map_err(|error| (Outcome::Refused, format!("{error:#}")))?;
+                    link.renew(id);
+                    Ok(id.to_string())
+                })
+            }
+            other => {
+                inbound.responder.fail(Outcome::NoCommand, &format!("a station has no command {other:?}"));
+                Box::pin(async {})
+            }
+        }
+    }
+}
+
+fn views(commands: &Commands) -> Vec<CommandView> {
+    let view = |(key, record): (Key, api::CommandRecord)| CommandView {
+        role: key.role,
+        instance: key.instance,
+        group: record.group,
+        command: record.name,
+        doc: record.doc,
+        read: record.read,
+        streaming: record.streaming,
+        request_schema: record.request_schema,
+        reply_schema: record.reply_schema,
+        error_schema: record.error_schema,
+    };
+    commands.all().into_iter().map(view).collect()
+}
+
+impl Requests {
+    /// Streams the log of an instance.
+    fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let (folder, board) = (self.folder.clone(), self.board.clone());
+        let mut items = inbound.responder.items();
+        let streaming = inbound.head.credit > 0;
+        inbound.answer(move |Logs { role, instance, lines, follow }: Logs| async move {
+            let key = Key { role, instance };
+            let log = instance::log_dir(&folder, &key);
+            if board.get(&key).is_none() && !log.exists() {
+                return Err((Outcome::NoTarget, format!("this station has no instance {key}")));
+            }
+            if !streaming {
+                return Err((Outcome::Refused, "logs are a stream; ask for one".into()));
+            }
+            let failed = |error: std::io::Error| (Outcome::Refused, error.to_string());
+            let (mut lines, mut reader) = lines::Reader::open(&log, lines as usize).map_err(failed)?;
+            loop {
+                for lines::Line { at, stream, text } in lines {
+                    if items.send_json(&LogLine { at, stream, text }).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                if !follow {
+                    return Ok(());
+                }
+                lines = reader.next().await.map_err(failed)?;
+            }
+        })
+    }
+
+    /// Calls a command of an instance. A retry of a call is not carried out twice.
+    fn call(&self, key: Key, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let Inbound { head, body, responder } = inbound;
+        if head.credit > 0 {
+            let answering = self.carry_out(key, &head, body, Some(responder.items()));
+            return Box::pin(async move {
+                let (outcome, encoding, body) = answering.await;
+                responder.respond(outcome, encoding, body);
+            });
+        }
+        let dedupe = self.dedupe.clone();
+        let arrived = lock(&dedupe).arrived(head.message_id, responder, Instant::now());
+        let responder = match arrived {
+            Seen::Fresh(responder) => responder,
+            Seen::Answered(responder, (outcome, encoding, body)) => {
+                responder.respond(outcome, encoding, body);
+                return Box::pin(async {});
+            }
+            Seen::Joined => return Box::pin(async {}),
+        };
+        let answering = self.carry_out(key, &head, body, None);
+        let guard = Guard { dedupe, head };
+        Box::pin(async move {
+            let answer = answering.await;
+            for joined in guard.done(&answer) {
+                joined.respond(answer.0, answer.1, answer.2.clone());
+            }
+            responder.respond(answer.0, answer.1, answer.2);
+        })
+    }
+
+    fn carry_out(
+        &self,
+        key: Key,
+        head: &RequestHead,
+        body: Bytes,
+        items: Option<ItemSink>,
+    ) -> impl Future<Output = (Outcome, Encoding, Bytes)> + Send + use<> {
+        let found = self.find(&key, head, items.is_some());
+        let encoding = head.encoding;
+        let text = |outcome: Outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
+        async move {
+            let found = match found {
+                Ok(found) => found,
+                Err((outcome, why)) => return text(outcome, why),
+            };
+            let call = api::Call {
+                encoding: match encoding {
+                    Encoding::Json => api::Encoding::Json,
+                    Encoding::Bincode => api::Encoding::Bincode,
+                },
+                body,
+                items: items.map(|sink| Box::new(Sink(sink)) as Box<dyn api::RawItems>),
+            };
+            let handler = found.handler;
+            let ended = tokio::select! {
+                biased;
+                ended = catch(async move { handler(call).await }) => ended,
+                () = found.calls.cancelled() => {
+                    return text(Outcome::Cancelled, "the instance was updated or stopped".into());
+                }
+            };
+            match ended {
+                Ok(api::Ended::Reply(body)) => (Outcome::Reply, encoding, body),
+                Ok(api::Ended::Error(body)) => (Outcome::Error, encoding, body),
+                Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
+                Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
+                Err(panic) => text(Outcome::Panicked, panic),
+            }
+        }
+    }
+
+    fn find(&self, key: &Key, head: &RequestHead, streaming: bool) -> Result<Found, (Outcome, String)> {
+        let found = self.commands.find(key, &head.command).map_err(|error| match error {
+            NoHandler::NoTarget => match self.board.get(key) {
+                Some(report) => (Outcome::NoTarget, format!("{key} is {} and takes no commands", report.state)),
+                None => (Outcome::NoTarget, format!("this station has no instance {key}")),
+            },
+            NoHandler::NoCommand => (Outcome::NoCommand, format!("{key} has no command {:?}", head.command)),
+            NoHandler::Ambiguous(text) => (Outcome::NoCommand, text),
+        })?;
+        if head.encoding == Encoding::Bincode && head.fingerprint != found.fingerprint {
+            let text = "the caller's types are not the role's; send JSON".to_owned();
+            return Err((Outcome::SchemaMismatch, text));
+        }
+        if found.streaming != streaming {
+            let text = if streaming { "does not answer with a stream" } else { "answers with a stream; ask for one" };
+            return Err((Outcome::Refused, format!("{:?} {text}", head.command)));
+        }
+        Ok(found)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes sure that a call that was dropped half-way does not stay "under way" for its retries.
+struct Guard {
+    dedupe: Arc<Mutex<Dedupe<Responder>>>,
+    head: Box<RequestHead>,
+}
+
+impl Guard {
+    fn done(self, answer: &(Outcome, Encoding, Bytes)) -> Vec<Responder> {
+        let carried_out = matches!(answer.0, Outcome::Reply | Outcome::Error | Outcome::Panicked | Outcome::Cancelled);
+        let mut dedupe = lock(&self.dedupe);
+        let joined = match carried_out {
+            true => dedupe.answered(self.head.message_id, answer.clone(), Instant::now()),
+            false => dedupe.forget(self.head.message_id),
+        };
+        drop(dedupe);
+        joined
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // After `done` this finds an answer and leaves it.
+        let under_way = lock(&self.dedupe).abandon(self.head.message_id);
+        for joined in under_way {
+            joined.fail(Outcome::Cancelled, "the first ask of this request was given up");
+        }
+    }
+}
+
+struct Sink(ItemSink);
+
+impl api::RawItems for Sink {
+    fn send(&mut self, item: Bytes) -> api::BoxFuture<'_, bool> {
+        Box::pin(async move { self.0.send(item).await.is_ok() })
+    }
+}

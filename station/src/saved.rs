@@ -1,0 +1,109 @@
+//! What a station keeps on disk: the configuration it accepted, and what operators stopped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use quilt_core::files;
+use quilt_protocol::Digest;
+use quilt_protocol::control::{Applied, Document};
+use serde::{Deserialize, Serialize};
+
+/// The accepted configuration, as on disk.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Accepted {
+    pub(crate) applied: Applied,
+    /// The document as it was pushed, byte for byte.
+    pub(crate) document: String,
+}
+
+/// The station's files.
+pub(crate) struct Saved {
+    folder: PathBuf,
+    pub(crate) accepted: Option<Accepted>,
+    stopped: Arc<Stopped>,
+}
+
+impl Saved {
+    /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it and the
+    /// manager pushes again.
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let accepted = read::<Accepted>(&folder.join("accepted.json"))?.filter(|accepted| {
+            let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest;
+            if !whole {
+                tracing::error!("accepted.json does not match its digest; set aside");
+                let _ = set_aside(&folder.join("accepted.json"));
+            }
+            whole
+        });
+        let stopped: BTreeSet<String> = read(&folder.join("stopped.json"))?.unwrap_or_default();
+        let stopped = Arc::new(Stopped { path: folder.join("stopped.json"), set: Mutex::new(stopped) });
+        Ok(Self { folder: folder.to_owned(), accepted, stopped })
+    }
+
+    /// Puts an accepted configuration on disk; it is there for good when this returns.
+    pub(crate) fn accept(&mut self, accepted: Accepted) -> io::Result<()> {
+        let bytes = serde_json::to_vec(&accepted)?;
+        files::write_atomically(&self.folder.join("accepted.json"), &bytes)?;
+        self.accepted = Some(accepted);
+        Ok(())
+    }
+
+    /// The accepted document.
+    pub(crate) fn document(&self) -> Document {
+        let document = self.accepted.as_ref().map(|accepted| serde_json::from_str(&accepted.document));
+        document.and_then(Result::ok).unwrap_or_default()
+    }
+
+    pub(crate) fn stopped(&self) -> Arc<Stopped> {
+        self.stopped.clone()
+    }
+}
+
+/// Instances that an operator stopped; they stay so across restarts of the station.
+pub(crate) struct Stopped {
+    path: PathBuf,
+    set: Mutex<BTreeSet<String>>,
+}
+
+impl Stopped {
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    pub(crate) fn set(&self, key: &str, stopped: bool) {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = if stopped { set.insert(key.to_owned()) } else { set.remove(key) };
+        if changed {
+            let bytes = serde_json::to_vec(&*set).expect("texts serialize");
+            if let Err(error) = files::write_atomically(&self.path, &bytes) {
+                tracing::error!(%error, "cannot record what is stopped");
+            }
+        }
+    }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "a damaged file; set aside");
+            set_aside(path).with_context(|| path.display().to_string())?;
+            Ok(None)
+        }
+    }
+}
+
+fn set_aside(path: &Path) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    fs::rename(path, aside)
+}

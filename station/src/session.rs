@@ -1,0 +1,215 @@
+//! The station's session with its manager: dial, register, report, and again.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quilt_net::{Handle, Reconnect, dial};
+use quilt_plugin_api::CallAnswer;
+use quilt_protocol::control::{Registered, Registration, Report, command};
+use quilt_protocol::message::{Delivered, Hello, Identity};
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, StationId};
+use tokio_util::sync::CancellationToken;
+
+use crate::board::Board;
+use crate::config::StationConfig;
+use crate::identity;
+use crate::requests::Requests;
+
+/// The first delay between attempts, and about the longest.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long a connection attempt may take.
+const DIAL: Duration = Duration::from_secs(5);
+/// How long the manager may take to answer a registration or report.
+const ANSWER: Duration = Duration::from_secs(15);
+/// At most so often a report is sent: five times a second.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+
+/// The session as the rest of the station sees it.
+pub(crate) struct Link {
+    id: Mutex<StationId>,
+    name: Mutex<Name>,
+    handle: Mutex<Option<Handle>>,
+}
+
+impl Link {
+    pub(crate) fn new(id: StationId, name: Name) -> Self {
+        Self { id: Mutex::new(id), name: Mutex::new(name), handle: Mutex::default() }
+    }
+
+    /// The name the manager assigned, or the wished one until then.
+    pub(crate) fn name(&self) -> String {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).to_string()
+    }
+
+    fn connected(&self, handle: Option<Handle>) {
+        *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = handle;
+    }
+
+    fn id(&self) -> StationId {
+        *self.id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a new identity: ends the session, the station comes back under it.
+    pub(crate) fn renew(&self, id: StationId) {
+        *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
+        if let Some(handle) = self.handle.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            handle.goodbye("the station takes a new identity");
+        }
+    }
+
+    /// Calls another target through the manager.
+    pub(crate) async fn call(&self, target: &str, command: String, body: Bytes, time: Duration) -> CallAnswer {
+        let failed = |outcome: Outcome, text: String| CallAnswer { outcome: outcome.name().into(), body: text.into() };
+        let to: Address = match target.parse() {
+            Ok(to) => to,
+            Err(error) => return failed(Outcome::NoTarget, error.to_string()),
+        };
+        let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(handle) = handle else {
+            return failed(Outcome::PeerLost(Delivered::No), "the station has no manager now".into());
+        };
+        let mut head = RequestHead::new(to, command);
+        head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
+        let answer = handle.request(head, body).await;
+        CallAnswer { outcome: answer.outcome.name().into(), body: answer.body }
+    }
+}
+
+/// Keeps a session with one of the managers until told to stop.
+pub(crate) async fn keep(
+    config: StationConfig,
+    link: Arc<Link>,
+    service: Arc<Requests>,
+    board: Arc<Board>,
+    stop: CancellationToken,
+) {
+    let mut reconnect = Reconnect::new(RECONNECT.0, RECONNECT.1);
+    let mut managers = config.managers.iter().cycle();
+    let mut quiet = false;
+    while !stop.is_cancelled() {
+        let manager = managers.next().expect("there is at least one manager");
+        let attempt = tokio::select! {
+            attempt = connect(manager, &config, link.id(), &service) => attempt,
+            () = stop.cancelled() => return,
+        };
+        match attempt {
+            Ok((handle, registered)) => {
+                tracing::info!(manager, name = %registered.name, "registered");
+                registered.notes.iter().for_each(|note| tracing::warn!("{note}"));
+                *link.name.lock().unwrap_or_else(PoisonError::into_inner) = registered.name;
+                reconnect.reset();
+                quiet = false;
+                link.connected(Some(handle.clone()));
+                let why = serve(&handle, &service, &board, &stop).await;
+                link.connected(None);
+                tracing::warn!(manager, %why, "the session ended");
+            }
+            // Said once; a manager that is away for a night should not fill the log.
+            Err(error) if !quiet => {
+                tracing::warn!(manager, error, "no manager; the configuration on disk runs on");
+                quiet = true;
+            }
+            Err(error) => tracing::debug!(manager, error, "no manager"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(reconnect.next_delay()) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn connect(
+    manager: &str,
+    config: &StationConfig,
+    id: StationId,
+    service: &Arc<Requests>,
+) -> Result<(Handle, Registered), String> {
+    let stream = dial(manager, DIAL).await.map_err(|error| error.to_string())?;
+    let local = stream.local_addr().map_err(|error| error.to_string())?;
+    let hello = Hello {
+        versions: SPOKEN,
+        software: format!("quilt-station {}", env!("CARGO_PKG_VERSION")),
+        fleet: service.push.applied().await.map(|applied| applied.fleet),
+        identity: Identity::Station(id),
+        features: Vec::new(),
+        extensions: Default::default(),
+    };
+    let (handle, _) =
+        quilt_net::connect(stream, hello, service.clone()).await.map_err(|error| error.to_string())?;
+    let registration = registration(config, id, local, service).await;
+    let registered = handle
+        .ask(Address::Manager, command::REGISTER, Encoding::Bincode, &registration, ANSWER)
+        .await
+        .map_err(|error| format!("registration: {error}"));
+    match registered {
+        Ok(registered) => Ok((handle, registered)),
+        Err(error) => {
+            handle.goodbye("registration failed");
+            Err(error)
+        }
+    }
+}
+
+async fn registration(
+    config: &StationConfig,
+    id: StationId,
+    local: SocketAddr,
+    service: &Requests,
+) -> Registration {
+    Registration {
+        id,
+        wished_name: config.name.clone(),
+        facts: identity::facts(local.ip()),
+        labels: config.labels.clone(),
+        roles: service.roles.offers(),
+        blocked: service.roles.blocked.iter().cloned().collect(),
+        applied: service.push.applied().await,
+        instances: service.board.all(),
+    }
+}
+
+/// Reports changes until the session ends or the station stops.
+async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &CancellationToken) -> String {
+    let mut changes = board.subscribe();
+    changes.mark_changed();
+    loop {
+        tokio::select! {
+            why = handle.closed() => return why.to_string(),
+            () = stop.cancelled() => {
+                let _ = report(handle, service, board).await;
+                handle.goodbye("the station stops");
+                return handle.closed().await.to_string();
+            }
+            changed = changes.changed() => {
+                changed.expect("the board outlives the session");
+                if let Err(error) = report(handle, service, board).await {
+                    // What was not taken is told whole at the next registration.
+                    handle.goodbye("a report was not taken");
+                    return error;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(REPORT_EVERY) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        }
+    }
+}
+
+async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<(), String> {
+    let changes = board.take_changes();
+    let report = Report {
+        applied: service.push.applied().await,
+        applying: changes.applying,
+        changed: changes.changed,
+        gone: changes.gone,
+        emitted: changes.emitted,
+    };
+    handle
+        .ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER)
+        .await
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,205 @@
+//! One instance as configured: quilt's own keys taken out, the rest left to the role.
+
+use std::time::Duration;
+
+use quilt_protocol::control::Owner;
+use quilt_protocol::{Digest, Name};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+/// Which instance.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct Key {
+    pub(crate) role: Name,
+    pub(crate) instance: Name,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.role, self.instance)
+    }
+}
+
+impl std::str::FromStr for Key {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (role, instance) = text.split_once('/').ok_or("expected role/instance")?;
+        let name = |text: &str| text.parse::<Name>().map_err(|error| error.to_string());
+        Ok(Self { role: name(role)?, instance: name(instance)? })
+    }
+}
+
+/// An instance that should be.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Spec {
+    pub(crate) key: Key,
+    pub(crate) owner: Owner,
+    /// Hash of the whole of it, quilt's keys included.
+    pub(crate) digest: Digest,
+    pub(crate) settings: Settings,
+    /// The role's part, as JSON.
+    pub(crate) config: Vec<u8>,
+}
+
+/// quilt's own keys of an instance. All others belong to the role.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) restart: Restart,
+    pub(crate) needs: Vec<String>,
+    pub(crate) ready: Option<Ready>,
+    #[serde(with = "humantime_serde")]
+    pub(crate) stop_timeout: Duration,
+    pub(crate) isolation: Option<Isolation>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let stop_timeout = Duration::from_secs(10);
+        Self { restart: Restart::default(), needs: Vec::new(), ready: None, stop_timeout, isolation: None }
+    }
+}
+
+/// The keys that [`Settings`] takes.
+const KEYS: [&str; 5] = ["restart", "needs", "ready", "stop_timeout", "isolation"];
+
+/// Whether and how an instance that ended is started again.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Restart {
+    pub(crate) policy: Policy,
+    /// The first delay; it doubles with every failure in a row, with jitter.
+    #[serde(with = "humantime_serde")]
+    pub(crate) delay: Duration,
+    /// The longest delay.
+    #[serde(with = "humantime_serde")]
+    pub(crate) max_delay: Duration,
+    /// More failures than this within `period` and the instance is given up; 0 for never.
+    pub(crate) intensity: u32,
+    #[serde(with = "humantime_serde")]
+    pub(crate) period: Duration,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            policy: Policy::Transient,
+            delay: Duration::from_millis(500),
+            max_delay: Duration::from_secs(30),
+            intensity: 5,
+            period: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Restart kinds as OTP has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Policy {
+    /// Whenever it ends.
+    Permanent,
+    /// When it fails.
+    Transient,
+    /// Never.
+    Temporary,
+}
+
+/// Where a loaded role runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Isolation {
+    /// In a child of its own (loaded roles only; the default for them).
+    Process,
+    /// In the station.
+    Inproc,
+}
+
+/// When a started instance counts as active.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Ready {
+    pub(crate) check: Check,
+    /// It must pass within this time, or the start has failed.
+    pub(crate) within: Duration,
+    /// How often it is tried.
+    pub(crate) every: Duration,
+}
+
+/// What is checked.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Check {
+    /// A line of its log contains this text.
+    Log(String),
+    /// A TCP connection succeeds.
+    Tcp(String),
+    /// An HTTP GET answers with a status below 400.
+    Http(String),
+    /// A program exits with 0.
+    Command(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for Ready {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Raw {
+            log: Option<String>,
+            tcp: Option<String>,
+            http: Option<String>,
+            command: Option<Vec<String>>,
+            #[serde(with = "humantime_serde")]
+            within: Duration,
+            #[serde(with = "humantime_serde")]
+            every: Duration,
+        }
+        impl Default for Raw {
+            fn default() -> Self {
+                let (within, every) = (Duration::from_secs(30), Duration::from_millis(200));
+                Self { log: None, tcp: None, http: None, command: None, within, every }
+            }
+        }
+        let raw = Raw::deserialize(deserializer)?;
+        let http_has_host = |url: &String| url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
+        let check = match (raw.log, raw.tcp, raw.http, raw.command) {
+            (Some(text), None, None, None) => Check::Log(text),
+            (None, Some(address), None, None) => Check::Tcp(address),
+            (None, None, Some(url), None) if http_has_host(&url) => Check::Http(url),
+            (None, None, Some(url), None) => {
+                return Err(serde::de::Error::custom(format!("http = {url:?}, expected http://HOST[:PORT]/PATH")));
+            }
+            (None, None, None, Some(command)) if !command.is_empty() => Check::Command(command),
+            _ => return Err(serde::de::Error::custom("expected exactly one of `log`, `tcp`, `http`, `command`")),
+        };
+        Ok(Self { check, within: raw.within, every: raw.every })
+    }
+}
+
+/// What is wrong with quilt's own keys: path of the key, and what the parser says.
+pub(crate) struct WrongSettings {
+    pub(crate) key: String,
+    pub(crate) text: String,
+}
+
+impl Spec {
+    /// Takes quilt's own keys out of an instance's configuration.
+    pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> Result<Self, WrongSettings> {
+        let digest = Digest::of(serde_json::to_string(whole).expect("a JSON object serializes").as_bytes());
+        let (ours, theirs): (Map<_, _>, Map<_, _>) =
+            whole.iter().map(|(k, v)| (k.clone(), v.clone())).partition(|(k, _)| KEYS.contains(&k.as_str()));
+        let mut settings = Settings::default();
+        for (key, value) in ours {
+            // One key at a time, so that an error has the key's name.
+            let alone = Map::from_iter([(key.clone(), value)]);
+            let read: Settings = serde_json::from_value(Value::Object(alone))
+                .map_err(|error| WrongSettings { key: key.clone(), text: error.to_string() })?;
+            match key.as_str() {
+                "restart" => settings.restart = read.restart,
+                "needs" => settings.needs = read.needs,
+                "ready" => settings.ready = read.ready,
+                "stop_timeout" => settings.stop_timeout = read.stop_timeout,
+                _ => settings.isolation = read.isolation,
+            }
+        }
+        let config = serde_json::to_vec(&Value::Object(theirs)).expect("a JSON object serializes");
+        Ok(Self { key, owner, digest, settings, config })
+    }
+}

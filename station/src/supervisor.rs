@@ -1,0 +1,225 @@
+//! Brings the instances of the station to what they should be, in a fixed order: stop what vanished, update what
+//! changed, start what is new.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quilt_protocol::control::{Action, Problem, State};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::board::Board;
+use crate::commands::Commands;
+use crate::instance::{self, Beginning, Ended, Order, Surroundings, Updated};
+use crate::plan::RoleTable;
+use crate::saved::Stopped;
+use crate::session::Link;
+use crate::spec::{Key, Spec};
+
+/// What a supervisor is made of.
+pub(crate) struct Setup {
+    pub(crate) folder: PathBuf,
+    pub(crate) roles: Arc<RoleTable>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) stopped: Arc<Stopped>,
+}
+
+/// Everything that should be, of all owners.
+pub(crate) struct Target {
+    pub(crate) specs: Vec<Spec>,
+    /// Instances that cannot be, and why: their role was blocked or removed since they were accepted.
+    pub(crate) impossible: Vec<(Spec, Problem)>,
+    /// The station has just started.
+    pub(crate) resuming: bool,
+}
+
+enum Message {
+    Commit(Target),
+    Operator(Key, Action, oneshot::Sender<Result<(), String>>),
+    ShutDown(bool, oneshot::Sender<Vec<String>>),
+}
+
+/// Talks to the supervisor.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    sender: mpsc::Sender<Message>,
+}
+
+impl Handle {
+    /// Goes for `target`. Returns at once; the board shows progress.
+    pub(crate) async fn commit(&self, target: Target) {
+        let _ = self.sender.send(Message::Commit(target)).await;
+    }
+
+    /// Does what an operator wants with one instance.
+    pub(crate) async fn operate(&self, key: Key, action: Action) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.sender.send(Message::Operator(key, action, reply)).await;
+        answer.await.unwrap_or_else(|_| Err("the station is stopping".into()))
+    }
+
+    /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.
+    pub(crate) async fn shut_down(&self, detach: bool) -> Vec<String> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.sender.send(Message::ShutDown(detach, reply)).await;
+        answer.await.unwrap_or_default()
+    }
+}
+
+/// Starts the supervisor, with nothing to supervise yet.
+pub(crate) fn start(setup: Setup) -> Handle {
+    // Commits and operators' wishes are rare; a sender waits.
+    let (sender, inbox) = mpsc::channel(16);
+    let supervisor = Supervisor {
+        around: Surroundings {
+            folder: setup.folder,
+            roles: setup.roles,
+            board: setup.board,
+            commands: setup.commands,
+            link: setup.link,
+        },
+        stopped: setup.stopped,
+        instances: BTreeMap::new(),
+    };
+    #[allow(clippy::disallowed_methods, reason = "it ends with shut_down, which is awaited")]
+    tokio::spawn(supervisor.run(inbox));
+    Handle { sender }
+}
+
+struct Entry {
+    spec: Spec,
+    orders: mpsc::Sender<Order>,
+}
+
+struct Supervisor {
+    around: Surroundings,
+    stopped: Arc<Stopped>,
+    instances: BTreeMap<Key, Entry>,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
+        while let Some(message) = inbox.recv().await {
+            match message {
+                Message::Commit(target) => self.commit(target).await,
+                Message::Operator(key, action, reply) => {
+                    let _ = reply.send(self.operate(&key, action).await);
+                }
+                Message::ShutDown(detach, reply) => {
+                    let all = self.instances.keys().cloned().collect();
+                    let late = self.end(&all, detach).await;
+                    let _ = reply.send(late);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn commit(&mut self, target: Target) {
+        self.around.board.applying(true);
+        let Target { specs, impossible, resuming } = target;
+        let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
+        let vanished: BTreeSet<Key> =
+            self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        self.end(&vanished, false).await;
+        for key in &vanished {
+            self.stopped.set(&key.to_string(), false);
+        }
+        self.show_impossible(&impossible);
+
+        let mut begin = self.update(&wanted).await;
+        for (key, spec) in wanted {
+            if !self.instances.contains_key(&key) {
+                let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
+                let orders = instance::make(self.around.clone(), spec.clone(), beginning);
+                self.instances.insert(key.clone(), Entry { spec, orders });
+                begin.insert(key);
+            }
+        }
+        for key in begin {
+            let _ = self.instances[&key].orders.send(Order::Go).await;
+        }
+        self.around.board.applying(false);
+    }
+
+    fn show_impossible(&self, impossible: &[(Spec, Problem)]) {
+        for (spec, problem) in impossible {
+            self.around.board.put(spec);
+            self.around.board.state(&spec.key, State::Failed, problem.to_string());
+        }
+    }
+
+    /// Hands changed specifications over, all at once. Names the instances that were stopped for theirs: they begin
+    /// again only when all have let go of what they had, so that two can swap a port.
+    async fn update(&mut self, wanted: &BTreeMap<Key, Spec>) -> BTreeSet<Key> {
+        let mut answers = Vec::new();
+        for (key, entry) in &mut self.instances {
+            let spec = &wanted[key];
+            if *spec != entry.spec {
+                let (done, answer) = oneshot::channel();
+                // A changed configuration starts what an operator stopped.
+                self.stopped.set(&key.to_string(), false);
+                let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), done)).await;
+                entry.spec = spec.clone();
+                answers.push((key.clone(), answer));
+            }
+        }
+        let mut paused = BTreeSet::new();
+        for (key, answer) in answers {
+            if answer.await != Ok(Updated::InPlace) {
+                paused.insert(key);
+            }
+        }
+        paused
+    }
+
+    /// Ends instances, those that need others before those they need. Names those that were late.
+    async fn end(&mut self, keys: &BTreeSet<Key>, detach: bool) -> Vec<String> {
+        let mut late = Vec::new();
+        let mut left = keys.clone();
+        while !left.is_empty() {
+            let needed: BTreeSet<Key> = left
+                .iter()
+                .flat_map(|key| self.instances[key].spec.settings.needs.iter())
+                .filter_map(|need| need.parse().ok())
+                .collect();
+            let mut level: BTreeSet<Key> = left.difference(&needed).cloned().collect();
+            if level.is_empty() {
+                // A circle cannot be planned, but must not hang a shutdown either.
+                level.clone_from(&left);
+            }
+            let mut answers = Vec::new();
+            for key in &level {
+                let entry = self.instances.remove(key).expect("left holds only instances that are there");
+                let (done, answer) = oneshot::channel();
+                let _ = entry.orders.send(Order::End { detach, done }).await;
+                answers.push((key, answer));
+            }
+            for (key, answer) in answers {
+                if answer.await == Ok(Ended::Late) {
+                    late.push(key.to_string());
+                }
+                if !detach {
+                    self.around.board.remove(key);
+                }
+            }
+            left = left.difference(&level).cloned().collect();
+        }
+        late
+    }
+
+    async fn operate(&mut self, key: &Key, action: Action) -> Result<(), String> {
+        let Some(entry) = self.instances.get(key) else {
+            return Err(match self.around.board.get(key) {
+                Some(report) => format!("{key} cannot run here: {}", report.detail),
+                None => format!("this station has no instance {key}"),
+            });
+        };
+        self.stopped.set(&key.to_string(), action == Action::Stop);
+        let (done, answer) = oneshot::channel();
+        let _ = entry.orders.send(Order::Operator(action, done)).await;
+        answer.await.map_err(|_| "the station is stopping".to_owned())
+    }
+}
