@@ -13,6 +13,6 @@ mod service;
 
 pub use connection::{ConnectError, accept, connect};
 pub use handle::{Answer, AskError, Handle, Items, Pending};
-pub use listener::{Listener, dial};
+pub use listener::{Listener, Ungreeted, dial};
 pub use reconnect::Reconnect;
 pub use service::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, decode, encode};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quilt_protocol::control::Owner;
+use quilt_protocol::control::{Owner, instance_digest};
 use quilt_protocol::{Digest, Name};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -182,7 +182,7 @@ pub(crate) struct WrongSettings {
 impl Spec {
     /// Takes quilt's own keys out of an instance's configuration.
     pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> Result<Self, WrongSettings> {
-        let digest = Digest::of(serde_json::to_string(whole).expect("a JSON object serializes").as_bytes());
+        let digest = instance_digest(whole);
         let (ours, theirs): (Map<_, _>, Map<_, _>) =
             whole.iter().map(|(k, v)| (k.clone(), v.clone())).partition(|(k, _)| KEYS.contains(&k.as_str()));
         let mut settings = Settings::default();

@@ -231,6 +231,37 @@ impl Document {
     }
 }
 
+/// The digest of one instance's configuration: over its JSON with keys in order, at every depth.
+pub fn instance_digest(config: &serde_json::Map<String, serde_json::Value>) -> Digest {
+    fn put(out: &mut String, value: &serde_json::Value) {
+        match value {
+            serde_json::Value::Object(map) => {
+                out.push('{');
+                // serde_json keeps keys sorted or as they came, depending on who else is built with it.
+                for (key, value) in map.iter().collect::<BTreeMap<_, _>>() {
+                    out.push_str(&serde_json::Value::from(key.as_str()).to_string());
+                    out.push(':');
+                    put(out, value);
+                    out.push(',');
+                }
+                out.push('}');
+            }
+            serde_json::Value::Array(items) => {
+                out.push('[');
+                items.iter().for_each(|item| {
+                    put(out, item);
+                    out.push(',');
+                });
+                out.push(']');
+            }
+            plain => out.push_str(&plain.to_string()),
+        }
+    }
+    let mut canonical = String::new();
+    put(&mut canonical, &serde_json::Value::Object(config.clone()));
+    Digest::of(canonical.as_bytes())
+}
+
 /// A station's answer to a push or a plan.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Verdict {

@@ -301,7 +301,7 @@ pub struct ApplyReply {
     /// Remarks: entries taken over from another file, stations not known yet.
     pub notes: Vec<String>,
     /// Selectors that match nothing and the like.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Warning>,
     /// What stations refused. With `force` it was stored all the same.
     pub rejection: Option<Rejection>,
     /// Stations that did not become healthy, and why (only when waiting).
@@ -310,6 +310,15 @@ pub struct ApplyReply {
     pub rolled_back: bool,
     /// Whether the time was over before every station answered (only when waiting).
     pub timed_out: bool,
+}
+
+/// Something in a fleet file that may not be meant so.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Warning {
+    /// Keys that lead to it in the file.
+    pub at: Vec<String>,
+    /// For people.
+    pub text: String,
 }
 
 /// What changes for one station.

@@ -1,0 +1,225 @@
+//! Calling commands, typed and in JSON.
+
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quilt_net::{Answer, Items};
+use quilt_plugin_api as api;
+use quilt_plugin_api::Command;
+use quilt_protocol::control::{CommandView, InstanceRef, Resolve, RoleView, Share, command};
+use quilt_protocol::message::{Delivered, NO_DEADLINE};
+use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead};
+
+use crate::{AskError, Client};
+
+/// How a call is made.
+#[derive(Clone, Debug)]
+pub struct CallOptions {
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Whether asking twice does no more than asking once.
+    pub idempotent: bool,
+    /// Whether to ask again, under the same message id, when the connection is lost and time is left. A station
+    /// remembers what it answered, so a retry is not carried out twice unless the station itself was restarted.
+    pub retry: bool,
+}
+
+/// Why a typed call has no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError<E: std::fmt::Display> {
+    /// The command's own error.
+    #[error("{0}")]
+    Command(E),
+    /// It ended otherwise.
+    #[error("{}{}{text}", .outcome.name(), if .text.is_empty() { "" } else { ": " })]
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// For people.
+        text: String,
+    },
+}
+
+impl Client {
+    /// Calls a typed command of `station/role/instance` with the default options.
+    ///
+    /// bincode is used when the role's types are the caller's; otherwise, after one more round trip, JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the call; it may have been carried out.
+    pub async fn call<C: Command>(&self, target: &str, request: &C) -> Result<C::Reply, CallError<C::Error>> {
+        let options = CallOptions { timeout: self.timeout(), idempotent: false, retry: false };
+        self.call_with(target, request, &options).await
+    }
+
+    /// As [`Client::call`], with options.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn call_with<C: Command>(
+        &self,
+        target: &str,
+        request: &C,
+        options: &CallOptions,
+    ) -> Result<C::Reply, CallError<C::Error>> {
+        let ended = |outcome, text: String| CallError::Ended { outcome, text };
+        let to: Address = target.parse().map_err(|error| ended(Outcome::NoTarget, format!("{error}")))?;
+        let mut head = RequestHead::new(to, format!("{}:{}", C::GROUP, C::NAME));
+        head.idempotent = options.idempotent;
+        let mut answer = None;
+        if let Ok(body) = api::encode(api::Encoding::Bincode, request) {
+            head.encoding = Encoding::Bincode;
+            head.fingerprint = api::fingerprint_of::<C>();
+            let first = self.request(head.clone(), body, options).await;
+            answer = (first.outcome != Outcome::SchemaMismatch).then_some(first);
+        }
+        let answer = match answer {
+            Some(answer) => answer,
+            None => {
+                // The types differ, or bincode cannot carry them. It was not carried out: ask anew, in JSON.
+                head.message_id = quilt_protocol::MessageId::random();
+                head.encoding = Encoding::Json;
+                head.fingerprint = [0; 16];
+                let body = api::encode(api::Encoding::Json, request);
+                let body = body.map_err(|error| ended(Outcome::SchemaMismatch, error))?;
+                self.request(head, body, options).await
+            }
+        };
+        let encoding = match answer.encoding {
+            Encoding::Json => api::Encoding::Json,
+            Encoding::Bincode => api::Encoding::Bincode,
+        };
+        let undecodable = |error| ended(Outcome::SchemaMismatch, format!("the answer: {error}"));
+        match answer.outcome {
+            Outcome::Reply => api::decode(encoding, &answer.body).map_err(undecodable),
+            Outcome::Error => Err(CallError::Command(api::decode(encoding, &answer.body).map_err(undecodable)?)),
+            outcome => Err(ended(outcome, answer.text())),
+        }
+    }
+
+    /// Calls any command with a JSON body, and gives the answer as it came.
+    pub async fn call_json(&self, target: &Address, command: &str, body: Bytes, options: &CallOptions) -> Answer {
+        let mut head = RequestHead::new(target.clone(), command);
+        head.idempotent = options.idempotent;
+        self.request(head, body, options).await
+    }
+
+    /// Calls any streaming command with a JSON body.
+    pub fn stream_json(&self, target: &Address, command: &str, body: Bytes) -> Items {
+        let mut head = RequestHead::new(target.clone(), command);
+        head.remaining_ms = NO_DEADLINE;
+        self.handle().stream(head, body, 64)
+    }
+
+    /// Calls a typed streaming command.
+    ///
+    /// # Errors
+    ///
+    /// The target is no address, or the request no JSON.
+    pub fn stream<C: Command>(&self, target: &str, request: &C) -> Result<TypedItems<C>, CallError<C::Error>> {
+        let ended = |outcome, text: String| CallError::Ended { outcome, text };
+        let to: Address = target.parse().map_err(|error| ended(Outcome::NoTarget, format!("{error}")))?;
+        let body = api::encode(api::Encoding::Json, request);
+        let body = body.map_err(|error| ended(Outcome::SchemaMismatch, error))?;
+        let items = self.stream_json(&to, &format!("{}:{}", C::GROUP, C::NAME), body);
+        Ok(TypedItems { items, command: PhantomData })
+    }
+
+    async fn request(&self, mut head: RequestHead, body: Bytes, options: &CallOptions) -> Answer {
+        let until = Instant::now() + options.timeout;
+        let mut pause = quilt_net::Reconnect::new(Duration::from_millis(20), Duration::from_secs(1));
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            head.remaining_ms = u32::try_from(left.as_millis()).unwrap_or(NO_DEADLINE - 1).max(1);
+            let answer = self.handle().request(head.clone(), body.clone()).await;
+            let lost = matches!(answer.outcome, Outcome::PeerLost(Delivered::No | Delivered::Unknown));
+            let delay = pause.next_delay();
+            if !lost || !options.retry || Instant::now() + delay >= until {
+                return answer;
+            }
+            tokio::time::sleep(delay).await;
+            // Not reachable yet is the same as lost: the next turn says so if time runs out.
+            let _ = self.reconnect().await;
+        }
+    }
+
+    /// Which instances a target means: `station/role/instance`, `station/role`, or a selector, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// The manager does not know it, or no answer.
+    pub async fn resolve(
+        &self,
+        target: &str,
+        command_name: &str,
+        limit: Option<Share>,
+    ) -> Result<Vec<InstanceRef>, AskError> {
+        let request = Resolve { target: target.into(), command: command_name.into(), limit };
+        self.ask(command::RESOLVE, &request).await
+    }
+
+    /// The commands that a station's instances offer.
+    ///
+    /// # Errors
+    ///
+    /// The station is unknown or away, or no answer.
+    pub async fn commands(&self, station: &Name) -> Result<Vec<CommandView>, AskError> {
+        let to = Address::Station(station.clone());
+        let empty = quilt_protocol::control::Empty {};
+        self.handle().ask(to, command::COMMANDS, Encoding::Json, &empty, self.timeout()).await
+    }
+
+    /// The roles that a station can run.
+    ///
+    /// # Errors
+    ///
+    /// The station is unknown or away, or no answer.
+    pub async fn roles(&self, station: &Name) -> Result<Vec<RoleView>, AskError> {
+        let to = Address::Station(station.clone());
+        let empty = quilt_protocol::control::Empty {};
+        self.handle().ask(to, command::ROLES, Encoding::Json, &empty, self.timeout()).await
+    }
+}
+
+/// Items of a typed streaming command. Dropping it cancels the stream.
+pub struct TypedItems<C> {
+    items: Items,
+    command: PhantomData<fn() -> C>,
+}
+
+impl<C: Command> TypedItems<C> {
+    /// The next item, or `None` when the stream has ended; [`TypedItems::end`] then says how.
+    ///
+    /// # Errors
+    ///
+    /// An item that is not of the command's type.
+    pub async fn next(&mut self) -> Option<Result<C::Reply, String>> {
+        let item = self.items.next().await?;
+        Some(api::decode(api::Encoding::Json, &item))
+    }
+
+    /// How the stream ended.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub async fn end(self) -> Result<(), CallError<C::Error>> {
+        let answer = self.items.end().await;
+        match answer.outcome {
+            Outcome::Reply => Ok(()),
+            Outcome::Error => {
+                let error = api::decode(api::Encoding::Json, &answer.body);
+                let undecodable = |text| CallError::Ended { outcome: Outcome::SchemaMismatch, text };
+                Err(CallError::Command(error.map_err(undecodable)?))
+            }
+            outcome => Err(CallError::Ended { outcome, text: answer.text() }),
+        }
+    }
+}

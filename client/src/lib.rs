@@ -1,0 +1,155 @@
+//! Talks to a quilt fleet: lists stations, applies fleet files, calls commands, follows events.
+//!
+//! Of the role contract this knows the [`Command`] trait only, for typed calls. Read first: [`Client`],
+//! [`Client::call`], [`CallError`]. Modules in reading order: `command` (calls), `push` (fleet files), `watch`
+//! (listing, logs, events).
+//!
+//! ```no_run
+//! use quilt_client::Client;
+//! # use quilt_plugin_api::Command;
+//! # #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema, Command)]
+//! # #[command(group = "Counting", reply = i64)]
+//! # struct Increment { by: i64 }
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let fleet = Client::connect("127.0.0.1:7440", "my-tool").await?;
+//! for station in fleet.stations("").await? {
+//!     println!("{} is {}", station.name, station.state.name());
+//! }
+//! let value: i64 = fleet.call("local/counter/main", &Increment { by: 2 }).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod command;
+mod push;
+mod watch;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quilt_net::{ConnectError, Handle, NoService, dial};
+use quilt_protocol::message::{Hello, Identity};
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Address, Encoding, Name, Welcome};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use command::{CallError, CallOptions, TypedItems};
+pub use push::ApplyStream;
+pub use quilt_net::{Answer, AskError, Items};
+pub use quilt_plugin_api::Command;
+pub use quilt_protocol::control;
+pub use quilt_protocol::message::{Delivered, Outcome};
+pub use watch::JsonItems;
+
+/// A connection to a fleet's manager. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    manager: Arc<str>,
+    wished: Name,
+    session: Arc<Mutex<(Handle, Welcome)>>,
+    timeout: Duration,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectFailure {
+    /// Nobody answers there.
+    #[error("no manager at {manager}: {error}; start one, or say where it is with --manager or QUILT_MANAGER")]
+    Unreachable {
+        /// Where.
+        manager: String,
+        /// What the operating system says.
+        #[source]
+        error: std::io::Error,
+    },
+    /// Something answers, and it is not a manager that takes us.
+    #[error("{manager}: {error}")]
+    Declined {
+        /// Where.
+        manager: String,
+        /// Why.
+        #[source]
+        error: ConnectError,
+    },
+    /// The tool's own name will not do.
+    #[error(transparent)]
+    Name(#[from] quilt_protocol::names::NameError),
+}
+
+impl Client {
+    /// Connects to the manager at `HOST:PORT` as a tool called `name`; the manager may add a number to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectFailure`].
+    pub async fn connect(manager: &str, name: &str) -> Result<Self, ConnectFailure> {
+        Self::connect_within(manager, name, Duration::from_secs(15)).await
+    }
+
+    /// As [`Client::connect`], with a default time for connecting and for every request.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectFailure`].
+    pub async fn connect_within(manager: &str, name: &str, timeout: Duration) -> Result<Self, ConnectFailure> {
+        let wished: Name = name.parse()?;
+        let session = open(manager, &wished, timeout).await?;
+        Ok(Self { manager: manager.into(), wished, session: Arc::new(Mutex::new(session)), timeout })
+    }
+
+    /// The name the manager assigned to this tool.
+    pub fn name(&self) -> Name {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        session.1.assigned.clone().unwrap_or_else(|| self.wished.clone())
+    }
+
+    /// The default time of requests.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Leaves; requests under way end as `peer_lost`.
+    pub fn close(&self) {
+        self.handle().goodbye("done");
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Connects anew if the connection is gone.
+    pub(crate) async fn reconnect(&self) -> Result<(), ConnectFailure> {
+        if self.handle().is_closed() {
+            let session = open(&self.manager, &self.wished, self.timeout).await?;
+            *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        }
+        Ok(())
+    }
+
+    /// Asks the manager itself.
+    pub(crate) async fn ask<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        command: &str,
+        request: &Q,
+    ) -> Result<R, AskError> {
+        self.handle().ask(Address::Manager, command, Encoding::Json, request, self.timeout).await
+    }
+}
+
+async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle, Welcome), ConnectFailure> {
+    let stream = dial(manager, timeout)
+        .await
+        .map_err(|error| ConnectFailure::Unreachable { manager: manager.to_owned(), error })?;
+    let hello = Hello {
+        versions: SPOKEN,
+        software: format!("quilt-client {}", env!("CARGO_PKG_VERSION")),
+        fleet: None,
+        identity: Identity::Tool(wished.clone()),
+        features: Vec::new(),
+        extensions: Default::default(),
+    };
+    quilt_net::connect(stream, hello, Arc::new(NoService))
+        .await
+        .map_err(|error| ConnectFailure::Declined { manager: manager.to_owned(), error })
+}

@@ -1,0 +1,330 @@
+//! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilt_core::time;
+use quilt_protocol::control::{
+    Apply, ApplyReply, Document, Plan, Problem, Rejection, StationChange, Verdict, Warning, command,
+};
+use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
+
+use crate::fleet::{self, Fleet, Merged, Said};
+use crate::state::{State, with_subject};
+use crate::store::{Change, Desired, Origin};
+use crate::{Core, push};
+
+/// How long a station may take to plan.
+const PLAN: Duration = Duration::from_secs(30);
+
+/// One station that an apply concerns.
+pub(crate) struct Target {
+    pub(crate) id: StationId,
+    pub(crate) name: Name,
+    pub(crate) document: Document,
+    /// What was desired before.
+    pub(crate) before: Option<Desired>,
+    /// What is to become desired; none if that does not change.
+    pub(crate) desired: Option<Desired>,
+}
+
+/// What an apply did, for whoever follows its effect.
+pub(crate) struct Applied {
+    pub(crate) reply: ApplyReply,
+    pub(crate) targets: Vec<Target>,
+    /// What fleet files said before, to go back to.
+    pub(crate) before: Fleet,
+    pub(crate) undo: Vec<Change>,
+}
+
+/// Plans and stores; pushes nothing yet.
+///
+/// # Errors
+///
+/// The file is wrong whatever the stations say, or the store did not take it. Nothing was changed.
+pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Result<Applied, String> {
+    let (merged, mut targets, mut reply) = prepare(core, request)?;
+    let contradictions = conflicts(core, &merged.fleet);
+    let contradicts = !contradictions.is_empty();
+    let problems = if contradicts { contradictions } else { plan_all(core, &targets).await };
+    if !problems.is_empty() {
+        reply.rejection = Some(Rejection::new(problems));
+    }
+    let before = core.state().fleet.clone();
+    let undo = undo(&before, &merged);
+    // Entries that contradict each other cannot be forced: nobody could say what they mean.
+    if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
+        reply.changes = changes(&targets);
+        reply.changes.iter_mut().for_each(|change| change.revision = None);
+        return Ok(Applied { reply, targets: Vec::new(), before, undo });
+    }
+
+    let mut writes: Vec<_> = merged.put.into_iter().map(|(key, entry)| Change::PutEntry(key, entry)).collect();
+    writes.extend(merged.removed.into_iter().map(Change::RemoveEntry));
+    for target in &mut targets {
+        if let Some(desired) = &mut target.desired {
+            (desired.who, desired.source) = (who.to_owned(), request.source.clone());
+            writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
+        }
+    }
+    core.store.commit(writes).await.map_err(|error| error.to_string())?;
+    reply.stored = true;
+    reply.changes = changes(&targets);
+    {
+        let mut state = core.state();
+        state.fleet = merged.fleet;
+        take_desired(&mut state, &targets);
+        let all: Vec<_> = state.stations.keys().copied().collect();
+        all.into_iter().for_each(|id| state.relabel(id));
+    }
+    let changed = targets.iter().filter(|target| target.desired.is_some()).count();
+    core.events.add("fleet.applied", None, None, format!("{} by {who}: {changed} stations change", request.source));
+    core.note_change();
+    Ok(Applied { reply, targets, before, undo })
+}
+
+/// What would become of every station that the file concerns.
+fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), String> {
+    let mut state = core.state();
+    let merged = state.fleet.merged(&request.fleet, &request.source)?;
+    let mut reply = ApplyReply { notes: merged.notes.clone(), ..ApplyReply::default() };
+    let (unknown, unmatched) = unmatched(&state, &merged.fleet, request);
+    for reference in unknown {
+        let note = format!("station `{reference}` is not known yet; it gets its configuration when it registers");
+        reply.notes.push(note);
+    }
+    for group in unmatched {
+        let selector = &request.fleet.group.get(group.as_str()).map_or("", |group| &group.selector);
+        reply.warnings.push(Warning {
+            at: vec!["group".into(), group.clone(), "match".into()],
+            text: format!("group `{group}`: its selector {selector:?} matches no station"),
+        });
+    }
+    let mut revision = state.last_revision;
+    let mut targets = Vec::new();
+    for station in state.stations.values() {
+        let said = with_subject(station, |subject| merged.fleet.said_of(subject));
+        let concerned = said.concerned || said_before(&state, station.record.id);
+        if !concerned || !named_by(request, station, &merged.fleet, &state.fleet) {
+            continue;
+        }
+        if !station.record.adopted {
+            reply.notes.push(format!("station {} is not adopted; nothing is pushed to it", station.record.name));
+            continue;
+        }
+        let before = station.desired.clone();
+        let json = said.document.to_json();
+        let digest = Digest::of(json.as_bytes());
+        let changes = before.as_ref().is_none_or(|before| before.digest != digest);
+        let desired = changes.then(|| {
+            revision = Revision(revision.0 + 1);
+            new_desired(revision, json, Origin::Fleet)
+        });
+        let (id, name) = (station.record.id, station.record.name.clone());
+        targets.push(Target { id, name, document: said.document, before, desired });
+    }
+    // Numbers are given out here, so that none is given twice; one that is not used is a gap, which is allowed.
+    if !request.dry_run {
+        state.last_revision = revision;
+    }
+    Ok((merged, targets, reply))
+}
+
+/// Whether a station's desired configuration comes from fleet entries.
+fn said_before(state: &State, id: StationId) -> bool {
+    let desired = state.stations.get(&id).and_then(|station| station.desired.as_ref());
+    desired.is_some_and(|desired| desired.origin == Origin::Fleet)
+}
+
+/// Whether the file itself has something to do with a station: stations it does not concern are left alone.
+fn named_by(request: &Apply, station: &crate::state::Station, after: &Fleet, before: &Fleet) -> bool {
+    with_subject(station, |subject| {
+        let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
+        named || after.said_of(subject) != before.said_of(subject)
+            || after.said_by_groups_of(subject, request.fleet.group.keys())
+    })
+}
+
+fn unmatched(state: &State, fleet: &Fleet, request: &Apply) -> (Vec<String>, Vec<String>) {
+    let unknown = request.fleet.station.keys().filter(|reference| {
+        !state.stations.values().any(|station| with_subject(station, |subject| fleet::is_meant(reference, subject)))
+    });
+    let unmatched = request.fleet.group.keys().filter(|group| {
+        !state.stations.values().any(|station| {
+            with_subject(station, |subject| fleet.said_by_groups_of(subject, std::iter::once(*group)))
+        })
+    });
+    (unknown.cloned().collect(), unmatched.map(ToString::to_string).collect())
+}
+
+fn new_desired(revision: Revision, document: String, origin: Origin) -> Desired {
+    Desired {
+        revision,
+        digest: Digest::of(document.as_bytes()),
+        document,
+        origin,
+        who: String::new(),
+        source: String::new(),
+        at_ms: time::now_ms(),
+        good: false,
+    }
+}
+
+fn take_desired(state: &mut State, targets: &[Target]) {
+    for target in targets {
+        if let (Some(station), Some(desired)) = (state.stations.get_mut(&target.id), &target.desired) {
+            station.desired = Some(desired.clone());
+        }
+    }
+}
+
+fn changes(targets: &[Target]) -> Vec<StationChange> {
+    let changed = targets.iter().filter_map(|target| {
+        let desired = target.desired.as_ref()?;
+        let before = document_of(target.before.as_ref());
+        let instances = fleet::differences(&before, &target.document);
+        Some(StationChange { station: target.name.to_string(), revision: Some(desired.revision), instances })
+    });
+    changed.collect()
+}
+
+fn document_of(desired: Option<&Desired>) -> Document {
+    desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
+}
+
+/// What puts the entries back as they were.
+fn undo(before: &Fleet, merged: &Merged) -> Vec<Change> {
+    let keys = merged.put.iter().map(|(key, _)| key).chain(&merged.removed);
+    let undo = keys.map(|key| match before.entry(key) {
+        Some(entry) => Change::PutEntry(key.clone(), entry),
+        None => Change::RemoveEntry(key.clone()),
+    });
+    undo.collect()
+}
+
+/// Instances that entries configure differently, for any station.
+fn conflicts(core: &Core, fleet: &Fleet) -> Vec<Problem> {
+    let state = core.state();
+    let said = state.stations.values().map(|station| with_subject(station, |subject| fleet.said_of(subject)));
+    said.flat_map(|Said { conflicts, .. }| conflicts).collect()
+}
+
+/// Asks every connected target that changes what it thinks, all at once.
+async fn plan_all(core: &Core, targets: &[Target]) -> Vec<Problem> {
+    let mut asked = tokio::task::JoinSet::new();
+    for target in targets.iter().filter(|target| target.desired.is_some()) {
+        let state = core.state();
+        let live = state.stations.get(&target.id).and_then(|station| station.live.as_ref());
+        let Some(handle) = live.map(|live| live.handle.clone()) else { continue };
+        drop(state);
+        let (name, plan) = (target.name.clone(), Plan { document: target.document.to_json() });
+        asked.spawn(async move {
+            let to = Address::Station(name.clone());
+            (name, handle.ask::<_, Verdict>(to, command::PLAN, Encoding::Bincode, &plan, PLAN).await)
+        });
+    }
+    let mut problems = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        match answer {
+            Ok((_, Ok(Verdict::Rejected(rejection)))) => problems.extend(rejection.problems),
+            Ok((_, Ok(Verdict::Accepted | Verdict::Unchanged))) => {}
+            // A station that goes away while planning gets its configuration when it comes back, like any other.
+            Ok((name, Err(error))) => tracing::warn!(station = %name, %error, "no answer to a plan"),
+            Err(error) => tracing::error!(%error, "planning"),
+        }
+    }
+    problems
+}
+
+/// Starts the pushes of an apply.
+pub(crate) fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a Target>) {
+    // Also where nothing changes: a refused revision gets another chance, the others answer "unchanged".
+    targets.for_each(|target| push::offer(core, target.id));
+}
+
+/// Goes back to what was desired before an apply.
+pub(crate) async fn take_back(core: &Arc<Core>, applied: &Applied, who: &str) -> Result<(), String> {
+    let mut writes = applied.undo.clone();
+    let mut targets = Vec::new();
+    {
+        let mut state = core.state();
+        for target in applied.targets.iter().filter(|target| target.desired.is_some()) {
+            state.last_revision = Revision(state.last_revision.0 + 1);
+            let document = document_of(target.before.as_ref());
+            let origin = target.before.as_ref().map_or(Origin::Fleet, |before| before.origin);
+            let mut desired = new_desired(state.last_revision, document.to_json(), origin);
+            (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
+            writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
+            let (name, before) = (target.name.clone(), target.desired.clone());
+            targets.push(Target { id: target.id, name, document, before, desired: Some(desired) });
+        }
+    }
+    core.store.commit(writes).await.map_err(|error| error.to_string())?;
+    {
+        let mut state = core.state();
+        state.fleet = applied.before.clone();
+        take_desired(&mut state, &targets);
+    }
+    core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
+    push_all(core, targets.iter());
+    core.note_change();
+    Ok(())
+}
+
+/// Makes `document` desired for one station.
+pub(crate) async fn set_desired(
+    core: &Arc<Core>,
+    id: StationId,
+    document: String,
+    origin: Origin,
+    who: &str,
+    source: &str,
+) -> Result<Revision, String> {
+    let desired = {
+        let mut state = core.state();
+        state.last_revision = Revision(state.last_revision.0 + 1);
+        let mut desired = new_desired(state.last_revision, document, origin);
+        (desired.who, desired.source) = (who.to_owned(), source.to_owned());
+        desired
+    };
+    let change = Change::PutDesired(id, Box::new(desired.clone()));
+    core.store.commit(vec![change]).await.map_err(|error| error.to_string())?;
+    let revision = desired.revision;
+    if let Some(station) = core.state().stations.get_mut(&id) {
+        station.desired = Some(desired);
+    }
+    push::offer(core, id);
+    core.note_change();
+    Ok(revision)
+}
+
+/// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
+/// have changed.
+pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
+    let wanted: BTreeMap<StationId, String> = {
+        let state = core.state();
+        let Some(station) = state.stations.get(&id) else { return };
+        let said = with_subject(station, |subject| state.fleet.said_of(subject));
+        let origin = station.desired.as_ref().map(|desired| desired.origin);
+        let ours = match origin {
+            Some(Origin::Pinned | Origin::Adopted) => false,
+            Some(Origin::Fleet) => true,
+            None => said.concerned,
+        };
+        let json = said.document.to_json();
+        let digest = Digest::of(json.as_bytes());
+        let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
+        if !said.conflicts.is_empty() {
+            let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            core.events.add("fleet.conflict", Some(station.record.name.as_str()), None, text);
+            return;
+        }
+        (ours && differs).then_some((id, json)).into_iter().collect()
+    };
+    for (id, document) in wanted {
+        if let Err(error) = set_desired(core, id, document, Origin::Fleet, "manager", "registration").await {
+            tracing::error!(station = %id, error, "cannot store a desired configuration");
+        }
+    }
+}

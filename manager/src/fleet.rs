@@ -1,0 +1,341 @@
+//! What fleet files say, put together for one station: pure.
+
+use std::collections::BTreeMap;
+
+use quilt_protocol::Name;
+use quilt_protocol::control::{
+    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, Problem, ProblemCode, Roles, StationEntry,
+};
+
+use crate::selector::Selector;
+use crate::store::{Entry, EntryKey};
+
+/// Everything that fleet files say now, by entry, each with the file it came from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fleet {
+    stations: BTreeMap<String, Sourced<StationEntry>>,
+    groups: BTreeMap<Name, Sourced<(GroupEntry, Selector)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Sourced<T> {
+    source: String,
+    content: T,
+}
+
+/// What entries are matched against.
+pub(crate) struct Subject<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) id: String,
+    pub(crate) mac: Option<&'a str>,
+    /// The station's own labels.
+    pub(crate) labels: &'a BTreeMap<String, String>,
+    /// Values of the selector keys that are not labels.
+    pub(crate) values: &'a dyn Fn(&str) -> Option<Vec<String>>,
+}
+
+/// What all entries together say of one station.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Said {
+    /// Whether any entry names or matches it.
+    pub(crate) concerned: bool,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) document: Document,
+    /// Instances that two entries configure differently.
+    pub(crate) conflicts: Vec<Problem>,
+}
+
+/// How a file changes the whole.
+pub(crate) struct Merged {
+    pub(crate) fleet: Fleet,
+    /// Entries to write, and to forget.
+    pub(crate) put: Vec<(EntryKey, Entry)>,
+    pub(crate) removed: Vec<EntryKey>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Fleet {
+    /// Reads what the store remembers.
+    ///
+    /// # Errors
+    ///
+    /// An entry that does not decode; names it.
+    pub(crate) fn from_entries(entries: &BTreeMap<EntryKey, Entry>) -> Result<Self, String> {
+        let mut fleet = Self::default();
+        for (key, Entry { source, json }) in entries {
+            let wrong = |error: &dyn std::fmt::Display| format!("fleet entry {key:?} of {source}: {error}");
+            match key {
+                EntryKey::Station(station) => {
+                    let content = serde_json::from_str(json).map_err(|error| wrong(&error))?;
+                    fleet.stations.insert(station.clone(), Sourced { source: source.clone(), content });
+                }
+                EntryKey::Group(group) => {
+                    let entry: GroupEntry = serde_json::from_str(json).map_err(|error| wrong(&error))?;
+                    let selector = entry.selector.parse().map_err(|error: String| wrong(&error))?;
+                    let content = (entry, selector);
+                    fleet.groups.insert(group.clone(), Sourced { source: source.clone(), content });
+                }
+            }
+        }
+        Ok(fleet)
+    }
+
+    /// The whole after `file` is applied under the name `source`: its entries replace those of the same name; groups
+    /// that the same file no longer has are gone; stations that it no longer names are left alone.
+    ///
+    /// # Errors
+    ///
+    /// A selector or station reference that does not parse.
+    pub(crate) fn merged(&self, file: &FleetFile, source: &str) -> Result<Merged, String> {
+        let (mut fleet, mut put, mut removed, mut notes) = (self.clone(), Vec::new(), Vec::new(), Vec::new());
+        let mut taken_over = |what: String, before: Option<&String>| {
+            if let Some(before) = before.filter(|before| *before != source) {
+                notes.push(format!("{what} came from {before} and now comes from {source}"));
+            }
+        };
+        for (station, entry) in &file.station {
+            check_reference(station)?;
+            taken_over(format!("station `{station}`"), self.stations.get(station).map(|entry| &entry.source));
+            let json = serde_json::to_string(entry).expect("entries have text keys");
+            put.push((EntryKey::Station(station.clone()), Entry { source: source.into(), json }));
+            let sourced = Sourced { source: source.into(), content: entry.clone() };
+            fleet.stations.insert(station.clone(), sourced);
+        }
+        for (group, entry) in &file.group {
+            let selector = entry.selector.parse().map_err(|error| format!("group `{group}`: {error}"))?;
+            taken_over(format!("group `{group}`"), self.groups.get(group).map(|entry| &entry.source));
+            let json = serde_json::to_string(entry).expect("entries have text keys");
+            put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
+            let sourced = Sourced { source: source.into(), content: (entry.clone(), selector) };
+            fleet.groups.insert(group.clone(), sourced);
+        }
+        for (group, entry) in &self.groups {
+            if entry.source == source && !file.group.contains_key(group) {
+                fleet.groups.remove(group);
+                removed.push(EntryKey::Group(group.clone()));
+                notes.push(format!("group `{group}` is no longer in {source}; its stations lose its roles"));
+            }
+        }
+        Ok(Merged { fleet, put, removed, notes })
+    }
+
+    /// What all entries together say of a station.
+    pub(crate) fn said_of(&self, subject: &Subject<'_>) -> Said {
+        let mut said = Said { labels: self.labels_of(subject), ..Said::default() };
+        let mut union = Union { station: subject.name, said_by: BTreeMap::new(), conflicts: Vec::new() };
+        for (reference, entry) in &self.stations {
+            if is_meant(reference, subject) {
+                said.concerned = true;
+                union.add(&mut said.document.roles, &entry.content.roles, &format!("station `{reference}`"));
+            }
+        }
+        for (group, entry) in &self.groups {
+            let (content, selector) = &entry.content;
+            if selector.matches(&|key| value(subject, &said.labels, key)) {
+                said.concerned = true;
+                union.add(&mut said.document.roles, &content.roles, &format!("group `{group}`"));
+            }
+        }
+        said.conflicts = union.conflicts;
+        said
+    }
+
+    /// Whether any of these groups matches a station.
+    pub(crate) fn said_by_groups_of<'a>(
+        &self,
+        subject: &Subject<'_>,
+        mut groups: impl Iterator<Item = &'a Name>,
+    ) -> bool {
+        let labels = self.labels_of(subject);
+        groups.any(|group| {
+            self.groups.get(group).is_some_and(|entry| entry.content.1.matches(&|key| value(subject, &labels, key)))
+        })
+    }
+
+    /// A station's own labels with those of its entries over them.
+    fn labels_of(&self, subject: &Subject<'_>) -> BTreeMap<String, String> {
+        let mut labels = subject.labels.clone();
+        for (_, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
+            labels.extend(entry.content.labels.clone());
+        }
+        labels
+    }
+
+    /// An entry as the store keeps it.
+    pub(crate) fn entry(&self, key: &EntryKey) -> Option<Entry> {
+        let (source, json) = match key {
+            EntryKey::Station(station) => {
+                let entry = self.stations.get(station)?;
+                (&entry.source, serde_json::to_string(&entry.content))
+            }
+            EntryKey::Group(group) => {
+                let entry = self.groups.get(group)?;
+                (&entry.source, serde_json::to_string(&entry.content.0))
+            }
+        };
+        Some(Entry { source: source.clone(), json: json.expect("entries have text keys") })
+    }
+}
+
+fn value(subject: &Subject<'_>, labels: &BTreeMap<String, String>, key: &str) -> Vec<String> {
+    (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect())
+}
+
+fn check_reference(reference: &str) -> Result<(), String> {
+    let fine = match reference.split_once(':') {
+        Some(("id", id)) => id.parse::<quilt_protocol::StationId>().is_ok(),
+        Some(("mac", mac)) => mac.len() == 17,
+        _ => reference.parse::<Name>().is_ok(),
+    };
+    if fine {
+        Ok(())
+    } else {
+        Err(format!("station `{reference}`: expected a name, \"id:<uuid>\" or \"mac:02:00:00:00:00:01\""))
+    }
+}
+
+/// Whether a reference (a name, `id:..` or `mac:..`) means a station.
+pub(crate) fn is_meant(reference: &str, subject: &Subject<'_>) -> bool {
+    match reference.split_once(':') {
+        Some(("id", id)) => id.eq_ignore_ascii_case(&subject.id),
+        Some(("mac", mac)) => subject.mac.is_some_and(|theirs| mac.eq_ignore_ascii_case(theirs)),
+        _ => reference == subject.name,
+    }
+}
+
+struct Union<'a> {
+    station: &'a str,
+    said_by: BTreeMap<(Name, Name), String>,
+    conflicts: Vec<Problem>,
+}
+
+impl Union<'_> {
+    /// Adds the roles of one entry; the same instance twice must say the same.
+    fn add(&mut self, whole: &mut Roles, part: &Roles, entry: &str) {
+        for (role, instances) in part {
+            for (instance, config) in instances {
+                let known = whole.entry(role.clone()).or_default();
+                match known.get(instance) {
+                    None => {
+                        known.insert(instance.clone(), config.clone());
+                        self.said_by.insert((role.clone(), instance.clone()), entry.to_owned());
+                    }
+                    Some(same) if same == config => {}
+                    Some(_) => self.conflicts.push(Problem {
+                        code: ProblemCode::InvalidConfiguration,
+                        station: self.station.into(),
+                        role: role.to_string(),
+                        instance: Some(instance.to_string()),
+                        key: None,
+                        expected: format!("the same settings as {}", self.said_by[&(role.clone(), instance.clone())]),
+                        got: format!("others in {entry}"),
+                    }),
+                }
+            }
+        }
+    }
+}
+
+/// What differs between two documents, by instance and key; never values, which may be secret.
+pub(crate) fn differences(before: &Document, after: &Document) -> Vec<InstanceChange> {
+    let flat = |document: &Document| -> BTreeMap<(Name, Name), serde_json::Map<String, serde_json::Value>> {
+        let roles = document.roles.iter();
+        let all = roles.flat_map(|(role, instances)| {
+            instances.iter().map(|(instance, config)| ((role.clone(), instance.clone()), config.clone()))
+        });
+        all.collect()
+    };
+    let (before, after) = (flat(before), flat(after));
+    let mut changes = Vec::new();
+    for ((role, instance), config) in &after {
+        let change = |change, keys| InstanceChange { role: role.clone(), instance: instance.clone(), change, keys };
+        match before.get(&(role.clone(), instance.clone())) {
+            None => changes.push(change(ChangeKind::Added, Vec::new())),
+            Some(old) if old == config => {}
+            Some(old) => {
+                let mut keys: Vec<_> = old.keys().chain(config.keys()).cloned().collect();
+                keys.retain(|key| old.get(key) != config.get(key));
+                keys.sort();
+                keys.dedup();
+                changes.push(change(ChangeKind::Changed, keys));
+            }
+        }
+    }
+    for (role, instance) in before.keys().filter(|key| !after.contains_key(*key)) {
+        let (role, instance) = (role.clone(), instance.clone());
+        changes.push(InstanceChange { role, instance, change: ChangeKind::Removed, keys: Vec::new() });
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(json: serde_json::Value) -> FleetFile {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn said(fleet: &Fleet, name: &str, labels: &[(&str, &str)]) -> Said {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let values = |key: &str| (key == "name").then(|| vec![name.to_owned()]);
+        fleet.said_of(&Subject { name, id: "x".into(), mac: Some("02:00:00:00:00:01"), labels: &labels, values: &values })
+    }
+
+    fn names(said: &Said) -> Vec<String> {
+        let roles = said.document.roles.iter();
+        roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
+    }
+
+    #[test]
+    fn a_station_gets_the_union_of_its_entry_and_the_groups_that_match() {
+        let file = file(serde_json::json!({
+            "station": { "cam-1": { "labels": { "room": "a" }, "roles": { "process": { "clock": { "x": 1 } } } } },
+            "group": {
+                "capture": { "match": "room=a", "roles": { "process": { "disk": {}, "clock": { "x": 1 } } } },
+                "other": { "match": "room=b", "roles": { "process": { "no": {} } } },
+            },
+        }));
+        let fleet = Fleet::default().merged(&file, "f").unwrap().fleet;
+        // The file's label beats the station's own, and groups see it.
+        let cam = said(&fleet, "cam-1", &[("room", "b")]);
+        assert_eq!((names(&cam), cam.conflicts.len()), (vec!["process/clock".into(), "process/disk".into()], 0));
+        assert_eq!(names(&said(&fleet, "cam-2", &[("room", "b")])), ["process/no"]);
+        assert!(!said(&fleet, "cam-3", &[]).concerned);
+    }
+
+    #[test]
+    fn the_same_instance_with_different_settings_is_a_conflict_that_names_both() {
+        let file = file(serde_json::json!({
+            "station": { "mac:02:00:00:00:00:01": { "roles": { "process": { "clock": { "x": 1 } } } } },
+            "group": { "all": { "match": "name=*", "roles": { "process": { "clock": { "x": 2 } } } } },
+        }));
+        let fleet = Fleet::default().merged(&file, "f").unwrap().fleet;
+        let conflicts = said(&fleet, "cam-1", &[]).conflicts;
+        let text = conflicts[0].to_string();
+        assert!(text.contains("station `mac:02") && text.contains("group `all`"), "{text}");
+    }
+
+    #[test]
+    fn a_file_replaces_its_own_groups_and_says_what_it_takes_over() {
+        let first = file(serde_json::json!({ "group": { "g": { "match": "a=b" }, "h": { "match": "a=b" } } }));
+        let second = file(serde_json::json!({ "group": { "g": { "match": "a=c" } } }));
+        let fleet = Fleet::default().merged(&first, "one").unwrap().fleet;
+        let same = fleet.merged(&second, "one").unwrap();
+        assert_eq!((same.removed.len(), same.notes.len()), (1, 1));
+        let other = fleet.merged(&second, "two").unwrap();
+        assert_eq!(other.removed.len(), 0);
+        assert!(other.notes[0].contains("came from one"), "{:?}", other.notes);
+    }
+
+    #[test]
+    fn differences_name_keys_and_never_values() {
+        let document = |json| serde_json::from_value::<Document>(json).unwrap();
+        let before = document(serde_json::json!({ "roles": { "p": { "a": { "env": "old" }, "b": {} } } }));
+        let after = document(serde_json::json!({ "roles": { "p": { "a": { "env": "secret" }, "c": {} } } }));
+        let changes = differences(&before, &after);
+        let kinds: Vec<_> = changes.iter().map(|change| (change.instance.as_str(), change.change)).collect();
+        assert_eq!(kinds, [("a", ChangeKind::Changed), ("c", ChangeKind::Added), ("b", ChangeKind::Removed)]);
+        assert_eq!(changes[0].keys, ["env"]);
+    }
+}

@@ -1,0 +1,179 @@
+//! The manager: knows the stations of one fleet, holds what each should run, pushes it, relays commands, shows it all.
+//!
+//! It never decodes a command (bodies are bytes to it) and knows a configuration only as a JSON document whose meaning
+//! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
+//!
+//! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
+//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `http`.
+
+mod apply;
+mod config;
+mod events;
+mod fleet;
+mod http;
+mod push;
+mod register;
+mod rollout;
+mod route;
+mod selector;
+mod session;
+mod state;
+pub mod store;
+mod tools;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use quilt_core::files::{self, PidFile};
+use quilt_net::Listener;
+use quilt_protocol::FleetId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{ManagerArgs, ManagerConfig};
+
+use events::EventLog;
+use state::State;
+use store::{SqliteStore, Store};
+
+/// At most so many heartbeats a second from the whole fleet, unless that would be fewer than one in 5 s each.
+const BEATS_PER_SECOND: usize = 1000;
+/// How often the heartbeat interval is adapted to the size of the fleet.
+const ADAPT_EVERY: Duration = Duration::from_secs(10);
+/// How long connections get to take their goodbye.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A running manager.
+pub struct Manager {
+    core: Arc<Core>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    protocol: SocketAddr,
+    http: SocketAddr,
+    _lock: PidFile,
+}
+
+/// What all parts of a manager share.
+pub(crate) struct Core {
+    pub(crate) fleet: FleetId,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) events: EventLog,
+    state: Mutex<State>,
+    /// Counts changes of any station.
+    pub(crate) changed: watch::Sender<u64>,
+    /// One apply at a time: each is planned against what the one before left.
+    pub(crate) applying: tokio::sync::Mutex<()>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) metrics: http::Metrics,
+    pub(crate) started: Instant,
+}
+
+impl Core {
+    /// Looks at the state, or changes it.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whoever follows that a station changed.
+    pub(crate) fn note_change(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Runs `work` beside everything else until the manager stops.
+    #[allow(clippy::disallowed_methods, reason = "the tracker owns it")]
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// How often a station should be heard of.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        let live = self.state().stations.values().filter(|station| station.live.is_some()).count();
+        quilt_protocol::session::HEARTBEAT.max(Duration::from_millis((live * 1000 / BEATS_PER_SECOND) as u64))
+    }
+}
+
+impl Manager {
+    /// Starts a manager with its store in the data folder. It listens when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The data folder is in use or damaged, an address cannot be bound.
+    pub async fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
+        let folder = config.data_dir.join("manager");
+        files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
+        let lock = PidFile::take(&folder.join("manager.pid"))?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("fleet.db"))?);
+        let loaded = store.load().await?;
+        let (fleet, last_event) = (loaded.fleet, loaded.last_event);
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let core = Arc::new(Core {
+            fleet,
+            events: EventLog::new(store.clone(), last_event),
+            store,
+            state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
+            changed: watch::Sender::new(0),
+            applying: tokio::sync::Mutex::new(()),
+            tasks: tasks.clone(),
+            metrics: http::Metrics::new(),
+            started: Instant::now(),
+        });
+        let listener = Listener::bind(&config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
+        let protocol = listener.local_addr()?;
+        if !protocol.ip().is_loopback() {
+            tracing::warn!(%protocol, "plain text beyond this machine: anybody who reaches this port commands the fleet");
+        }
+        let http = http::Server::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
+        let http_address = http.local_addr()?;
+        tasks.spawn(http.serve(core.clone(), stop.clone()));
+        tasks.spawn(session::listen(core.clone(), listener, stop.clone()));
+        tasks.spawn(adapt_heartbeats(core.clone(), stop.clone()));
+        core.events.add("manager.started", None, None, format!("fleet {fleet}"));
+        Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
+    }
+
+    /// Where stations and tools connect.
+    pub fn protocol_addr(&self) -> SocketAddr {
+        self.protocol
+    }
+
+    /// Where health, readiness and metrics are served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Stops: takes no connection any more, says goodbye to all, waits a little for them to take it.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let handles: Vec<_> = {
+            let state = self.core.state();
+            let stations = state.stations.values().filter_map(|station| Some(station.live.as_ref()?.handle.clone()));
+            let clients = state.clients.values().map(|client| client.handle.clone());
+            let newcomers = state.quarantined.iter().map(|newcomer| newcomer.handle.clone());
+            stations.chain(clients).chain(newcomers).collect()
+        };
+        handles.iter().for_each(|handle| handle.goodbye("the manager stops"));
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "stopped without waiting for all connections");
+        }
+        // Everything asked of the store before this is on disk after it.
+        let _ = self.core.store.events(u64::MAX, 1).await;
+    }
+}
+
+async fn adapt_heartbeats(core: Arc<Core>, stop: CancellationToken) {
+    let mut told = core.heartbeat();
+    while stop.run_until_cancelled(tokio::time::sleep(ADAPT_EVERY)).await.is_some() {
+        let wanted = core.heartbeat();
+        if wanted != told {
+            let state = core.state();
+            let live = state.stations.values().filter_map(|station| station.live.as_ref());
+            live.for_each(|live| live.handle.set_heartbeat(wanted));
+            told = wanted;
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `quilt-manager`: runs a manager until it is told to stop.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use quilt_core::files::PidFile;
+use quilt_core::{log, signals};
+use quilt_manager::{Manager, ManagerArgs};
+
+/// Knows the stations of a fleet and drives them.
+#[derive(Parser)]
+#[command(name = "quilt-manager", version)]
+struct Cli {
+    #[command(flatten)]
+    manager: ManagerArgs,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quilt-manager: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// One thread: callers and connections then never pay for waking another core (measured in docs/performance.md).
+#[tokio::main(flavor = "current_thread")]
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    let config = cli.manager.resolve()?;
+    log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
+    let stop = signals::stop()?;
+    let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
+    let manager = Manager::start(&config).await?;
+    println!("listening protocol {}", manager.protocol_addr());
+    println!("listening http {}", manager.http_addr());
+    let how = stop.await;
+    tracing::info!(?how, "stopping");
+    manager.stop().await;
+    Ok(())
+}

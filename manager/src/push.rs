@@ -1,0 +1,100 @@
+//! Offering stations what they should run.
+//!
+//! A push is a request of its own, sent at every registration (also when nothing changed) and whenever the desired
+//! configuration changes. At most one is under way for a station. A refused revision is offered again only at a
+//! registration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilt_protocol::control::{Applied, Rejected, UpdateConfiguration, Verdict, command};
+use quilt_protocol::{Address, Encoding, StationId};
+
+use crate::Core;
+
+/// How long a station may take to plan a configuration and put it on disk.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long to wait after a push that got no answer although the session goes on.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Sees to it that a connected station is offered its desired configuration.
+pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
+    {
+        let mut state = core.state();
+        if state.held.contains(&id) {
+            return;
+        }
+        let Some(live) = state.stations.get_mut(&id).and_then(|station| station.live.as_mut()) else { return };
+        live.push_again = true;
+        if std::mem::replace(&mut live.pushing, true) {
+            return;
+        }
+    }
+    let core_of_task = core.clone();
+    core.spawn(async move { push(&core_of_task, id).await });
+}
+
+async fn push(core: &Core, id: StationId) {
+    while let Some((handle, name, update)) = next(core, id) {
+        let offered = update.offer;
+        let answer = handle
+            .ask(Address::Station(name.clone()), command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, ANSWER)
+            .await;
+        match answer {
+            Ok(verdict) => take_verdict(core, id, &handle, offered, verdict),
+            Err(error) => {
+                tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
+                if handle.is_closed() {
+                    break;
+                }
+                tokio::time::sleep(AGAIN).await;
+                if let Some(live) = core.state().stations.get_mut(&id).and_then(|station| station.live.as_mut()) {
+                    live.push_again = true;
+                }
+            }
+        }
+    }
+}
+
+/// What to push next, if anything; otherwise the station counts as not being pushed to.
+fn next(core: &Core, id: StationId) -> Option<(quilt_net::Handle, quilt_protocol::Name, UpdateConfiguration)> {
+    let mut state = core.state();
+    let epoch = state.epoch;
+    let station = state.stations.get_mut(&id)?;
+    let adopted = station.record.adopted;
+    let live = station.live.as_mut()?;
+    let wanted = std::mem::take(&mut live.push_again);
+    let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted) else {
+        live.pushing = false;
+        return None;
+    };
+    core.metrics.pushes.inc();
+    let offer = Applied { fleet: core.fleet, epoch, revision: desired.revision, digest: desired.digest };
+    let update = UpdateConfiguration { offer, document: desired.document.clone() };
+    Some((live.handle.clone(), station.record.name.clone(), update))
+}
+
+fn take_verdict(core: &Core, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
+    let mut state = core.state();
+    let Some(station) = state.stations.get_mut(&id) else { return };
+    let name = station.record.name.to_string();
+    let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
+    match verdict {
+        Verdict::Unchanged => {
+            live.applied = Some(offered);
+            station.rejected = None;
+        }
+        Verdict::Accepted => {
+            live.applied = Some(offered);
+            station.rejected = None;
+            core.events.add("push.accepted", Some(&name), None, format!("revision {}", offered.revision));
+        }
+        Verdict::Rejected(rejection) => {
+            tracing::warn!(station = name, revision = %offered.revision, code = %rejection.code, "push rejected");
+            core.events.add("push.rejected", Some(&name), None, rejection.message.clone());
+            station.rejected = Some(Rejected { revision: offered.revision, rejection: *rejection });
+        }
+    }
+    drop(state);
+    core.note_change();
+}

@@ -1,0 +1,244 @@
+//! Stations that come, report and go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quilt_core::time;
+use quilt_net::{BoxFuture, Handle, Inbound};
+use quilt_protocol::control::{Applied, InstanceReport, Registered, Registration, Report};
+use quilt_protocol::session::Closed;
+use quilt_protocol::{Outcome, StationId};
+
+use crate::session::Session;
+use crate::state::{Live, Newcomer, State, Station};
+use crate::store::{Change, StationRecord};
+use crate::{Core, apply, push};
+
+/// How long an older session of the same identity gets to show a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+/// A station introduces itself. Answered at once; what it should run follows as a request of its own.
+pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let (core, handle) = (session.core.clone(), session.handle.clone());
+    inbound.answer(move |registration: Registration| async move {
+        if registration.id != id {
+            return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
+        }
+        core.metrics.registrations.inc();
+        if let Some(older) = older_session(&core, id, &handle) {
+            if is_alive(&older).await {
+                return Ok(quarantine(&core, registration, handle));
+            }
+            older.goodbye("replaced by a newer session of the same station");
+            older.closed().await;
+        }
+        let (registered, changes) = admit(&core, &registration, &handle);
+        core.store.commit(changes).await.map_err(|error| (Outcome::Overloaded, error.to_string()))?;
+        core.note_change();
+        if registered.adopted {
+            apply::refresh(&core, id).await;
+            push::offer(&core, id);
+        }
+        Ok(registered)
+    })
+}
+
+fn older_session(core: &Core, id: StationId, newer: &Handle) -> Option<Handle> {
+    let state = core.state();
+    let live = state.stations.get(&id)?.live.as_ref()?;
+    (live.handle != *newer && !live.handle.is_closed()).then(|| live.handle.clone())
+}
+
+/// Pings a session and waits for anything at all to come from it.
+async fn is_alive(older: &Handle) -> bool {
+    let asked = Instant::now();
+    older.ping();
+    let heard = async {
+        while older.last_heard() <= asked {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        result = tokio::time::timeout(SIGN_OF_LIFE, heard) => result.is_ok(),
+        _ = older.closed() => false,
+    }
+}
+
+fn quarantine(core: &Core, registration: Registration, handle: Handle) -> Registered {
+    let name = registration.wished_name.clone();
+    let text = format!("{} claims the identity {}, which is live elsewhere", registration.facts.hostname, registration.id);
+    tracing::warn!(station = %name, "{text}");
+    core.events.add("station.quarantined", Some(name.as_str()), None, text.clone());
+    core.state().quarantined.push(Newcomer { registration, handle });
+    core.note_change();
+    let note = format!("{text}; an operator decides: `quiltctl station replace {name}` or `quiltctl station renew {name}`");
+    Registered { name, adopted: false, notes: vec![note] }
+}
+
+/// Takes a station into the fleet, or lists it as unadopted. What must be durable is returned.
+pub(crate) fn admit(core: &Core, registration: &Registration, handle: &Handle) -> (Registered, Vec<Change>) {
+    let id = registration.id;
+    let mut notes = Vec::new();
+    let mut state = core.state();
+    let name = state.free_name(&registration.wished_name, id);
+    if name != registration.wished_name {
+        notes.push(format!("the name {} is taken by another station; this one is {name}", registration.wished_name));
+    }
+    let known = state.stations.get(&id);
+    let adopted = match known {
+        // A station that never had a configuration is nobody else's.
+        None => registration.applied.is_none(),
+        Some(station) => station.record.adopted && is_ours(core, &state, station, registration.applied, &mut notes),
+    };
+    if !adopted {
+        notes.push("not adopted: it keeps what it runs, and nothing is pushed; see `quiltctl adopt`".into());
+    }
+    let record = StationRecord {
+        id,
+        name: name.clone(),
+        adopted,
+        labels: registration.labels.clone(),
+        facts: registration.facts.clone(),
+        last_seen_ms: time::now_ms(),
+        said_goodbye: false,
+    };
+    let before = known.map(|station| StationRecord { last_seen_ms: record.last_seen_ms, ..station.record.clone() });
+    let changes = match before.as_ref() == Some(&record) {
+        true => Vec::new(),
+        false => vec![Change::PutStation(Box::new(record.clone()))],
+    };
+    state.names.retain(|_, holder| *holder != id);
+    state.names.insert(name.clone(), id);
+    let live = Live {
+        handle: handle.clone(),
+        roles: registration.roles.clone(),
+        applied: registration.applied,
+        applying: false,
+        instances: by_key(&registration.instances),
+        pushing: false,
+        push_again: false,
+    };
+    let station = state.stations.entry(id).or_insert_with(|| Station {
+        record: record.clone(),
+        desired: None,
+        live: None,
+        rejected: None,
+        labels: BTreeMap::new(),
+    });
+    station.record = record;
+    station.live = Some(live);
+    state.relabel(id);
+    drop(state);
+    let kind = if adopted { "station.registered" } else { "station.unadopted" };
+    core.events.add(kind, Some(name.as_str()), None, format!("{} {}", registration.facts.hostname, id));
+    (Registered { name, adopted, notes }, changes)
+}
+
+/// Whether what a known station applied comes from this store, and this store is no older than it.
+fn is_ours(
+    core: &Core,
+    state: &State,
+    station: &Station,
+    applied: Option<Applied>,
+    notes: &mut Vec<String>,
+) -> bool {
+    let Some(applied) = applied else { return true };
+    let desired = station.desired.as_ref();
+    let reason = if applied.fleet != core.fleet {
+        Some(format!("it belongs to fleet {}, this is {}", applied.fleet, core.fleet))
+    } else if applied.epoch > state.epoch {
+        Some(format!("it has seen epoch {} of the store, this is {}: an older copy", applied.epoch, state.epoch))
+    } else if desired.is_none_or(|desired| applied.revision > desired.revision) {
+        Some(format!("it runs revision {}, which this store does not know", applied.revision))
+    } else if desired.is_some_and(|desired| applied.revision == desired.revision && applied.digest != desired.digest) {
+        Some(format!("it runs another content under revision {}", applied.revision))
+    } else {
+        None
+    };
+    notes.extend(reason.clone());
+    reason.is_none()
+}
+
+fn by_key(instances: &[InstanceReport]) -> BTreeMap<(quilt_protocol::Name, quilt_protocol::Name), InstanceReport> {
+    instances.iter().map(|report| ((report.role.clone(), report.instance.clone()), report.clone())).collect()
+}
+
+/// A station says what changed.
+pub(crate) fn report(session: &Session, id: StationId, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let (core, handle) = (session.core.clone(), session.handle.clone());
+    inbound.answer(move |report: Report| async move {
+        take_report(&core, id, &handle, report);
+        Ok(())
+    })
+}
+
+fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report) {
+    let mut good = None;
+    {
+        let mut state = core.state();
+        let Some(station) = state.stations.get_mut(&id) else { return };
+        let name = station.record.name.to_string();
+        // A quarantined newcomer reports too; it is not the station that is shown.
+        let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
+        live.applied = report.applied;
+        if live.applying && !report.applying {
+            let revision = report.applied.map_or_else(|| "?".into(), |applied| applied.revision.to_string());
+            core.events.add("push.applied", Some(&name), None, format!("revision {revision}"));
+        }
+        live.applying = report.applying;
+        for changed in report.changed {
+            let key = (changed.role.clone(), changed.instance.clone());
+            let before = live.instances.get(&key).map(|before| before.state);
+            if before != Some(changed.state) {
+                let kind = format!("instance.{}", changed.state.name());
+                let instance = format!("{}/{}", changed.role, changed.instance);
+                core.events.add(&kind, Some(&name), Some(instance), changed.detail.clone());
+            }
+            live.instances.insert(key, changed);
+        }
+        for key in report.gone {
+            if live.instances.remove(&key).is_some() {
+                let instance = format!("{}/{}", key.0, key.1);
+                core.events.add("instance.removed", Some(&name), Some(instance), "");
+            }
+        }
+        for emitted in report.emitted {
+            let instance = format!("{}/{}", emitted.role, emitted.instance);
+            core.events.add(&format!("role.{}", emitted.topic), Some(&name), Some(instance), emitted.body);
+        }
+        let healthy = !live.applying && live.instances.values().all(|report| report.state.is_healthy());
+        if let Some(desired) = station.desired.as_mut().filter(|desired| !desired.good && healthy)
+            && live.applied.is_some_and(|applied| applied.digest == desired.digest)
+        {
+            desired.good = true;
+            good = Some(Change::MarkGood(id, desired.revision));
+        }
+    }
+    if let Some(change) = good {
+        // Which revision ran well is a help for rollback, not a promise; nobody waits for it.
+        drop(core.store.commit(vec![change]));
+    }
+    core.note_change();
+}
+
+/// A session of a station ended.
+pub(crate) fn left(core: &Core, id: StationId, handle: &Handle, why: &Closed) {
+    let record = {
+        let mut state = core.state();
+        state.quarantined.retain(|newcomer| newcomer.handle != *handle);
+        let Some(station) = state.stations.get_mut(&id) else { return };
+        if station.live.as_ref().is_none_or(|live| live.handle != *handle) {
+            return;
+        }
+        station.live = None;
+        station.record.said_goodbye = matches!(why, Closed::Goodbye(_));
+        station.record.last_seen_ms = time::now_ms();
+        station.record.clone()
+    };
+    let kind = if record.said_goodbye { "station.left" } else { "station.lost" };
+    tracing::info!(station = %record.name, %why, "{kind}");
+    core.events.add(kind, Some(record.name.as_str()), None, why.to_string());
+    drop(core.store.commit(vec![Change::PutStation(Box::new(record))]));
+    core.note_change();
+}

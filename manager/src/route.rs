@@ -1,0 +1,76 @@
+//! Relaying requests to whom they are addressed. Bodies pass as they are.
+
+use quilt_net::{BoxFuture, Handle, Inbound};
+use quilt_protocol::control::command;
+use quilt_protocol::message::Delivered;
+use quilt_protocol::{Address, Name, Outcome};
+
+use crate::Core;
+use crate::session::Session;
+
+/// What tools may ask a station's own agent; everything else is between it and the manager.
+const OPEN: [&str; 3] = [command::COMMANDS, command::ROLES, command::LOGS];
+
+/// Passes a request on and its answer back.
+pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let Inbound { mut head, body, responder } = inbound;
+    if matches!(&head.to, Address::Station(_)) && !OPEN.contains(&head.command.as_str()) {
+        let text = format!("{:?} of a station is not open to {}", head.command, session.principal());
+        responder.fail(Outcome::Denied, &text);
+        return Box::pin(async {});
+    }
+    let target = match find(&session.core, &head.to) {
+        Ok(target) => target,
+        Err((outcome, text)) => {
+            responder.fail(outcome, &text);
+            return Box::pin(async {});
+        }
+    };
+    // What the sender says of itself is not believed.
+    head.principal = Some(session.principal());
+    session.core.metrics.relayed.inc();
+    if head.credit == 0 {
+        let answering = target.request(*head, body);
+        return Box::pin(async move {
+            let answer = answering.await;
+            responder.respond(answer.outcome, answer.encoding, answer.body);
+        });
+    }
+    let window = head.credit.clamp(1, WINDOW_MAX);
+    let mut items = target.stream(*head, body, window);
+    let mut sink = responder.items();
+    Box::pin(async move {
+        while let Some(item) = items.next().await {
+            if sink.send(item).await.is_err() {
+                return;
+            }
+        }
+        let answer = items.end().await;
+        responder.respond(answer.outcome, answer.encoding, answer.body);
+    })
+}
+
+/// The most items of one stream that wait here, whatever window the caller asks for.
+const WINDOW_MAX: u32 = 256;
+
+fn find(core: &Core, to: &Address) -> Result<Handle, (Outcome, String)> {
+    match to {
+        Address::Manager => unreachable!("the session answers what is addressed to the manager"),
+        Address::Client(name) => {
+            let client = core.state().clients.get(name).map(|client| client.handle.clone());
+            client.ok_or_else(|| (Outcome::NoTarget, format!("no tool named {name} is connected")))
+        }
+        Address::Station(station) | Address::Instance { station, .. } => station_handle(core, station),
+    }
+}
+
+/// The session of a station, by name.
+pub(crate) fn station_handle(core: &Core, name: &Name) -> Result<Handle, (Outcome, String)> {
+    let state = core.state();
+    let station = state.names.get(name).and_then(|id| state.stations.get(id));
+    match station.map(|station| (&station.live, &station.record)) {
+        Some((Some(live), _)) => Ok(live.handle.clone()),
+        Some((None, _)) => Err((Outcome::PeerLost(Delivered::No), format!("station {name} is away"))),
+        None => Err((Outcome::NoTarget, format!("there is no station {name}; `quiltctl stations` lists them"))),
+    }
+}

@@ -1,0 +1,132 @@
+//! One connection: greeted as a station or a tool, and known by that from then on.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use quilt_core::time;
+use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept};
+use quilt_protocol::control::command;
+use quilt_protocol::message::{Identity, Refusal};
+use quilt_protocol::session::Closed;
+use quilt_protocol::{Address, Hello, Name, Outcome, StationId, Welcome};
+use tokio_util::sync::CancellationToken;
+
+use crate::state::Client;
+use crate::{Core, register, route, tools};
+
+/// Takes connections until told to stop.
+pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
+    while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
+        core.metrics.connections.inc();
+        let session = accept(stream, |handle| {
+            let ungreeted = Mutex::new(Some(ungreeted));
+            Arc::new(Session { core: core.clone(), handle, peer, who: OnceLock::new(), ungreeted })
+        });
+        core.spawn(async move {
+            let why = session.await;
+            tracing::debug!(%peer, %why, "connection ended");
+        });
+    }
+}
+
+/// The manager's side of one connection.
+pub(crate) struct Session {
+    pub(crate) core: Arc<Core>,
+    pub(crate) handle: Handle,
+    pub(crate) peer: SocketAddr,
+    who: OnceLock<Who>,
+    /// Counts the connection as not greeted until it has.
+    ungreeted: Mutex<Option<quilt_net::Ungreeted>>,
+}
+
+/// Who greeted.
+#[derive(Clone, Debug)]
+pub(crate) enum Who {
+    Station(StationId),
+    Tool(Name),
+}
+
+impl Session {
+    /// Who is at the other end, as it is stamped on requests.
+    pub(crate) fn principal(&self) -> String {
+        match self.who.get() {
+            Some(Who::Station(id)) => format!("station:{id}"),
+            Some(Who::Tool(name)) => format!("tool:{name}"),
+            None => "nobody".into(),
+        }
+    }
+
+    pub(crate) fn station(&self) -> Option<StationId> {
+        match self.who.get() {
+            Some(Who::Station(id)) => Some(*id),
+            _ => None,
+        }
+    }
+
+    fn welcome_tool(&self, wished: &Name, software: &str) -> Name {
+        let mut state = self.core.state();
+        let numbered = (2..).map(|number| {
+            let stem: String = wished.as_str().chars().take(quilt_protocol::names::NAME_MAX - 11).collect();
+            format!("{stem}~{number}").parse().expect("a name and a number")
+        });
+        let name = std::iter::once(wished.clone()).chain(numbered);
+        let name = name.into_iter().find(|name| !state.clients.contains_key(name)).expect("numbers do not run out");
+        let client = Client {
+            handle: self.handle.clone(),
+            software: software.to_owned(),
+            peer: self.peer.to_string(),
+            since_ms: time::now_ms(),
+        };
+        state.clients.insert(name.clone(), client);
+        name
+    }
+}
+
+impl Service for Session {
+    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+        self.ungreeted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (who, assigned) = match hello.identity {
+            Identity::Station(id) => (Who::Station(id), None),
+            Identity::Tool(wished) => {
+                let name = self.welcome_tool(&wished, &hello.software);
+                (Who::Tool(name.clone()), Some(name))
+            }
+        };
+        tracing::debug!(peer = %self.peer, ?who, software = hello.software, "greeted");
+        self.who.set(who).expect("a connection greets once");
+        Ok(Welcome {
+            version: 0,
+            software: concat!("quilt-manager ", env!("CARGO_PKG_VERSION")).into(),
+            fleet: self.core.fleet,
+            assigned,
+            heartbeat_ms: u32::try_from(self.core.heartbeat().as_millis()).unwrap_or(u32::MAX),
+            features: Vec::new(),
+            extensions: Default::default(),
+        })
+    }
+
+    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        self.core.metrics.requests.inc();
+        match (&inbound.head.to, self.station()) {
+            (Address::Manager, Some(id)) => match inbound.head.command.as_str() {
+                command::REGISTER => register::register(self, id, inbound),
+                command::REPORT => register::report(self, id, inbound),
+                other => {
+                    let text = format!("a station may not ask the manager for {other:?}");
+                    inbound.responder.fail(Outcome::Denied, &text);
+                    Box::pin(async {})
+                }
+            },
+            (Address::Manager, None) => tools::answer(self, inbound),
+            _ => route::relay(self, inbound),
+        }
+    }
+
+    fn closed(&self, why: &Closed) {
+        match self.who.get() {
+            Some(Who::Station(id)) => register::left(&self.core, *id, &self.handle, why),
+            Some(Who::Tool(name)) => drop(self.core.state().clients.remove(name)),
+            None => {}
+        }
+    }
+}

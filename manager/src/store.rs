@@ -1,0 +1,177 @@
+//! What a manager must not forget, in the domain's words: stations, desired configurations, fleet entries, events.
+//!
+//! One trait, two implementations: SQLite for managers, memory for tests and simulations. Both pass the suite in
+//! `conformance`. While a manager runs, its memory is the truth that questions are answered from; the store is what it
+//! starts from again, so reads are few.
+
+mod memory;
+mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+
+use std::collections::BTreeMap;
+
+use quilt_net::BoxFuture;
+use quilt_protocol::control::{Facts, FleetEvent};
+use quilt_protocol::{Digest, FleetId, Name, Revision, StationId};
+use serde::{Deserialize, Serialize};
+
+pub use memory::MemoryStore;
+pub use sqlite::SqliteStore;
+
+/// How many desired configurations are kept of each station, besides the newest.
+pub const HISTORY_MAX: usize = 50;
+/// How many events are kept.
+pub const EVENTS_MAX: u64 = 100_000;
+
+/// Durable state. `commit` is the only way to change it.
+pub trait Store: Send + Sync + 'static {
+    /// Everything a manager starts from. The first call ever makes the fleet's identity; each raises the epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; a damaged store is never taken for an empty one.
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>>;
+
+    /// Makes all `changes` or none. They are on disk when this is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; nothing was changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once called the changes are made, whether or not the future is awaited.
+    fn commit(&self, changes: Vec<Change>) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// A station's desired configurations, newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>>;
+
+    /// At most `limit` events after number `after`, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn events(&self, after: u64, limit: usize) -> BoxFuture<'static, Result<Vec<FleetEvent>, StoreError>>;
+}
+
+/// Why a store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the store: {0}")]
+pub struct StoreError(pub String);
+
+/// What a manager starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The fleet's identity.
+    pub fleet: FleetId,
+    /// Grows with every start; tells a restored copy from the store it was copied from.
+    pub epoch: u64,
+    /// The highest revision ever given.
+    pub last_revision: Revision,
+    /// The highest number of an event.
+    pub last_event: u64,
+    /// Known stations.
+    pub stations: Vec<StationRecord>,
+    /// The newest desired configuration of each station that has one.
+    pub desired: BTreeMap<StationId, Desired>,
+    /// What fleet files say, by entry.
+    pub entries: BTreeMap<EntryKey, Entry>,
+}
+
+/// A station as it is remembered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StationRecord {
+    /// Its identity.
+    pub id: StationId,
+    /// Its name in the fleet.
+    pub name: Name,
+    /// Whether its configuration is this manager's to push.
+    pub adopted: bool,
+    /// Its own labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it said of its machine.
+    pub facts: Facts,
+    /// When it was last heard of, in milliseconds since 1970.
+    pub last_seen_ms: u64,
+    /// Whether it left with a goodbye.
+    pub said_goodbye: bool,
+}
+
+/// A desired configuration of one station.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// Its number.
+    pub revision: Revision,
+    /// Hash of `document`.
+    pub digest: Digest,
+    /// The JSON document, byte for byte as pushed.
+    pub document: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Who made it desired.
+    pub who: String,
+    /// Which fleet file or action.
+    pub source: String,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Whether every instance of it was seen healthy.
+    pub good: bool,
+}
+
+/// Where a desired configuration comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// From fleet entries: made anew when labels or groups change.
+    Fleet,
+    /// From what the station ran when it was adopted: stays until an entry names the station.
+    Adopted,
+    /// From a rollback: stays until the next apply that concerns the station.
+    Pinned,
+}
+
+/// Names a fleet entry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKey {
+    /// `[station.NAME]`.
+    Station(String),
+    /// `[group.NAME]`.
+    Group(Name),
+}
+
+/// What a fleet file says under one key, as JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The file.
+    pub source: String,
+    /// The entry as JSON.
+    pub json: String,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Remembers a station, or what is new about it.
+    PutStation(Box<StationRecord>),
+    /// Forgets a station with all that belongs to it.
+    ForgetStation(StationId),
+    /// Gives a station a new desired configuration. Older ones beyond [`HISTORY_MAX`] go.
+    PutDesired(StationId, Box<Desired>),
+    /// Notes that a desired configuration ran well.
+    MarkGood(StationId, Revision),
+    /// Remembers a fleet entry.
+    PutEntry(EntryKey, Entry),
+    /// Forgets a fleet entry.
+    RemoveEntry(EntryKey),
+    /// Raises the epoch to at least this.
+    RaiseEpoch(u64),
+    /// Adds an event. Those older than [`EVENTS_MAX`] go.
+    AddEvent(FleetEvent),
+}

@@ -1,0 +1,325 @@
+//! The store on disk: SQLite in write-ahead mode with full synchronisation, so that what was acknowledged survives a
+//! power cut.
+//!
+//! One thread owns the connection. Commits that wait while one is being made are made together by the next one (group
+//! commit): an fsync is then shared by all stations that register in a storm.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use quilt_net::BoxFuture;
+use quilt_protocol::control::FleetEvent;
+use quilt_protocol::{Digest, FleetId, Revision, StationId};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use tokio::sync::oneshot;
+
+use super::{Change, Desired, EVENTS_MAX, Entry, HISTORY_MAX, Loaded, Store, StoreError};
+
+/// How many commits share one transaction at most, so that the first of them is not held up for long.
+const GROUP_MAX: usize = 512;
+/// Commits that may wait; beyond, whoever commits waits too.
+const QUEUE: usize = 4096;
+
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+    CREATE TABLE station (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE desired (
+        station TEXT NOT NULL, revision INTEGER NOT NULL, digest TEXT NOT NULL, document TEXT NOT NULL,
+        origin TEXT NOT NULL, who TEXT NOT NULL, source TEXT NOT NULL, at_ms INTEGER NOT NULL, good INTEGER NOT NULL,
+        PRIMARY KEY (station, revision)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE entry (key TEXT PRIMARY KEY, source TEXT NOT NULL, json TEXT NOT NULL) STRICT;
+    CREATE TABLE event (number INTEGER PRIMARY KEY, event TEXT NOT NULL) STRICT;
+";
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+enum Job {
+    Commit(Vec<Change>, Reply<()>),
+    Read(Read),
+}
+
+/// A store in one file.
+pub struct SqliteStore {
+    jobs: mpsc::SyncSender<Job>,
+}
+
+impl SqliteStore {
+    /// Opens the store in `path`, or makes it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened, is damaged, or was written by a newer version.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let named = |error: rusqlite::Error| {
+            StoreError(format!("{}: {error}; restore it from a backup, or move it away to begin anew", path.display()))
+        };
+        let mut connection = Connection::open(path).map_err(named)?;
+        prepare(&mut connection).map_err(named)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(named)?;
+        if version != SCHEMA_VERSION {
+            return Err(StoreError(format!(
+                "{} has format {version}, this manager reads {SCHEMA_VERSION}; use the newer manager",
+                path.display()
+            )));
+        }
+        let (jobs, inbox) = mpsc::sync_channel(QUEUE);
+        thread::Builder::new()
+            .name("quilt-store".into())
+            .spawn(move || work(connection, &inbox))
+            .map_err(|error| StoreError(error.to_string()))?;
+        Ok(Self { jobs })
+    }
+
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Read(Box::new(move |connection| drop(reply.send(read(connection).map_err(wrong)))));
+        self.send(job, answer)
+    }
+
+    fn send<T: Send + 'static>(
+        &self,
+        job: Job,
+        answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> BoxFuture<'static, Result<T, StoreError>> {
+        let sent = self.jobs.send(job);
+        Box::pin(async move {
+            sent.map_err(|_| StoreError("its thread has ended".into()))?;
+            answer.await.map_err(|_| StoreError("its thread has ended".into()))?
+        })
+    }
+}
+
+fn wrong(error: impl std::fmt::Display) -> StoreError {
+    StoreError(error.to_string())
+}
+
+fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if check != "ok" {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        return Err(rusqlite::Error::SqliteFailure(code, Some(check)));
+    }
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version == 0 {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.execute("INSERT INTO meta VALUES ('fleet', ?1)", [FleetId::random().to_string()])?;
+        transaction.execute("INSERT INTO meta VALUES ('epoch', '0'), ('last_revision', '0'), ('last_event', '0')", [])?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>) {
+    while let Ok(first) = inbox.recv() {
+        let mut group = Vec::new();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            match job {
+                Job::Commit(changes, reply) => group.push((changes, reply)),
+                Job::Read(read) => {
+                    // A read sees every commit that was asked for before it.
+                    commit(&mut connection, std::mem::take(&mut group));
+                    read(&connection);
+                }
+            }
+            next = if group.len() < GROUP_MAX { inbox.try_recv().ok() } else { None };
+        }
+        commit(&mut connection, group);
+    }
+}
+
+fn commit(connection: &mut Connection, group: Vec<(Vec<Change>, Reply<()>)>) {
+    if group.is_empty() {
+        return;
+    }
+    match make_all(connection, group.iter().map(|(changes, _)| changes)) {
+        Ok(()) => group.into_iter().for_each(|(_, reply)| drop(reply.send(Ok(())))),
+        // One bad apple: each alone, so that only the bad one fails.
+        Err(_) if group.len() > 1 => {
+            for (changes, reply) in group {
+                let _ = reply.send(make_all(connection, [&changes].into_iter()).map_err(wrong));
+            }
+        }
+        Err(error) => group.into_iter().for_each(|(_, reply)| drop(reply.send(Err(wrong(&error))))),
+    }
+}
+
+fn make_all<'a>(connection: &mut Connection, all: impl Iterator<Item = &'a Vec<Change>>) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    for change in all.flatten() {
+        make(&transaction, change)?;
+    }
+    transaction.commit()
+}
+
+fn text<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("store types have text keys")
+}
+
+fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
+    let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values);
+    match change {
+        Change::PutStation(record) => {
+            run("INSERT OR REPLACE INTO station VALUES (?1, ?2)", &[&record.id.to_string(), &text(record)])?;
+        }
+        Change::ForgetStation(id) => {
+            run("DELETE FROM station WHERE id = ?1", &[&id.to_string()])?;
+            run("DELETE FROM desired WHERE station = ?1", &[&id.to_string()])?;
+        }
+        Change::PutDesired(id, desired) => {
+            let id = id.to_string();
+            run(
+                "INSERT INTO desired VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    id,
+                    desired.revision.0 as i64,
+                    desired.digest.to_string(),
+                    desired.document,
+                    text(&desired.origin),
+                    desired.who,
+                    desired.source,
+                    desired.at_ms as i64,
+                    desired.good
+                ],
+            )?;
+            run(
+                "DELETE FROM desired WHERE station = ?1 AND revision NOT IN
+                 (SELECT revision FROM desired WHERE station = ?1 ORDER BY revision DESC LIMIT ?2)",
+                params![id, HISTORY_MAX as i64 + 1],
+            )?;
+            raise(transaction, "last_revision", desired.revision.0)?;
+        }
+        Change::MarkGood(id, revision) => {
+            let values = params![id.to_string(), revision.0 as i64];
+            run("UPDATE desired SET good = 1 WHERE station = ?1 AND revision = ?2", values)?;
+        }
+        Change::PutEntry(key, entry) => {
+            run("INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3)", params![text(key), entry.source, entry.json])?;
+        }
+        Change::RemoveEntry(key) => drop(run("DELETE FROM entry WHERE key = ?1", &[&text(key)])?),
+        Change::RaiseEpoch(epoch) => raise(transaction, "epoch", *epoch)?,
+        Change::AddEvent(event) => {
+            run("INSERT INTO event VALUES (?1, ?2)", params![event.number as i64, text(event)])?;
+            let gone = event.number.saturating_sub(EVENTS_MAX);
+            run("DELETE FROM event WHERE number <= ?1", params![gone as i64])?;
+            raise(transaction, "last_event", event.number)?;
+        }
+    }
+    Ok(())
+}
+
+fn raise(transaction: &Transaction<'_>, key: &str, to: u64) -> rusqlite::Result<()> {
+    let sql = "UPDATE meta SET value = ?2 WHERE key = ?1 AND CAST(value AS INTEGER) < ?2";
+    transaction.prepare_cached(sql)?.execute(params![key, to as i64]).map(drop)
+}
+
+/// A column that holds text of a type of ours.
+fn parsed<T: std::str::FromStr>(text: &str) -> rusqlite::Result<T>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| damaged(&error))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text).map_err(|error| damaged(&error))
+}
+
+fn damaged(error: &dyn std::fmt::Display) -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, Some(format!("a row does not decode: {error}")))
+}
+
+fn meta<T: std::str::FromStr>(connection: &Connection, key: &str) -> rusqlite::Result<T>
+where
+    T::Err: std::fmt::Display,
+{
+    let sql = "SELECT value FROM meta WHERE key = ?1";
+    let value: Option<String> = connection.query_row(sql, [key], |row| row.get(0)).optional()?;
+    parsed(&value.ok_or_else(|| damaged(&format!("meta {key} is missing")))?)
+}
+
+const DESIRED: &str = "SELECT station, revision, digest, document, origin, who, source, at_ms, good FROM desired";
+
+fn desired(row: &rusqlite::Row<'_>) -> rusqlite::Result<(StationId, Desired)> {
+    let text = |at: usize| row.get::<_, String>(at);
+    let desired = Desired {
+        revision: Revision(row.get::<_, i64>(1)? as u64),
+        digest: parsed::<Digest>(&text(2)?)?,
+        document: text(3)?,
+        origin: from_json(&text(4)?)?,
+        who: text(5)?,
+        source: text(6)?,
+        at_ms: row.get::<_, i64>(7)? as u64,
+        good: row.get(8)?,
+    };
+    Ok((parsed(&text(0)?)?, desired))
+}
+
+fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
+    // Raised and on disk before anybody hears of it.
+    connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'epoch'", [])?;
+    let rows = |sql: &str| -> rusqlite::Result<Vec<(String, String, String)>> {
+        let mut statement = connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        rows.collect()
+    };
+    let stations = rows("SELECT id, record, '' FROM station ORDER BY id")?;
+    let entries = rows("SELECT key, source, json FROM entry")?;
+    let newest = format!("{DESIRED} AS d WHERE revision = (SELECT MAX(revision) FROM desired WHERE station = d.station)");
+    let mut statement = connection.prepare(&newest)?;
+    let desired = statement.query_map([], desired)?.collect::<rusqlite::Result<_>>()?;
+    Ok(Loaded {
+        fleet: meta(connection, "fleet")?,
+        epoch: meta(connection, "epoch")?,
+        last_revision: Revision(meta(connection, "last_revision")?),
+        last_event: meta(connection, "last_event")?,
+        stations: stations.iter().map(|(_, record, _)| from_json(record)).collect::<rusqlite::Result<_>>()?,
+        desired,
+        entries: entries
+            .into_iter()
+            .map(|(key, source, json)| Ok((from_json(&key)?, Entry { source, json })))
+            .collect::<rusqlite::Result<_>>()?,
+    })
+}
+
+impl Store for SqliteStore {
+    fn load(&self) -> BoxFuture<'_, Result<Loaded, StoreError>> {
+        self.read(load)
+    }
+
+    fn commit(&self, changes: Vec<Change>) -> BoxFuture<'static, Result<(), StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job::Commit(changes, reply), answer)
+    }
+
+    fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>> {
+        self.read(move |connection| {
+            let sql = format!("{DESIRED} WHERE station = ?1 ORDER BY revision DESC");
+            let mut statement = connection.prepare(&sql)?;
+            let rows = statement.query_map([station.to_string()], |row| Ok(desired(row)?.1))?;
+            rows.collect()
+        })
+    }
+
+    fn events(&self, after: u64, limit: usize) -> BoxFuture<'static, Result<Vec<FleetEvent>, StoreError>> {
+        self.read(move |connection| {
+            let sql = "SELECT event FROM event WHERE number > ?1 ORDER BY number LIMIT ?2";
+            let mut statement = connection.prepare(sql)?;
+            let after = i64::try_from(after).unwrap_or(i64::MAX);
+            let rows = statement.query_map(params![after, limit as i64], |row| row.get::<_, String>(0))?;
+            rows.map(|row| from_json(&row?)).collect()
+        })
+    }
+}

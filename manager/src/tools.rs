@@ -1,0 +1,414 @@
+//! What tools ask of the manager itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quilt_core::time;
+use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode};
+use quilt_protocol::control::{
+    Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef, OneStation,
+    Resolve, Rollback, Stations, command,
+};
+use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
+use serde::Serialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::selector::{Selector, glob};
+use crate::session::Session;
+use crate::state::with_subject;
+use crate::store::{Change, Desired, Origin};
+use crate::{Core, apply, push, register, rollout};
+
+/// How long a station may take for what an operator asks of it.
+const STATION: Duration = Duration::from_secs(60);
+/// How many events are shown to somebody who does not say after which.
+const LAST_EVENTS: u64 = 100;
+/// How many events are read from the store at a time.
+const EVENTS_PAGE: usize = 500;
+
+type Failure = (Outcome, String);
+
+fn refused(text: impl Into<String>) -> Failure {
+    (Outcome::Refused, text.into())
+}
+
+/// Answers a tool.
+pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let (core, who) = (session.core.clone(), session.principal());
+    let name = inbound.head.command.clone();
+    // `quiltctl call manager stations` need not say the group.
+    let name = if name.contains(':') { name } else { format!("quilt:{name}") };
+    match name.as_str() {
+        command::STATIONS => inbound.answer(move |request: Stations| async move { stations(&core, &request) }),
+        command::CLIENTS => inbound.answer(move |_: Empty| async move { Ok(clients(&core)) }),
+        command::RESOLVE => inbound.answer(move |request: Resolve| async move { resolve(&core, &request).await }),
+        command::HISTORY => inbound.answer(move |request: OneStation| async move { history(&core, &request).await }),
+        command::ROLLBACK => {
+            inbound.answer(move |request: Rollback| async move { rollback(&core, &request, &who).await })
+        }
+        command::FORGET => inbound.answer(move |request: OneStation| async move { forget(&core, &request, &who).await }),
+        command::ADOPT => inbound.answer(move |request: Adopt| async move { adopt(&core, &request, &who).await }),
+        command::REPLACE => inbound.answer(move |request: OneStation| async move { replace(&core, &request).await }),
+        command::RENEW => inbound.answer(move |request: OneStation| async move { renew(&core, &request).await }),
+        command::CONTROL => {
+            inbound.answer(move |request: ControlInstance| async move { control(&core, &request, &who).await })
+        }
+        command::APPLY => {
+            let items = (inbound.head.credit > 0).then(|| inbound.responder.items());
+            inbound.answer(move |request: Apply| async move {
+                rollout::run(&core, &request, &who, items).await.map_err(refused)
+            })
+        }
+        command::EVENTS => events(core, inbound),
+        other => {
+            let known = [
+                "stations", "clients", "resolve", "history", "rollback", "forget", "adopt", "replace", "renew",
+                "control", "apply", "events",
+            ];
+            let text = format!("the manager has no command {other:?}; it has {}", known.join(", "));
+            inbound.responder.fail(Outcome::NoCommand, &text);
+            Box::pin(async {})
+        }
+    }
+}
+
+fn stations(core: &Core, request: &Stations) -> Result<impl Serialize + use<>, Failure> {
+    let selector = match request.selector.as_str() {
+        "" => None,
+        text => Some(text.parse::<Selector>().map_err(refused)?),
+    };
+    let mut views = core.state().views();
+    if let Some(selector) = selector {
+        views.retain(|view| {
+            selector.matches(&|key| match key {
+                "name" => vec![view.name.to_string()],
+                "id" => vec![view.id.to_string()],
+                "hostname" => vec![view.hostname.clone()],
+                "mac" => view.mac.clone().into_iter().collect(),
+                "ip" => view.ip.clone().into_iter().collect(),
+                "role" => view.roles.iter().map(Name::to_string).collect(),
+                "state" => vec![view.state.name().to_owned()],
+                label => view.labels.get(label).cloned().into_iter().collect(),
+            })
+        });
+    }
+    Ok(views)
+}
+
+fn clients(core: &Core) -> Vec<ClientView> {
+    let state = core.state();
+    let view = |(name, client): (&Name, &crate::state::Client)| ClientView {
+        name: name.clone(),
+        software: client.software.clone(),
+        peer: client.peer.clone(),
+        since: time::ms_text(client.since_ms),
+    };
+    state.clients.iter().map(view).collect()
+}
+
+fn find(core: &Core, reference: &str) -> Result<StationId, Failure> {
+    core.state().find(reference).map_err(|text| (Outcome::NoTarget, text))
+}
+
+/// Which instances a target means. The set is fixed here, before anything is sent to any of them.
+async fn resolve(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
+    let mut found = match request.target.parse::<Address>() {
+        Ok(Address::Instance { station, role, instance }) => return Ok(vec![InstanceRef { station, role, instance }]),
+        _ => match request.target.split_once('/') {
+            Some((station, role)) if !request.target.contains('=') => sole_instance(core, station, role)?,
+            _ => selected(core, request)?,
+        },
+    };
+    found.sort();
+    if let Some(limit) = request.limit {
+        found.truncate(limit.of(found.len()));
+    }
+    Ok(found)
+}
+
+fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceRef>, Failure> {
+    let id = find(core, station)?;
+    let state = core.state();
+    let station = &state.stations[&id];
+    let live = station.live.as_ref().ok_or_else(|| {
+        let lost = Outcome::PeerLost(quilt_protocol::message::Delivered::No);
+        (lost, format!("station {} is away", station.record.name))
+    })?;
+    let mut instances = live.instances.keys().filter(|(theirs, _)| theirs == role);
+    match (instances.next(), instances.next()) {
+        (Some((role, instance)), None) => {
+            let station = station.record.name.clone();
+            Ok(vec![InstanceRef { station, role: role.clone(), instance: instance.clone() }])
+        }
+        (Some(_), Some(_)) => {
+            Err(refused(format!("{} has several instances of {role}; name one", station.record.name)))
+        }
+        (None, _) => Err((Outcome::NoTarget, format!("{} has no instance of {role}", station.record.name))),
+    }
+}
+
+fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
+    if !request.target.contains('=') {
+        let text = format!("{:?} is no target; use station/role/instance, station/role or a selector", request.target);
+        return Err((Outcome::NoTarget, text));
+    }
+    let selector: Selector = request.target.parse().map_err(refused)?;
+    let state = core.state();
+    let matching = state.stations.values().filter(|station| {
+        let labels = &station.labels;
+        with_subject(station, |subject| {
+            selector.matches(&|key| {
+                (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect())
+            })
+        })
+    });
+    let mut found = Vec::new();
+    for station in matching {
+        let Some(live) = &station.live else { continue };
+        for (role, instance) in live.instances.keys() {
+            if selector.role_pattern().is_none_or(|pattern| glob(pattern, role.as_str())) {
+                let station = station.record.name.clone();
+                found.push(InstanceRef { station, role: role.clone(), instance: instance.clone() });
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn history(core: &Core, request: &OneStation) -> Result<Vec<HistoryEntry>, Failure> {
+    let id = find(core, &request.station)?;
+    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
+    let entry = |desired: Desired| HistoryEntry {
+        revision: desired.revision,
+        digest: desired.digest,
+        at: time::ms_text(desired.at_ms),
+        who: desired.who,
+        source: desired.source,
+        good: desired.good,
+        instances: instances_of(&desired.document),
+    };
+    Ok(history.into_iter().map(entry).collect())
+}
+
+fn instances_of(document: &str) -> Vec<String> {
+    let document: quilt_protocol::control::Document = serde_json::from_str(document).unwrap_or_default();
+    let roles = document.roles.iter();
+    roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
+}
+
+/// Makes an earlier configuration desired again, under a new number.
+async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<Revision, Failure> {
+    let _one_at_a_time = core.applying.lock().await;
+    let id = find(core, &request.station)?;
+    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
+    let current = history.first().map(|desired| desired.digest);
+    let earlier = match request.to {
+        Some(to) => history.iter().find(|desired| desired.revision == to),
+        None => history.iter().skip(1).find(|desired| desired.good && Some(desired.digest) != current),
+    };
+    let Some(earlier) = earlier else {
+        let text = match request.to {
+            Some(to) => format!("{} has no revision {to}; `quiltctl history {0}` lists them", request.station),
+            None => format!("{} has no earlier revision that ran well; name one with --to", request.station),
+        };
+        return Err(refused(text));
+    };
+    let source = format!("rollback to revision {}", earlier.revision);
+    core.events.add("station.rolled_back", Some(&request.station), None, source.clone());
+    apply::set_desired(core, id, earlier.document.clone(), Origin::Pinned, who, &source).await.map_err(refused)
+}
+
+async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, Failure> {
+    let id = find(core, &request.station)?;
+    {
+        let mut state = core.state();
+        if state.stations[&id].live.is_some() {
+            return Err(refused(format!("station {} is connected; stop it first", request.station)));
+        }
+        state.stations.remove(&id);
+        state.names.retain(|_, holder| *holder != id);
+    }
+    core.store.commit(vec![Change::ForgetStation(id)]).await.map_err(|error| refused(error.to_string()))?;
+    core.events.add("station.forgotten", Some(&request.station), None, format!("{id} by {who}"));
+    core.note_change();
+    Ok(Empty {})
+}
+
+/// Takes over a station that is not this manager's: what it runs becomes desired, or is replaced.
+async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Failure> {
+    let _one_at_a_time = core.applying.lock().await;
+    let id = find(core, &request.station)?;
+    let (handle, mut record, seen_epoch, seen_revision) = {
+        let state = core.state();
+        let station = &state.stations[&id];
+        if station.record.adopted {
+            return Err(refused(format!("station {} is adopted already", request.station)));
+        }
+        let Some(live) = &station.live else {
+            return Err(refused(format!("station {} is away; it must be connected", request.station)));
+        };
+        let applied = live.applied;
+        let epoch = applied.map_or(0, |applied| applied.epoch);
+        let revision = applied.map_or(Revision(0), |applied| applied.revision);
+        (live.handle.clone(), station.record.clone(), epoch, revision)
+    };
+    let runs: String = handle
+        .ask(Address::Station(record.name.clone()), command::ADOPT, Encoding::Bincode, &(), STATION)
+        .await
+        .map_err(failure)?;
+    record.adopted = true;
+    // This store is the younger one from here on, whatever the station has seen.
+    let raise = Change::RaiseEpoch(seen_epoch + 1);
+    let writes = vec![raise, Change::PutStation(Box::new(record.clone()))];
+    core.store.commit(writes).await.map_err(|error| refused(error.to_string()))?;
+    {
+        let mut state = core.state();
+        state.epoch = state.epoch.max(seen_epoch + 1);
+        state.last_revision = state.last_revision.max(seen_revision);
+        state.stations.get_mut(&id).expect("stations are forgotten only when away").record.adopted = true;
+    }
+    core.events.add("station.adopted", Some(record.name.as_str()), None, format!("by {who}"));
+    if request.replace {
+        apply::refresh(core, id).await;
+        let has_desired = core.state().stations[&id].desired.is_some();
+        if !has_desired {
+            let empty = quilt_protocol::control::Document::default().to_json();
+            apply::set_desired(core, id, empty, Origin::Fleet, who, "adopt --replace").await.map_err(refused)?;
+        }
+        push::offer(core, id);
+    } else {
+        apply::set_desired(core, id, runs, Origin::Adopted, who, "adopt").await.map_err(refused)?;
+    }
+    core.note_change();
+    Ok(Empty {})
+}
+
+/// Lets a quarantined newcomer take the place of the older session.
+async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failure> {
+    let newcomer = take_newcomer(core, &request.station)?;
+    let id = newcomer.registration.id;
+    let older = core.state().stations.get(&id).and_then(|station| Some(station.live.as_ref()?.handle.clone()));
+    if let Some(older) = older {
+        older.goodbye("replaced by an operator");
+        older.closed().await;
+    }
+    let (registered, changes) = register::admit(core, &newcomer.registration, &newcomer.handle);
+    core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
+    if registered.adopted {
+        apply::refresh(core, id).await;
+        push::offer(core, id);
+    }
+    core.note_change();
+    Ok(Empty {})
+}
+
+/// Gives a quarantined newcomer an identity of its own; it registers again under it.
+async fn renew(core: &Core, request: &OneStation) -> Result<Empty, Failure> {
+    let newcomer = take_newcomer(core, &request.station)?;
+    let name = newcomer.registration.wished_name;
+    let renewed = newcomer
+        .handle
+        .ask::<_, String>(Address::Station(name.clone()), command::RENEW, Encoding::Json, &Empty {}, STATION)
+        .await;
+    let id = renewed.map_err(failure)?;
+    core.events.add("station.renewed", Some(name.as_str()), None, format!("now {id}"));
+    core.note_change();
+    Ok(Empty {})
+}
+
+fn take_newcomer(core: &Core, reference: &str) -> Result<crate::state::Newcomer, Failure> {
+    let mut state = core.state();
+    let meant = |newcomer: &crate::state::Newcomer| {
+        let registration = &newcomer.registration;
+        registration.wished_name == *reference
+            || reference.strip_prefix("id:") == Some(registration.id.to_string().as_str())
+    };
+    let at = state.quarantined.iter().position(meant);
+    match at {
+        Some(at) => Ok(state.quarantined.remove(at)),
+        None => Err((Outcome::NoTarget, format!("no quarantined station is called {reference}"))),
+    }
+}
+
+async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Empty, Failure> {
+    let Ok(Address::Instance { station, role, instance }) = request.target.parse() else {
+        return Err((Outcome::NoTarget, format!("{:?} is not station/role/instance", request.target)));
+    };
+    let handle = crate::route::station_handle(core, &station)?;
+    let order = Control { role, instance, action: request.action };
+    let to = Address::Station(station.clone());
+    handle.ask::<_, ()>(to, command::CONTROL, Encoding::Bincode, &order, STATION).await.map_err(failure)?;
+    let action = match request.action {
+        Action::Start => "started",
+        Action::Stop => "stopped",
+        Action::Restart => "restarted",
+    };
+    let instance = format!("{}/{}", order.role, order.instance);
+    core.events.add("instance.operated", Some(station.as_str()), Some(instance), format!("{action} by {who}"));
+    Ok(Empty {})
+}
+
+fn failure(error: AskError) -> Failure {
+    match error {
+        AskError::Ended { outcome, text } => (outcome, text),
+        AskError::Undecodable(error) => (Outcome::SchemaMismatch, error.to_string()),
+    }
+}
+
+/// Streams events: those of the past, then on request those to come, none left out.
+fn events(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let Inbound { head, body, responder } = inbound;
+    let request: Events = match decode("the request", head.encoding, &body) {
+        Ok(request) => request,
+        Err(error) => {
+            responder.fail(Outcome::SchemaMismatch, &error.to_string());
+            return Box::pin(async {});
+        }
+    };
+    if head.credit == 0 {
+        responder.fail(Outcome::Refused, "events are a stream; ask for one");
+        return Box::pin(async {});
+    }
+    Box::pin(async move {
+        let items = responder.items();
+        send_events(&core, &request, items, responder).await;
+    })
+}
+
+async fn send_events(core: &Core, request: &Events, mut items: ItemSink, responder: Responder) {
+    // Followed first and read second, so that nothing falls between; numbers tell what was read already.
+    let mut live = core.events.follow();
+    let mut after = request.after.unwrap_or_else(|| core.events.last().saturating_sub(LAST_EVENTS));
+    loop {
+        loop {
+            let page = match core.events.store().events(after, EVENTS_PAGE).await {
+                Ok(page) => page,
+                Err(error) => return responder.fail(Outcome::Refused, &error.to_string()),
+            };
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for event in &page {
+                if items.send_json(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if !request.follow {
+            return responder.reply(Encoding::Json, &Empty {});
+        }
+        loop {
+            match live.recv().await {
+                Ok(event) if event.number <= after => {}
+                Ok(event) => {
+                    after = event.number;
+                    if items.send_json(&event).await.is_err() {
+                        return;
+                    }
+                }
+                // Too far behind: catch up from the store.
+                Err(RecvError::Lagged(_)) => break,
+                Err(RecvError::Closed) => return responder.reply(Encoding::Json, &Empty {}),
+            }
+        }
+    }
+}
