@@ -1,5 +1,6 @@
 //! The station's session with its manager: dial, register, report, and again.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use quilt_protocol::control::{Registered, Registration, Report, command};
 use quilt_protocol::message::{Delivered, Hello, Identity};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, StationId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
@@ -24,8 +26,10 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 const DIAL: Duration = Duration::from_secs(5);
 /// How long the manager may take to answer a registration or report.
 const ANSWER: Duration = Duration::from_secs(15);
-/// At most so often a report is sent: five times a second.
-const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// At most so many reports are sent in a second; a burst of changes soon after a quiet time is told at once.
+const REPORTS_PER_SECOND: usize = 5;
+/// How long a report waits for changes that come together.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// The session as the rest of the station sees it.
 pub(crate) struct Link {
@@ -105,7 +109,9 @@ pub(crate) async fn keep(
                 link.connected(Some(handle.clone()));
                 let why = serve(&handle, &service, &board, &stop).await;
                 link.connected(None);
-                tracing::warn!(manager, %why, "the session ended");
+                if !stop.is_cancelled() {
+                    tracing::warn!(manager, %why, "the session ended");
+                }
             }
             // Said once; a manager that is away for a night should not fill the log.
             Err(error) if !quiet => {
@@ -174,7 +180,9 @@ async fn registration(
 /// Reports changes until the session ends or the station stops.
 async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &CancellationToken) -> String {
     let mut changes = board.subscribe();
+    // What changed since the registration was put together.
     changes.mark_changed();
+    let mut sent = VecDeque::new();
     loop {
         tokio::select! {
             why = handle.closed() => return why.to_string(),
@@ -185,18 +193,30 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
             }
             changed = changes.changed() => {
                 changed.expect("the board outlives the session");
+                tokio::select! {
+                    () = tokio::time::sleep_until(next_report(&sent)) => {}
+                    () = stop.cancelled() => continue,
+                }
+                changes.mark_unchanged();
                 if let Err(error) = report(handle, service, board).await {
                     // What was not taken is told whole at the next registration.
                     handle.goodbye("a report was not taken");
                     return error;
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(REPORT_EVERY) => {}
-                    () = stop.cancelled() => {}
+                sent.push_back(Instant::now());
+                if sent.len() > REPORTS_PER_SECOND {
+                    sent.pop_front();
                 }
             }
         }
     }
+}
+
+/// When a report that is due now may be sent.
+fn next_report(sent: &VecDeque<Instant>) -> Instant {
+    let gathered = Instant::now() + GATHER;
+    let a_second_ago = sent.len().checked_sub(REPORTS_PER_SECOND).and_then(|at| sent.get(at));
+    a_second_ago.map_or(gathered, |earlier| gathered.max(*earlier + Duration::from_secs(1)))
 }
 
 async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<(), String> {

@@ -53,6 +53,8 @@ fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
         move |error: nix::Error| io::Error::other(format!("{what}: {error}"))
     };
     nix::unistd::setsid().map_err(named("a session of its own"))?;
+    // The keeper blocks the signals that it waits for; its program must not inherit that.
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(named("a signal mask"))?;
     if let Some(gid) = spec.gid {
         nix::unistd::setgroups(&[gid.into()]).map_err(named("supplementary groups"))?;
         nix::unistd::setgid(gid.into()).map_err(named("the configured group"))?;

@@ -1,0 +1,28 @@
+//! `quiltctl adopt`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::exit::Failure;
+use crate::{Session, complete};
+
+/// Arguments of `adopt`.
+#[derive(Args)]
+pub(crate) struct Adopt {
+    /// Name, id:<uuid> or mac:<address>
+    #[arg(add = complete::stations())]
+    station: String,
+    /// Push this manager's configuration over what it runs, instead of taking that as desired
+    #[arg(long)]
+    replace: bool,
+}
+
+impl Adopt {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        session.connect().await?.adopt(&self.station, self.replace).await?;
+        let what = if self.replace { "its configuration is replaced" } else { "what it runs is desired now" };
+        eprintln!("adopted {}; {what}", self.station);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,221 @@
+//! `quiltctl apply`, `quiltctl diff`.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use quilt_client::control::{ApplyReply, ChangeKind, Phase, Progress, Share, StationChange, Wait};
+
+use crate::exit::{Failure, NO_ANSWER, PENDING, REFUSED};
+use crate::fleetfile::Source;
+use crate::output::{self, Format, plain};
+use crate::{Session, seconds};
+
+/// Arguments of `apply`.
+#[derive(Args)]
+pub(crate) struct Apply {
+    /// The fleet file
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Say what would change and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Store and push even if stations would refuse
+    #[arg(long)]
+    force: bool,
+    /// Follow until every instance is healthy, for at most S seconds (60)
+    #[arg(long, value_name = "S", num_args = 0..=1, default_missing_value = "60", value_parser = seconds)]
+    wait: Option<Duration>,
+    /// How long every instance must stay healthy
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    settle: Duration,
+    /// Go back to the configuration before if it does not become healthy
+    #[arg(long)]
+    rollback: bool,
+    /// How many stations at a time, as a number or percentage
+    #[arg(long, value_name = "N|N%")]
+    batch: Option<Share>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Arguments of `diff`.
+#[derive(Args)]
+pub(crate) struct Diff {
+    /// The fleet file
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl Diff {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let apply = Apply {
+            file: self.file,
+            dry_run: true,
+            force: false,
+            wait: None,
+            settle: Duration::ZERO,
+            rollback: false,
+            batch: None,
+            yes: true,
+        };
+        apply.run(session).await
+    }
+}
+
+impl Apply {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let source = Source::read(&self.file)?;
+        let client = session.connect().await?;
+        let waits = self.wait.is_some() || self.rollback || self.batch.is_some();
+        let wait = waits.then(|| Wait {
+            within_ms: self.wait.unwrap_or(Duration::from_secs(60)).as_millis() as u64,
+            settle_ms: self.settle.as_millis() as u64,
+            rollback: self.rollback,
+        });
+        let mut request = quilt_client::control::Apply {
+            source: source.name(),
+            fleet: source.fleet.clone(),
+            dry_run: self.dry_run,
+            force: self.force,
+            wait,
+            batch: self.batch,
+        };
+        if !self.yes && !self.dry_run && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+            let planned = quilt_client::control::Apply { dry_run: true, ..request.clone() };
+            let planned = client.apply(&planned).reply().await?;
+            if planned.rejection.is_none() && !planned.changes.is_empty() && !confirm(&planned)? {
+                return Err(Failure::new("not applied"));
+            }
+        }
+        request.dry_run = self.dry_run;
+        let mut applying = client.apply(&request);
+        let mut bars = Bars::new();
+        while let Some(progress) = applying.next().await {
+            bars.show(&progress);
+        }
+        bars.finish();
+        let reply = applying.reply().await?;
+        report(session.format, &source, &reply, self.dry_run)?;
+        Ok(code(&reply, self.dry_run))
+    }
+}
+
+fn confirm(planned: &ApplyReply) -> Result<bool, Failure> {
+    planned.changes.iter().for_each(|change| eprintln!("{}", describe(change)));
+    eprint!("apply this to {} stations? [y/N] ", planned.changes.len());
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn describe(change: &StationChange) -> String {
+    let mut lines = vec![match change.revision {
+        Some(revision) => format!("{}: revision {revision}", change.station),
+        None => change.station.clone(),
+    }];
+    for instance in &change.instances {
+        let sign = match instance.change {
+            ChangeKind::Added => '+',
+            ChangeKind::Removed => '-',
+            ChangeKind::Changed => '~',
+        };
+        let keys = match instance.keys.is_empty() {
+            true => String::new(),
+            false => format!(": {}", instance.keys.join(", ")),
+        };
+        lines.push(plain(&format!("  {sign} {}/{}{keys}", instance.role, instance.instance)));
+    }
+    lines.join("\n")
+}
+
+/// Remarks to standard error, the result to standard output.
+fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) -> Result<(), Failure> {
+    for warning in &reply.warnings {
+        let keys: Vec<_> = warning.at.iter().map(String::as_str).collect();
+        let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
+        eprintln!("warning: {place}{}", plain(&warning.text));
+    }
+    reply.notes.iter().for_each(|note| eprintln!("note: {}", plain(note)));
+    if let Some(rejection) = &reply.rejection {
+        let problems = rejection.problems.len();
+        let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
+        eprintln!("{}: {problems} problem{}, {effect}", rejection.code, if problems == 1 { "" } else { "s" });
+        for problem in &rejection.problems {
+            let place = source.place_of(problem).map_or_else(String::new, |place| format!(" ({place})"));
+            eprintln!("  {}{place}", plain(&problem.to_string()));
+        }
+    }
+    for (station, failure) in &reply.failures {
+        eprintln!("{station}: {}", plain(failure));
+    }
+    if reply.rolled_back {
+        eprintln!("rolled back to what was desired before");
+    }
+    output::one(format, reply, |reply| {
+        let changes: Vec<_> = reply.changes.iter().map(describe).collect();
+        match (changes.is_empty(), dry_run) {
+            (true, _) => "no changes".into(),
+            (false, true) => format!("{}\nnothing was changed (dry run)", changes.join("\n")),
+            (false, false) => changes.join("\n"),
+        }
+    })
+}
+
+fn code(reply: &ApplyReply, dry_run: bool) -> ExitCode {
+    let code = if reply.rejection.is_some() {
+        REFUSED
+    } else if reply.timed_out {
+        NO_ANSWER
+    } else if !reply.failures.is_empty() {
+        REFUSED
+    } else if dry_run && !reply.changes.is_empty() {
+        PENDING
+    } else {
+        0
+    };
+    ExitCode::from(code)
+}
+
+/// Progress on standard error: bars on a terminal, lines elsewhere.
+pub(crate) struct Bars {
+    bars: Option<MultiProgress>,
+    stations: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    pub(crate) fn new() -> Self {
+        let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
+        Self { bars, stations: BTreeMap::new() }
+    }
+
+    pub(crate) fn show(&mut self, progress: &Progress) {
+        let Progress { station, phase, detail } = progress;
+        let text = plain(format!("{station}: {} {detail}", phase.name()).trim_end());
+        let Some(bars) = &self.bars else {
+            eprintln!("{text}");
+            return;
+        };
+        let bar = self.stations.entry(station.clone()).or_insert_with(|| {
+            let style = ProgressStyle::with_template("{spinner} {msg}").expect("a fixed template parses");
+            let bar = bars.add(ProgressBar::new_spinner().with_style(style));
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        match phase {
+            Phase::Settled | Phase::Away | Phase::Failed | Phase::Rejected | Phase::RolledBack => {
+                bar.finish_with_message(text);
+            }
+            _ => bar.set_message(text),
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.stations.values().filter(|bar| !bar.is_finished()).for_each(ProgressBar::abandon);
+    }
+}

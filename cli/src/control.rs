@@ -1,0 +1,24 @@
+//! `quiltctl start`, `quiltctl stop`, `quiltctl restart`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use quilt_client::control::Action;
+
+use crate::exit::Failure;
+use crate::{Session, complete};
+
+/// Names an instance.
+#[derive(Args)]
+pub(crate) struct Target {
+    /// station/role/instance
+    #[arg(value_name = "S/ROLE/INSTANCE", add = complete::instances())]
+    target: String,
+}
+
+impl Target {
+    pub(crate) async fn run(self, session: &Session, action: Action) -> Result<ExitCode, Failure> {
+        session.connect().await?.control(&self.target, action).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

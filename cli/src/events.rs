@@ -1,0 +1,46 @@
+//! `quiltctl events`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use quilt_client::control::FleetEvent;
+
+use crate::Session;
+use crate::exit::Failure;
+use crate::output::{self, Format, plain};
+
+/// Arguments of `events`.
+#[derive(Args)]
+pub(crate) struct Events {
+    /// Go on with events as they come
+    #[arg(short, long)]
+    follow: bool,
+    /// Only events after this number
+    #[arg(long, value_name = "NUMBER")]
+    after: Option<u64>,
+}
+
+impl Events {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let client = session.connect().await?;
+        let mut events = client.events(self.after, self.follow);
+        while let Some(event) = events.next().await {
+            match session.format {
+                Format::Table | Format::Wide => output::line(&text(&event))?,
+                _ => output::json_line(&event)?,
+            }
+        }
+        events.end().await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// An event on one line.
+pub(crate) fn text(event: &FleetEvent) -> String {
+    let place = match (&event.station, &event.instance) {
+        (Some(station), Some(instance)) => format!("{station}/{instance}"),
+        (Some(station), None) => station.clone(),
+        _ => "-".into(),
+    };
+    plain(format!("{}  {:<24} {place:<28} {}", event.at, event.kind, event.text).trim_end())
+}

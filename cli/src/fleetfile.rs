@@ -1,0 +1,114 @@
+//! The fleet file: read, and its keys found again by line and column.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use quilt_client::control::{FleetFile, Problem};
+use toml::de::{DeTable, DeValue};
+
+use crate::exit::Failure;
+
+/// A fleet file that was read.
+pub(crate) struct Source {
+    path: PathBuf,
+    text: String,
+    pub(crate) fleet: FleetFile,
+}
+
+impl Source {
+    /// Reads and parses a file.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", path.display()));
+        let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let fleet = toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let at = error.span().map(|span| line_and_column(&text, span.start));
+            let place = at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
+            Failure::new(format!("{}{place}: {}", path.display(), error.message()))
+        })?;
+        Ok(Self { path: path.to_owned(), text, fleet })
+    }
+
+    /// The name under which the manager remembers the file.
+    pub(crate) fn name(&self) -> String {
+        let absolute = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        absolute.to_string_lossy().into_owned()
+    }
+
+    /// `FILE:LINE:COLUMN` of the value that a chain of keys leads to, as far as the file has them.
+    pub(crate) fn place(&self, keys: &[&str]) -> Option<String> {
+        let table = DeTable::parse(&self.text).ok()?;
+        let mut table = table.get_ref();
+        let mut at = None;
+        for key in keys {
+            let Some((found, value)) = table.iter().find(|(name, _)| name.get_ref() == key) else { break };
+            at = Some(found.span().start);
+            match value.get_ref() {
+                DeValue::Table(inner) => table = inner,
+                _ => break,
+            }
+        }
+        let (line, column) = line_and_column(&self.text, at?);
+        Some(format!("{}:{line}:{column}", self.path.display()))
+    }
+
+    /// Where a station's problem comes from.
+    pub(crate) fn place_of(&self, problem: &Problem) -> Option<String> {
+        let instance = problem.instance.as_deref().unwrap_or_default();
+        let has = |roles: &quilt_client::control::Roles| {
+            let instances = roles.get(problem.role.as_str());
+            instances.is_some_and(|instances| problem.instance.is_none() || instances.contains_key(instance))
+        };
+        let mut keys = Vec::new();
+        if let Some(station) = self.fleet.station.get(&problem.station).filter(|station| has(&station.roles)) {
+            let _ = station;
+            keys.extend(["station", problem.station.as_str()]);
+        } else if let Some((station, _)) = self.fleet.station.iter().find(|(_, station)| has(&station.roles)) {
+            keys.extend(["station", station.as_str()]);
+        } else if let Some((group, _)) = self.fleet.group.iter().find(|(_, group)| has(&group.roles)) {
+            keys.extend(["group", group.as_str()]);
+        } else {
+            return None;
+        }
+        keys.extend(["roles", problem.role.as_str(), instance]);
+        keys.extend(problem.key.iter().flat_map(|key| key.split('.')));
+        self.place(&keys)
+    }
+}
+
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        let fleet = toml::from_str(text).unwrap();
+        Source { path: "fleet.toml".into(), text: text.into(), fleet }
+    }
+
+    #[test]
+    fn a_problem_leads_back_to_its_line() {
+        let source = source(
+            "[station.cam-1]\nlabels = { room = 'a' }\n\n[station.cam-1.roles.process.clock]\ncomand = ['date']\n\
+             [group.all]\nmatch = 'name=*'\n[group.all.roles.counter.main]\nstart = 'x'\n",
+        );
+        assert_eq!(source.place(&["group", "all", "match"]).unwrap(), "fleet.toml:7:1");
+        let problem = |role: &str, instance: &str, key: &str| Problem {
+            code: quilt_client::control::ProblemCode::InvalidConfiguration,
+            station: "cam-1".into(),
+            role: role.into(),
+            instance: Some(instance.into()),
+            key: Some(key.into()),
+            expected: String::new(),
+            got: String::new(),
+        };
+        assert_eq!(source.place_of(&problem("process", "clock", "comand")).unwrap(), "fleet.toml:5:1");
+        assert_eq!(source.place_of(&problem("counter", "main", "start")).unwrap(), "fleet.toml:9:1");
+        assert_eq!(source.place_of(&problem("counter", "other", "start")), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! `quiltctl history`, `quiltctl rollback`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use quilt_protocol::Revision;
+
+use crate::exit::Failure;
+use crate::output::{self, plain};
+use crate::{Session, complete};
+
+/// Arguments of `history`.
+#[derive(Args)]
+pub(crate) struct History {
+    /// Name, id:<uuid> or mac:<address>
+    #[arg(add = complete::stations())]
+    station: String,
+}
+
+impl History {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let history = session.connect().await?.history(&self.station).await?;
+        let columns = ["REVISION", "WHEN", "WHO", "FROM", "RAN WELL", "INSTANCES", "DIGEST"];
+        output::list(session.format, &history, &columns, |entry| {
+            let digest = entry.digest.to_string()[..12].to_owned();
+            let good = if entry.good { "yes" } else { "" };
+            vec![
+                entry.revision.to_string(),
+                entry.at.clone(),
+                plain(&entry.who),
+                plain(&entry.source),
+                good.into(),
+                entry.instances.join(", "),
+                digest,
+            ]
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Arguments of `rollback`.
+#[derive(Args)]
+pub(crate) struct Rollback {
+    /// Name, id:<uuid> or mac:<address>
+    #[arg(add = complete::stations())]
+    station: String,
+    /// The revision to go back to; the last one that ran well unless given
+    #[arg(long, value_name = "REVISION")]
+    to: Option<u64>,
+}
+
+impl Rollback {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let revision = session.connect().await?.rollback(&self.station, self.to.map(Revision)).await?;
+        eprintln!("rolled back {} as revision {revision}; it stays so until the next apply", self.station);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,72 @@
+//! `quiltctl roles`, `quiltctl commands`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use crate::exit::Failure;
+use crate::output::{self, Format, plain};
+use crate::{Session, complete};
+
+/// Arguments of `roles`.
+#[derive(Args)]
+pub(crate) struct Roles {
+    /// The station's name
+    #[arg(add = complete::stations())]
+    station: String,
+}
+
+impl Roles {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let roles = session.connect().await?.roles(&name(&self.station)?).await?;
+        output::list(session.format, &roles, &["ROLE", "VERSION", "INSTANCES", "BLOCKED", "WHAT FOR"], |role| {
+            let instances = if role.instances == 0 { "any".into() } else { role.instances.to_string() };
+            vec![role.role.to_string(), plain(&role.version), instances, role.blocked.to_string(), first_line(&role.doc)]
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Arguments of `commands`.
+#[derive(Args)]
+pub(crate) struct Commands {
+    /// The station's name
+    #[arg(add = complete::stations())]
+    station: String,
+}
+
+impl Commands {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let commands = session.connect().await?.commands(&name(&self.station)?).await?;
+        let wide = session.format == Format::Wide;
+        let mut columns = vec!["INSTANCE", "COMMAND", "KIND", "WHAT IT DOES"];
+        if wide {
+            columns.extend(["GROUP", "REQUEST"]);
+        }
+        output::list(session.format, &commands, &columns, |command| {
+            let kind = match (command.read, command.streaming) {
+                (true, true) => "read, stream",
+                (true, false) => "read",
+                (false, true) => "stream",
+                (false, false) => "",
+            };
+            let instance = format!("{}/{}", command.role, command.instance);
+            let mut row = vec![instance, plain(&command.command), kind.to_owned(), first_line(&command.doc)];
+            if wide {
+                let properties = command.request_schema["properties"].as_object();
+                let keys = properties.map(|keys| keys.keys().cloned().collect::<Vec<_>>().join(", "));
+                row.extend([plain(&command.group), plain(&keys.unwrap_or_default())]);
+            }
+            row
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn name(station: &str) -> Result<quilt_protocol::Name, Failure> {
+    station.parse().map_err(|error| Failure::with_code(crate::exit::REFUSED, format!("{error}")))
+}
+
+fn first_line(doc: &str) -> String {
+    plain(doc.lines().next().unwrap_or_default())
+}
