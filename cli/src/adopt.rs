@@ -10,7 +10,7 @@ use crate::{Session, complete};
 /// Arguments of `adopt`.
 #[derive(Args)]
 pub(crate) struct Adopt {
-    /// Name, id:<uuid> or mac:<address>
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
     /// Push this manager's configuration over what it runs, instead of taking that as desired

@@ -12,7 +12,7 @@ use crate::{Session, complete};
 /// Arguments of `history`.
 #[derive(Args)]
 pub(crate) struct History {
-    /// Name, id:<uuid> or mac:<address>
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
 }
@@ -41,7 +41,7 @@ impl History {
 /// Arguments of `rollback`.
 #[derive(Args)]
 pub(crate) struct Rollback {
-    /// Name, id:<uuid> or mac:<address>
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
     /// The revision to go back to; the last one that ran well unless given

@@ -21,7 +21,13 @@ impl Roles {
         let roles = session.connect().await?.roles(&name(&self.station)?).await?;
         output::list(session.format, &roles, &["ROLE", "VERSION", "INSTANCES", "BLOCKED", "WHAT FOR"], |role| {
             let instances = if role.instances == 0 { "any".into() } else { role.instances.to_string() };
-            vec![role.role.to_string(), plain(&role.version), instances, role.blocked.to_string(), first_line(&role.doc)]
+            vec![
+                role.role.to_string(),
+                plain(&role.version),
+                instances,
+                role.blocked.to_string(),
+                first_line(&role.doc),
+            ]
         })?;
         Ok(ExitCode::SUCCESS)
     }

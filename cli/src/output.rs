@@ -34,14 +34,16 @@ pub(crate) fn list<T: Serialize>(
         Format::Table | Format::Wide => {
             let mut table = Table::new();
             table.load_style(presets::NOTHING).set_header(columns.iter().copied());
-                for item in items {
+            for item in items {
                 table.add_row(row(item));
             }
             line(&table.to_string().lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n"))
         }
         Format::Json => line(&serde_json::to_string_pretty(items).expect("views have text keys")),
         Format::Jsonl => items.iter().try_for_each(|item| json_line(item)),
-        Format::Yaml => line(serde_yaml_ng::to_string(items).map_err(|error| Failure::new(error.to_string()))?.trim_end()),
+        Format::Yaml => {
+            line(serde_yaml_ng::to_string(items).map_err(|error| Failure::new(error.to_string()))?.trim_end())
+        }
     }
 }
 
@@ -51,7 +53,9 @@ pub(crate) fn one<T: Serialize>(format: Format, item: &T, text: impl FnOnce(&T) 
         Format::Table | Format::Wide => line(&text(item)),
         Format::Json => line(&serde_json::to_string_pretty(item).expect("views have text keys")),
         Format::Jsonl => json_line(item),
-        Format::Yaml => line(serde_yaml_ng::to_string(item).map_err(|error| Failure::new(error.to_string()))?.trim_end()),
+        Format::Yaml => {
+            line(serde_yaml_ng::to_string(item).map_err(|error| Failure::new(error.to_string()))?.trim_end())
+        }
     }
 }
 

@@ -24,7 +24,17 @@ impl Stations {
         let columns: &[&str] = match wide {
             false => &["NAME", "STATE", "INSTANCES", "REVISION", "NOTES"],
             true => &[
-                "NAME", "STATE", "INSTANCES", "DESIRED", "APPLIED", "HOSTNAME", "MAC", "IP", "ID", "LABELS", "LAST SEEN",
+                "NAME",
+                "STATE",
+                "INSTANCES",
+                "DESIRED",
+                "APPLIED",
+                "HOSTNAME",
+                "MAC",
+                "IP",
+                "ID",
+                "LABELS",
+                "LAST SEEN",
                 "NOTES",
             ],
         };
@@ -91,7 +101,7 @@ pub(crate) enum Station {
 /// Names a station.
 #[derive(Args)]
 pub(crate) struct One {
-    /// Name, id:<uuid> or mac:<address>
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
 }

@@ -76,9 +76,8 @@ impl Up {
             followed = follow(&client, &mut registered, source.as_ref(), &address, began) => Some(followed),
             how = &mut stop => return down(station, manager, how).await,
         };
-        let failed = followed.is_some_and(|followed| {
-            followed.inspect_err(|failure| eprintln!("quiltctl: {failure}")).is_err()
-        });
+        let failed =
+            followed.is_some_and(|followed| followed.inspect_err(|failure| eprintln!("quiltctl: {failure}")).is_err());
         if failed && source.is_some() {
             down(station, manager, Stop::All).await?;
             return Err(Failure::with_code(REFUSED, "the fleet file was not applied"));
@@ -166,7 +165,8 @@ async fn follow(
 fn show(station: &StationView, address: &str, began: Instant) -> Result<(), Failure> {
     for instance in &station.instances {
         let pid = instance.pid.map_or_else(String::new, |pid| format!("  pid {pid}"));
-        let line = format!("{LOCAL}/{}/{}  {}{pid} {}", instance.role, instance.instance, instance.state, instance.detail);
+        let line =
+            format!("{LOCAL}/{}/{}  {}{pid} {}", instance.role, instance.instance, instance.state, instance.detail);
         output::line(plain(&line).trim_end())?;
     }
     output::line(&format!("up after {} ms", began.elapsed().as_millis()))?;

@@ -3,9 +3,7 @@
 use std::marker::PhantomData;
 
 use quilt_net::{AskError, Items, decode, encode};
-use quilt_protocol::control::{
-    ClientView, Empty, Events, FleetEvent, LogLine, Logs, StationView, Stations, command,
-};
+use quilt_protocol::control::{ClientView, Empty, Events, FleetEvent, LogLine, Logs, StationView, Stations, command};
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Outcome, RequestHead};
 use serde::Serialize;

@@ -141,7 +141,8 @@ fn said_before(state: &State, id: StationId) -> bool {
 fn named_by(request: &Apply, station: &crate::state::Station, after: &Fleet, before: &Fleet) -> bool {
     with_subject(station, |subject| {
         let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
-        named || after.said_of(subject) != before.said_of(subject)
+        named
+            || after.said_of(subject) != before.said_of(subject)
             || after.said_by_groups_of(subject, request.fleet.group.keys())
     })
 }
@@ -151,9 +152,10 @@ fn unmatched(state: &State, fleet: &Fleet, request: &Apply) -> (Vec<String>, Vec
         !state.stations.values().any(|station| with_subject(station, |subject| fleet::is_meant(reference, subject)))
     });
     let unmatched = request.fleet.group.keys().filter(|group| {
-        !state.stations.values().any(|station| {
-            with_subject(station, |subject| fleet.said_by_groups_of(subject, std::iter::once(*group)))
-        })
+        !state
+            .stations
+            .values()
+            .any(|station| with_subject(station, |subject| fleet.said_by_groups_of(subject, std::iter::once(*group))))
     });
     (unknown.cloned().collect(), unmatched.map(ToString::to_string).collect())
 }

@@ -279,7 +279,13 @@ mod tests {
     fn said(fleet: &Fleet, name: &str, labels: &[(&str, &str)]) -> Said {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let values = |key: &str| (key == "name").then(|| vec![name.to_owned()]);
-        fleet.said_of(&Subject { name, id: "x".into(), mac: Some("02:00:00:00:00:01"), labels: &labels, values: &values })
+        fleet.said_of(&Subject {
+            name,
+            id: "x".into(),
+            mac: Some("02:00:00:00:00:01"),
+            labels: &labels,
+            values: &values,
+        })
     }
 
     fn names(said: &Said) -> Vec<String> {

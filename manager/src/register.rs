@@ -8,7 +8,7 @@ use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound};
 use quilt_protocol::control::{Applied, InstanceReport, Registered, Registration, Report};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Outcome, StationId};
+use quilt_protocol::{Name, Outcome, StationId};
 
 use crate::session::Session;
 use crate::state::{Live, Newcomer, State, Station};
@@ -67,12 +67,14 @@ async fn is_alive(older: &Handle) -> bool {
 
 fn quarantine(core: &Core, registration: Registration, handle: Handle) -> Registered {
     let name = registration.wished_name.clone();
-    let text = format!("{} claims the identity {}, which is live elsewhere", registration.facts.hostname, registration.id);
+    let text =
+        format!("{} claims the identity {}, which is live elsewhere", registration.facts.hostname, registration.id);
     tracing::warn!(station = %name, "{text}");
     core.events.add("station.quarantined", Some(name.as_str()), None, text.clone());
     core.state().quarantined.push(Newcomer { registration, handle });
     core.note_change();
-    let note = format!("{text}; an operator decides: `quiltctl station replace {name}` or `quiltctl station renew {name}`");
+    let note =
+        format!("{text}; an operator decides: `quiltctl station replace {name}` or `quiltctl station renew {name}`");
     Registered { name, adopted: false, notes: vec![note] }
 }
 
@@ -136,13 +138,7 @@ pub(crate) fn admit(core: &Core, registration: &Registration, handle: &Handle) -
 }
 
 /// Whether what a known station applied comes from this store, and this store is no older than it.
-fn is_ours(
-    core: &Core,
-    state: &State,
-    station: &Station,
-    applied: Option<Applied>,
-    notes: &mut Vec<String>,
-) -> bool {
+fn is_ours(core: &Core, state: &State, station: &Station, applied: Option<Applied>, notes: &mut Vec<String>) -> bool {
     let Some(applied) = applied else { return true };
     let desired = station.desired.as_ref();
     let reason = if applied.fleet != core.fleet {
@@ -160,7 +156,7 @@ fn is_ours(
     reason.is_none()
 }
 
-fn by_key(instances: &[InstanceReport]) -> BTreeMap<(quilt_protocol::Name, quilt_protocol::Name), InstanceReport> {
+fn by_key(instances: &[InstanceReport]) -> BTreeMap<(Name, Name), InstanceReport> {
     instances.iter().map(|report| ((report.role.clone(), report.instance.clone()), report.clone())).collect()
 }
 
@@ -219,6 +215,18 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
         // Which revision ran well is a help for rollback, not a promise; nobody waits for it.
         drop(core.store.commit(vec![change]));
     }
+    core.note_change();
+}
+
+/// One instance's state, as its station answered it.
+pub(crate) fn take_instance(core: &Core, station: &Name, handle: &Handle, report: InstanceReport) {
+    let mut state = core.state();
+    let id = state.names.get(station).copied();
+    let live = id.and_then(|id| state.stations.get_mut(&id)?.live.as_mut());
+    if let Some(live) = live.filter(|live| live.handle == *handle) {
+        live.instances.insert((report.role.clone(), report.instance.clone()), report);
+    }
+    drop(state);
     core.note_change();
 }
 

@@ -131,7 +131,8 @@ impl Rollout<'_> {
                 });
                 return late.map(|target| (target.name.to_string(), TIME_IS_OVER.to_owned())).collect();
             }
-            let next_settled = healthy_since.values().map(|since| *since + settle).filter(|at| *at > Instant::now()).min();
+            let next_settled =
+                healthy_since.values().map(|since| *since + settle).filter(|at| *at > Instant::now()).min();
             let wake = next_settled.map_or(until, |at| at.min(until));
             tokio::select! {
                 _ = changes.changed() => {}
@@ -193,9 +194,8 @@ fn judge(station: Option<&Station>, target: &Target) -> (Phase, String) {
             None => waiting.push(format!("{name} is to come")),
         }
     }
-    let leaving = live.instances.iter().filter(|(key, report)| {
-        report.owner == Owner::Fleet && !wanted.contains_key(*key)
-    });
+    let leaving =
+        live.instances.iter().filter(|(key, report)| report.owner == Owner::Fleet && !wanted.contains_key(*key));
     waiting.extend(leaving.map(|((role, instance), _)| format!("{role}/{instance} is to go")));
     match waiting.is_empty() {
         true => (Phase::Healthy, format!("{} instances", wanted.len())),

@@ -80,7 +80,11 @@ impl std::str::FromStr for Selector {
 type Parsed<T> = Result<T, ErrMode<ContextError>>;
 
 fn word<'i>(word: &'static str) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>> {
-    delimited(multispace0, terminated(word, winnow::combinator::peek(winnow::token::one_of([' ', '\t', '('])),), multispace0)
+    delimited(
+        multispace0,
+        terminated(word, winnow::combinator::peek(winnow::token::one_of([' ', '\t', '(']))),
+        multispace0,
+    )
 }
 
 fn any_of(input: &mut &str) -> Parsed<Selector> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use quilt_core::time;
 use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef, OneStation,
-    Resolve, Rollback, Stations, command,
+    Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef,
+    InstanceReport, OneStation, Resolve, Rollback, Stations, command,
 };
 use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
 use serde::Serialize;
@@ -46,7 +46,9 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::ROLLBACK => {
             inbound.answer(move |request: Rollback| async move { rollback(&core, &request, &who).await })
         }
-        command::FORGET => inbound.answer(move |request: OneStation| async move { forget(&core, &request, &who).await }),
+        command::FORGET => {
+            inbound.answer(move |request: OneStation| async move { forget(&core, &request, &who).await })
+        }
         command::ADOPT => inbound.answer(move |request: Adopt| async move { adopt(&core, &request, &who).await }),
         command::REPLACE => inbound.answer(move |request: OneStation| async move { replace(&core, &request).await }),
         command::RENEW => inbound.answer(move |request: OneStation| async move { renew(&core, &request).await }),
@@ -157,9 +159,8 @@ fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure>
     let matching = state.stations.values().filter(|station| {
         let labels = &station.labels;
         with_subject(station, |subject| {
-            selector.matches(&|key| {
-                (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect())
-            })
+            selector
+                .matches(&|key| (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect()))
         })
     });
     let mut found = Vec::new();
@@ -337,7 +338,12 @@ async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Em
     let handle = crate::route::station_handle(core, &station)?;
     let order = Control { role, instance, action: request.action };
     let to = Address::Station(station.clone());
-    handle.ask::<_, ()>(to, command::CONTROL, Encoding::Bincode, &order, STATION).await.map_err(failure)?;
+    let answer = handle.ask(to, command::CONTROL, Encoding::Bincode, &order, STATION).await;
+    let report: Option<InstanceReport> = answer.map_err(failure)?;
+    // Whoever looks next sees what was done, not what was reported before it.
+    if let Some(report) = report {
+        register::take_instance(core, &station, &handle, report);
+    }
     let action = match request.action {
         Action::Start => "started",
         Action::Stop => "stopped",

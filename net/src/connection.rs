@@ -67,13 +67,7 @@ pub(crate) struct Serving {
 
 impl Shared {
     fn new(session: Session) -> Arc<Self> {
-        let inner = Inner {
-            session,
-            waiting: HashMap::new(),
-            serving: HashMap::new(),
-            driver: None,
-            greeting: None,
-        };
+        let inner = Inner { session, waiting: HashMap::new(), serving: HashMap::new(), driver: None, greeting: None };
         Arc::new(Self { inner: Mutex::new(inner), closed: OnceLock::new(), closed_notify: Notify::new() })
     }
 

@@ -188,9 +188,7 @@ impl Future for Pending {
             // Answered: nothing to cancel any more. The sender is dropped unused only if the driver was aborted.
             let _ = number;
             self.asked = Err(NotAsked(Outcome::Cancelled));
-            answer.unwrap_or_else(|_| {
-                Answer::bare(Outcome::PeerLost(quilt_protocol::message::Delivered::Unknown))
-            })
+            answer.unwrap_or_else(|_| Answer::bare(Outcome::PeerLost(quilt_protocol::message::Delivered::Unknown)))
         })
     }
 }

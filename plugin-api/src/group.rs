@@ -159,11 +159,7 @@ impl<R: Send + Sync + 'static> RoleCommand<R> {
     }
 
     /// A `&self` command: it runs beside others of its kind.
-    pub fn beside<C: Command>(
-        doc: &'static str,
-        read: bool,
-        method: for<'a> fn(&'a R, C) -> Answering<'a, C>,
-    ) -> Self {
+    pub fn beside<C: Command>(doc: &'static str, read: bool, method: for<'a> fn(&'a R, C) -> Answering<'a, C>) -> Self {
         Self::new::<C>(doc, read, false, move |role: Shared<R>, call: Call| {
             Box::pin(async move {
                 let role = role.read_owned().await;
@@ -174,11 +170,7 @@ impl<R: Send + Sync + 'static> RoleCommand<R> {
     }
 
     /// A streaming command: it holds the role only while it begins.
-    pub fn stream<C: Command>(
-        doc: &'static str,
-        read: bool,
-        method: StreamMethod<R, C>,
-    ) -> Self {
+    pub fn stream<C: Command>(doc: &'static str, read: bool, method: StreamMethod<R, C>) -> Self {
         Self::new::<C>(doc, read, true, move |role: Shared<R>, call: Call| {
             Box::pin(async move {
                 let Call { encoding, body, items } = call;

@@ -56,7 +56,9 @@ pub mod testing;
 use std::pin::Pin;
 
 pub use body::{Encoding, Fingerprint, decode, encode, fingerprint_of};
-pub use command::{Call, Command, CommandError, CommandRecord, Ended, Handler, Items, NoError, RawItems, Streaming};
+pub use command::{
+    Call, Command, CommandError, CommandRecord, Ended, Gone, Handler, Items, NoError, RawItems, Streaming,
+};
 pub use context::{CallAnswer, Host, LogLevel, Place, Report, RoleContext};
 pub use error::{Invalid, RoleError};
 pub use factory::{Instance, RoleDescription, RoleFactory, StaticRole, factory, linked_roles};

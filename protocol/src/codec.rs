@@ -188,4 +188,3 @@ impl tokio_util::codec::Encoder<Frame> for FrameCodec {
         Ok(())
     }
 }
-

@@ -214,8 +214,8 @@ impl Session {
         if body.len() > self.limits.body {
             return Err(NotAsked(Outcome::SchemaMismatch));
         }
-        let full = self.outbox.buffered() > BUFFERED_MAX / 2
-            || self.outbox.bulk_bytes() + body.len() > self.limits.unfinished;
+        let full =
+            self.outbox.buffered() > BUFFERED_MAX / 2 || self.outbox.bulk_bytes() + body.len() > self.limits.unfinished;
         let Some(number) = self.asked.next_number().filter(|_| !full) else {
             self.counters.overloaded += 1;
             return Err(NotAsked(Outcome::Overloaded));
@@ -565,7 +565,9 @@ impl Session {
             Known::Late => self.counters.late += u64::from(answer != Answer::Item),
             Known::Waiting(_) if part.len() == whole => self.deliver(number, answer, Bytes::copy_from_slice(part)),
             Known::Waiting(_) if whole > room.min(self.limits.body) => {
-                let text = Bytes::from_static(b"the answer is too long, or too many long ones arrive at once on this connection");
+                let text = Bytes::from_static(
+                    b"the answer is too long, or too many long ones arrive at once on this connection",
+                );
                 self.cancel(number);
                 self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
             }

@@ -135,11 +135,11 @@ pub(crate) fn read(
                         let expected = format!("one of the station's roles: {}", known.join(", "));
                         Err(problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`")))
                     }
-                    Some(factory) => validate(factory.as_ref(), key.clone(), owner, whole).map_err(
-                        |(config_key, expected, got)| {
+                    Some(factory) => {
+                        validate(factory.as_ref(), key.clone(), owner, whole).map_err(|(config_key, expected, got)| {
                             problem(ProblemCode::InvalidConfiguration, config_key, expected, got)
-                        },
-                    ),
+                        })
+                    }
                 }
             };
             read.push((key, result));

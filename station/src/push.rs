@@ -53,13 +53,8 @@ impl Push {
                 Ok(spec) => target.specs.push(spec),
                 Err(problem) => {
                     tracing::error!(instance = %key, %problem, "cannot run");
-                    let spec = Spec {
-                        key,
-                        owner,
-                        digest: Digest::of(&[]),
-                        settings: Default::default(),
-                        config: Vec::new(),
-                    };
+                    let spec =
+                        Spec { key, owner, digest: Digest::of(&[]), settings: Default::default(), config: Vec::new() };
                     target.impossible.push((spec, problem));
                 }
             }

@@ -64,10 +64,11 @@ impl Service for Requests {
                 inbound.answer(move |(): ()| async move { Ok(push.document().await) })
             }
             command::CONTROL => {
-                let supervisor = self.supervisor.clone();
+                let (supervisor, board) = (self.supervisor.clone(), self.board.clone());
                 inbound.answer(move |Control { role, instance, action }: Control| async move {
-                    let refused = |text| (Outcome::Refused, text);
-                    supervisor.operate(Key { role, instance }, action).await.map_err(refused)
+                    let (key, refused) = (Key { role, instance }, |text| (Outcome::Refused, text));
+                    supervisor.operate(key.clone(), action).await.map_err(refused)?;
+                    Ok(board.get(&key))
                 })
             }
             command::ROLES => {
@@ -80,12 +81,16 @@ impl Service for Requests {
             }
             command::LOGS => self.logs(inbound),
             command::RENEW => {
-                let (folder, link) = (self.identity_folder.clone(), self.link.clone());
-                inbound.answer(move |_: serde_json::Value| async move {
-                    let id = identity::renew(&folder).map_err(|error| (Outcome::Refused, format!("{error:#}")))?;
-                    link.renew(id);
-                    Ok(id.to_string())
-                })
+                let Inbound { head, responder, .. } = inbound;
+                match identity::renew(&self.identity_folder) {
+                    Ok(id) => {
+                        // Answered first: taking the new identity ends this session.
+                        responder.reply(head.encoding, &id.to_string());
+                        self.link.renew(id);
+                    }
+                    Err(error) => responder.fail(Outcome::Refused, &format!("{error:#}")),
+                }
+                Box::pin(async {})
             }
             other => {
                 inbound.responder.fail(Outcome::NoCommand, &format!("a station has no command {other:?}"));

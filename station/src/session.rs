@@ -143,8 +143,7 @@ async fn connect(
         features: Vec::new(),
         extensions: Default::default(),
     };
-    let (handle, _) =
-        quilt_net::connect(stream, hello, service.clone()).await.map_err(|error| error.to_string())?;
+    let (handle, _) = quilt_net::connect(stream, hello, service.clone()).await.map_err(|error| error.to_string())?;
     let registration = registration(config, id, local, service).await;
     let registered = handle
         .ask(Address::Manager, command::REGISTER, Encoding::Bincode, &registration, ANSWER)
@@ -159,12 +158,7 @@ async fn connect(
     }
 }
 
-async fn registration(
-    config: &StationConfig,
-    id: StationId,
-    local: SocketAddr,
-    service: &Requests,
-) -> Registration {
+async fn registration(config: &StationConfig, id: StationId, local: SocketAddr, service: &Requests) -> Registration {
     Registration {
         id,
         wished_name: config.name.clone(),

@@ -121,8 +121,7 @@ impl Supervisor {
         self.around.board.applying(true);
         let Target { specs, impossible, resuming } = target;
         let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
-        let vanished: BTreeSet<Key> =
-            self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         self.end(&vanished, false).await;
         for key in &vanished {
             self.stopped.set(&key.to_string(), false);

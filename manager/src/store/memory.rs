@@ -104,7 +104,8 @@ impl Store for MemoryStore {
 
     fn events(&self, after: u64, limit: usize) -> BoxFuture<'static, Result<Vec<FleetEvent>, StoreError>> {
         let inner = self.inner();
-        let events = inner.events.range(after.saturating_add(1)..).take(limit).map(|(_, event)| event.clone()).collect();
+        let events =
+            inner.events.range(after.saturating_add(1)..).take(limit).map(|(_, event)| event.clone()).collect();
         Box::pin(async { Ok(events) })
     }
 }

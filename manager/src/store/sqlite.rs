@@ -114,7 +114,8 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute("INSERT INTO meta VALUES ('fleet', ?1)", [FleetId::random().to_string()])?;
-        transaction.execute("INSERT INTO meta VALUES ('epoch', '0'), ('last_revision', '0'), ('last_event', '0')", [])?;
+        transaction
+            .execute("INSERT INTO meta VALUES ('epoch', '0'), ('last_revision', '0'), ('last_event', '0')", [])?;
         transaction.commit()?;
     }
     Ok(())
@@ -277,7 +278,8 @@ fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
     };
     let stations = rows("SELECT id, record, '' FROM station ORDER BY id")?;
     let entries = rows("SELECT key, source, json FROM entry")?;
-    let newest = format!("{DESIRED} AS d WHERE revision = (SELECT MAX(revision) FROM desired WHERE station = d.station)");
+    let newest =
+        format!("{DESIRED} AS d WHERE revision = (SELECT MAX(revision) FROM desired WHERE station = d.station)");
     let mut statement = connection.prepare(&newest)?;
     let desired = statement.query_map([], desired)?.collect::<rusqlite::Result<_>>()?;
     Ok(Loaded {

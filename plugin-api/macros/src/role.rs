@@ -85,9 +85,7 @@ fn parse_arguments(arguments: TokenStream) -> syn::Result<(LitStr, LitInt)> {
         }
     });
     parser.parse2(arguments.clone())?;
-    let name = name.ok_or_else(|| {
-        syn::Error::new_spanned(arguments, "name the role: #[role(name = \"janitor\")]")
-    })?;
+    let name = name.ok_or_else(|| syn::Error::new_spanned(arguments, "name the role: #[role(name = \"janitor\")]"))?;
     Ok((name, instances.unwrap_or_else(|| LitInt::new("0", proc_macro2::Span::call_site()))))
 }
 

@@ -15,7 +15,7 @@ mod exec;
 mod serve;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, killpg};
@@ -35,7 +35,7 @@ pub fn become_keeper_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     let mode = arguments.next();
     let failed = |error: io::Error| {
-        println!("{error}");
+        let _ = writeln!(io::stdout(), "{error}");
         std::process::exit(1);
     };
     match mode.as_ref().and_then(|mode| mode.to_str()) {
@@ -62,6 +62,8 @@ pub(crate) struct Spec {
     pub(crate) stop_signal: i32,
     /// Tells whether a running program is the configured one.
     pub(crate) digest: String,
+    /// The station's process.
+    pub(crate) station: u32,
     /// Milliseconds to go on without a station.
     pub(crate) orphan_timeout_ms: Option<u64>,
     /// Milliseconds between asking to stop and killing, when no station says otherwise.

@@ -78,11 +78,12 @@ impl Process {
         let paths = Paths::new(cx.state_dir());
         let spec = spec(&config, cx)?;
         let (run, mouth, ears, exit) = match find(&paths, &spec, cx).await? {
-            Found::Running(kept) => (kept.run, Some(kept.mouth), Some(kept.ears), None),
             Found::Ended(run, exit) => (run, None, None, Some(exit)),
-            Found::Nothing => {
-                paths.forget()?;
-                let kept = Kept::start(&paths, cx.log_dir(), &spec).await?;
+            found => {
+                let kept = match found {
+                    Found::Running(kept) => kept,
+                    _ => begin(&paths, &spec, cx).await?,
+                };
                 (kept.run, Some(kept.mouth), Some(kept.ears), None)
             }
         };
@@ -234,6 +235,20 @@ async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Rol
     Ok(Found::Ended(run, exit.unwrap_or(unknown)))
 }
 
+/// Begins a new run. The keeper of a station that was killed this very moment may have been quicker: then that one is
+/// looked at again.
+async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Kept, RoleError> {
+    paths.forget()?;
+    match Kept::start(paths, cx.log_dir(), spec).await {
+        Ok(kept) => Ok(kept),
+        Err(_) if paths.is_kept()? => match find(paths, spec, cx).await? {
+            Found::Running(kept) => Ok(kept),
+            _ => Ok(Kept::start(paths, cx.log_dir(), spec).await?),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
     let (uid, gid) = identity(config)?;
     let mut spec = Spec {
@@ -244,11 +259,13 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
         gid,
         stop_signal: signal_number(&config.stop_signal).unwrap_or(UnixSignal::SIGTERM as i32),
         digest: String::new(),
+        station: 0,
         orphan_timeout_ms: None,
         stop_timeout_ms: 0,
     };
     let digest = Sha256::digest(serde_json::to_vec(&spec).expect("a spec has text keys"));
     spec.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    spec.station = std::process::id();
     spec.orphan_timeout_ms = config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
     spec.stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
     Ok(spec)

@@ -62,8 +62,7 @@ fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
     if let Some(uid) = spec.uid {
         nix::unistd::setuid(uid.into()).map_err(named("the configured user"))?;
     }
-    std::env::set_current_dir(&spec.cwd)
-        .map_err(|error| io::Error::other(format!("cwd = {:?}: {error}", spec.cwd)))?;
+    std::env::set_current_dir(&spec.cwd).map_err(|error| io::Error::other(format!("cwd = {:?}: {error}", spec.cwd)))?;
     // After the change of user, which would undo it. If the keeper died before, its death signal never comes.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(named("a death signal"))?;
     if parent_id() != keeper {

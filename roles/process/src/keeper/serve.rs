@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{ExitStatusExt as _, parent_id};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -38,6 +38,11 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
 
     let lock = OpenOptions::new().write(true).create(true).truncate(false).open(paths.lock())?;
     files::lock_whole(&lock).map_err(|_| io::Error::other("another keeper is at work"))?;
+    // Once the lock is held the next station finds this keeper. Before, it did not, and has started one of its own: a
+    // station that died by now must not have its program run by both.
+    if parent_id() != spec.station {
+        return Err(io::Error::other("the station ended before its program began"));
+    }
     paths.forget()?;
     let (_folder, socket) = paths.socket()?;
     match std::fs::remove_file(&socket) {
@@ -80,8 +85,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     let station: Station = Arc::default();
     let announced = (station.clone(), events.clone(), run.clone());
     thread::spawn(move || accept(&listener, &announced.0, &announced.1, &announced.2));
-    println!("ready");
-    close_stdout();
+    say_ready();
     let status = supervise(stage, &run, &spec, events, &inbox);
 
     let exit = Exit { run: run.id.clone(), code: status.code(), signal: status.signal(), at_ms: time::now_ms() };
@@ -96,8 +100,9 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The station waits for the first line; a pipe nobody reads must not stay.
-fn close_stdout() {
+/// The station waits for this line, unless it was killed meanwhile; a pipe nobody reads must not stay.
+fn say_ready() {
+    let _ = writeln!(io::stdout(), "ready");
     let _ = io::stdout().flush();
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);

@@ -1,0 +1,281 @@
+//! A world for whole-system tests: a manager, stations and `quiltctl` as real processes on real sockets, in a folder of
+//! their own, gone without a trace when the world is dropped.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod daemon;
+mod fixtures;
+
+/// Every Rust block of the README is compiled as a doc test of this.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
+
+pub use daemon::Daemon;
+pub use fixtures::{Fleet, clock};
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use quilt_client::Client;
+use quilt_client::control::{InstanceView, StationView};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+/// The last guard of a wait; what is waited for comes much sooner.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A fleet of real processes.
+pub struct World {
+    folder: TempDir,
+    manager: Option<Daemon>,
+    /// Where the manager listens, also across its restarts.
+    pub address: String,
+    /// Where its HTTP side listens.
+    pub http: String,
+    stations: BTreeMap<String, Daemon>,
+}
+
+/// What `quiltctl` did.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+}
+
+impl Output {
+    /// Its standard output as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Itself, if the exit code is as expected.
+    #[track_caller]
+    pub fn with_code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+}
+
+impl World {
+    /// A world with a manager.
+    pub async fn new() -> Self {
+        let mut world = Self::empty();
+        world.start_manager().await;
+        world
+    }
+
+    /// A world with nothing in it.
+    pub fn empty() -> Self {
+        let folder = tempfile::Builder::new().prefix("quilt-").tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("config")).unwrap();
+        let unset = "127.0.0.1:0".to_owned();
+        Self { folder, manager: None, address: unset.clone(), http: unset, stations: BTreeMap::new() }
+    }
+
+    /// The world's folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A command of one of quilt's binaries, with nothing of the machine's own settings.
+    pub fn command(&self, binary: &str) -> Command {
+        let mut command = Command::new(binary_path(binary));
+        command.env("QUILT_CFG_DIR", self.folder().join("config")).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Starts the manager, or starts it again: at the same address, with what its data folder has.
+    pub async fn start_manager(&mut self) {
+        let folder = self.folder().join("manager");
+        let mut command = self.command("quilt-manager");
+        command.arg("--data-dir").arg(folder).args(["--listen", &self.address, "--http", &self.http]);
+        let mut daemon = Daemon::start(command).await;
+        self.address = daemon.line_after("listening protocol ").await;
+        self.http = daemon.line_after("listening http ").await;
+        self.manager = Some(daemon);
+    }
+
+    /// The manager's process.
+    pub fn manager(&mut self) -> &mut Daemon {
+        self.manager.as_mut().expect("the manager runs")
+    }
+
+    /// Ends the manager with a signal and waits for its end.
+    pub async fn end_manager(&mut self, signal: Signal) {
+        self.manager.take().expect("the manager runs").end(signal).await;
+    }
+
+    /// Removes what the manager remembers.
+    pub fn forget_manager_data(&self) {
+        std::fs::remove_dir_all(self.folder().join("manager")).unwrap();
+    }
+
+    /// Where a station keeps its data.
+    pub fn station_folder(&self, name: &str) -> PathBuf {
+        self.folder().join("stations").join(name)
+    }
+
+    /// Starts a station and waits until it is listed.
+    pub async fn station(&mut self, name: &str, more: &[&str]) {
+        self.start_station(name, more).await;
+        self.eventually(&format!("{name} is listed"), async |world| {
+            world.stations().await.iter().any(|station| {
+                station.name.as_str() == name && !matches!(station.state.name(), "unknown" | "disconnected")
+            })
+        })
+        .await;
+    }
+
+    /// Starts a station and does not wait for the manager.
+    pub async fn start_station(&mut self, name: &str, more: &[&str]) {
+        let mut command = self.command("quilt-station");
+        command.arg("--data-dir").arg(self.station_folder(name));
+        command.args(["--manager", &self.address, "--name", name]).args(more);
+        let mut daemon = Daemon::start(command).await;
+        daemon.line_after("station started").await;
+        self.stations.insert(name.to_owned(), daemon);
+    }
+
+    /// A station's process.
+    pub fn station_pid(&self, name: &str) -> u32 {
+        self.stations[name].pid()
+    }
+
+    /// Ends a station with a signal and waits for its end.
+    pub async fn end_station(&mut self, name: &str, signal: Signal) {
+        self.stations.remove(name).expect("the station runs").end(signal).await;
+    }
+
+    /// A connection to the manager.
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.address, "test").await.unwrap()
+    }
+
+    /// All stations; none while the manager is away.
+    pub async fn stations(&self) -> Vec<StationView> {
+        match Client::connect(&self.address, "test").await {
+            Ok(client) => {
+                let stations = client.stations("").await.unwrap_or_default();
+                client.close();
+                stations
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// One station.
+    pub async fn show(&self, name: &str) -> StationView {
+        let stations = self.stations().await;
+        let found = stations.iter().find(|station| station.name.as_str() == name);
+        found.unwrap_or_else(|| panic!("{name} is not among {stations:#?}")).clone()
+    }
+
+    /// One instance, as `station/role/instance`; `None` if there is none.
+    pub async fn instance(&self, path: &str) -> Option<InstanceView> {
+        let [station, role, instance] = path.split('/').collect::<Vec<_>>()[..] else { panic!("{path}") };
+        let stations = self.stations().await;
+        let station = stations.into_iter().find(|view| view.name.as_str() == station)?;
+        station.instances.into_iter().find(|view| view.role.as_str() == role && view.instance.as_str() == instance)
+    }
+
+    /// The pid of an instance that has one.
+    pub async fn pid(&self, path: &str) -> u32 {
+        self.instance(path).await.and_then(|view| view.pid).unwrap_or_else(|| panic!("{path} has no pid"))
+    }
+
+    /// Waits until an instance is in a state, and gives it.
+    pub async fn until_state(&self, path: &str, state: &str) -> InstanceView {
+        self.eventually(&format!("{path} is {state}"), async |world| {
+            world.instance(path).await.is_some_and(|view| view.state.name() == state)
+        })
+        .await;
+        self.instance(path).await.unwrap()
+    }
+
+    /// Runs `quiltctl` against the manager.
+    pub async fn ctl(&self, arguments: &[&str]) -> Output {
+        let mut command = self.command("quiltctl");
+        command.args(["--manager", &self.address]).args(arguments);
+        let output = tokio::time::timeout(2 * PATIENCE, command.output()).await.expect("quiltctl ends").unwrap();
+        Output {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Writes a fleet file and gives its path.
+    pub fn fleet_file(&self, name: &str, text: &str) -> String {
+        let path = self.folder().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Applies a fleet file and waits until everything in it is healthy.
+    pub async fn apply(&self, text: &str) -> Output {
+        let path = self.fleet_file("fleet.toml", text);
+        self.ctl(&["apply", "-f", &path, "--wait", "20", "--settle", "0"]).await
+    }
+
+    /// Waits for something to become true.
+    pub async fn eventually(&self, what: &str, condition: impl AsyncFn(&World) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        let mut ticks = tokio::time::interval(Duration::from_millis(25));
+        while !condition(self).await {
+            assert!(Instant::now() < until, "waited in vain until {what}: {:#?}", self.stations().await);
+            ticks.tick().await;
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Keepers outlive their stations on purpose; each has left its pid on disk.
+        self.stations.clear();
+        self.manager = None;
+        kill_keepers(self.folder.path(), self.folder.path());
+    }
+}
+
+/// Kills the keepers below a folder; their programs die with them.
+fn kill_keepers(world: &Path, folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            kill_keepers(world, &path);
+        } else if path.file_name().is_some_and(|name| name == "run.json") {
+            let run: Value = serde_json::from_slice(&std::fs::read(&path).unwrap_or_default()).unwrap_or_default();
+            let Some(keeper) = run["keeper"].as_i64() else { continue };
+            let command = std::fs::read(format!("/proc/{keeper}/cmdline")).unwrap_or_default();
+            let ours = String::from_utf8_lossy(&command).contains(world.to_str().unwrap_or("?"));
+            if ours {
+                let _ = kill(Pid::from_raw(keeper as i32), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Whether a process is there and not a zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()).is_some_and(|state| state != "Z")
+}
+
+/// One of the workspace's binaries. Cargo builds them for the tests of their own packages.
+fn binary_path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile.join(name);
+    assert!(path.exists(), "{} is not built; run `cargo test --workspace` or `cargo build`", path.display());
+    path
+}

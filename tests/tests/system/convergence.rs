@@ -1,0 +1,173 @@
+//! What is applied runs, and what runs is left alone.
+
+use quilt_tests::{Fleet, World, clock, is_alive};
+
+#[tokio::test]
+async fn a_then_b_then_a_again_runs_a_and_a_repeat_touches_nothing() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let a = clock(&["cam-1"]).shell("cam-1/process/extra", "exec sleep 1000");
+    let b = clock(&["cam-1"]);
+    world.apply(a.text()).await.with_code(0);
+    let clock_pid = world.pid("cam-1/process/clock").await;
+    let extra_pid = world.pid("cam-1/process/extra").await;
+    world.apply(b.text()).await.with_code(0);
+    assert!(world.instance("cam-1/process/extra").await.is_none());
+    assert!(!is_alive(extra_pid), "a removed instance runs on");
+    world.apply(a.text()).await.with_code(0);
+    let again = world.until_state("cam-1/process/extra", "active").await;
+    let revision = world.show("cam-1").await.desired_revision;
+
+    let repeat = world.apply(a.text()).await.with_code(0);
+    assert!(repeat.out.contains("no changes"), "{repeat:?}");
+    assert_eq!(world.show("cam-1").await.desired_revision, revision);
+    assert_eq!(world.pid("cam-1/process/extra").await, again.pid.unwrap());
+    assert_eq!(world.pid("cam-1/process/clock").await, clock_pid, "what did not change was touched");
+}
+
+#[tokio::test]
+async fn a_changed_configuration_is_taken_in_place_where_the_role_can() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet = |limit: u32, extra: &str| {
+        let program = format!("command = [\"sleep\", \"1000\"]\nsuccess_exit_codes = [0, {limit}]\n{extra}");
+        let counter = format!("limit = {limit}\n");
+        Fleet::new().with("cam-1/counter/main", &counter).with("cam-1/process/main", &program)
+    };
+    world.apply(fleet(10, "").text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/main").await;
+    world.ctl(&["call", "cam-1/counter/main", "increment", "{\"by\":10}"]).await.with_code(0);
+    world.apply(fleet(20, "").text()).await.with_code(0);
+    let value = world.ctl(&["call", "cam-1/counter/main", "increment", "{\"by\":10}"]).await.with_code(0);
+    assert_eq!(value.out.trim(), "20", "the counter was restarted, or its limit was not updated");
+    assert_eq!(world.pid("cam-1/process/main").await, pid, "the program was restarted");
+
+    world.apply(fleet(20, "cwd = \"/tmp\"\n").text()).await.with_code(0);
+    assert_ne!(world.pid("cam-1/process/main").await, pid, "a program cannot change its folder while it runs");
+    assert!(!is_alive(pid), "the old program runs beside the new one");
+}
+
+#[tokio::test]
+async fn a_removed_instance_has_let_go_of_its_port_before_a_new_one_takes_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    // Programs that hold a port, and take a while to let go of it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let server = format!(
+        "import signal, socket, sys, time\n\
+         s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+         s.bind(('127.0.0.1', {port})); s.listen()\n\
+         signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(0)))\n\
+         print('serving', flush=True)\n\
+         while True: time.sleep(1)"
+    );
+    let keys = format!("command = [\"python3\", \"-c\", '''{server}''']\nready = {{ log = \"serving\" }}\n");
+    let one = Fleet::new().with("cam-1/process/one", &keys);
+    let two = Fleet::new().with("cam-1/process/two", &keys);
+    world.apply(one.text()).await.with_code(0);
+    for fleet in [&two, &one, &two] {
+        world.apply(fleet.text()).await.with_code(0);
+    }
+    assert_eq!(world.instance("cam-1/process/two").await.unwrap().restarts, 0, "it found its port taken");
+}
+
+#[tokio::test]
+async fn needs_are_started_after_and_waited_for() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let gate = world.folder().join("gate");
+    let ready = format!("command = [\"sleep\", \"1000\"]\nready = {{ command = [\"test\", \"-e\", {gate:?}] }}\n");
+    let fleet = Fleet::new()
+        .with("cam-1/process/db", &ready)
+        .with("cam-1/process/app", "command = [\"sleep\", \"1000\"]\nneeds = [\"process/db\"]\n");
+    let file = world.fleet_file("f.toml", fleet.text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    let waiting = world.until_state("cam-1/process/app", "waiting").await;
+    assert_eq!((waiting.detail.as_str(), waiting.pid), ("process/db", None));
+    assert_eq!(world.instance("cam-1/process/db").await.unwrap().state.name(), "starting");
+    std::fs::write(&gate, "").unwrap();
+    world.until_state("cam-1/process/db", "active").await;
+    world.until_state("cam-1/process/app", "active").await;
+}
+
+#[tokio::test]
+async fn groups_follow_labels_and_a_group_that_goes_takes_its_roles_with_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &["--label", "room=b"]).await;
+    world.station("cam-2", &["--label", "room=a"]).await;
+    let group = "[group.capture]\nmatch = 'room=a'\n[group.capture.roles.counter.shared]\nstart = 3\n";
+    let own = "[station.cam-1]\nlabels = { room = 'a' }\n[station.cam-1.roles.counter.own]\nstart = 1\n";
+    world.apply(&format!("{own}{group}")).await.with_code(0);
+    world.until_state("cam-1/counter/shared", "active").await;
+    world.until_state("cam-1/counter/own", "active").await;
+    world.until_state("cam-2/counter/shared", "active").await;
+    assert_eq!(world.show("cam-1").await.labels["room"], "a", "the file's labels beat the station's own");
+
+    let without = world.apply(own).await.with_code(0);
+    assert!(without.err.contains("group `capture` is no longer in"), "{}", without.err);
+    world
+        .eventually("the group's roles are gone", async |world| {
+            world.instance("cam-2/counter/shared").await.is_none()
+                && world.instance("cam-1/counter/shared").await.is_none()
+        })
+        .await;
+    assert!(world.instance("cam-1/counter/own").await.is_some());
+}
+
+#[tokio::test]
+async fn a_rollout_that_fails_goes_back_and_one_in_batches_stops_at_the_first_failure() {
+    let mut world = World::new().await;
+    for name in ["cam-1", "cam-2"] {
+        world.station(name, &[]).await;
+    }
+    world.apply(clock(&["cam-1", "cam-2"]).text()).await.with_code(0);
+    let pid = world.pid("cam-2/process/clock").await;
+    let failing = "command = [\"sh\", \"-c\", \"echo no disk >&2; exit 3\"]\nrestart = { policy = \"temporary\" }\n";
+    let bad = clock(&["cam-1", "cam-2"]).with("cam-1/process/bad", failing).with("cam-2/process/bad", failing);
+    let file = world.fleet_file("bad.toml", bad.text());
+    let failed = world.ctl(&["apply", "-f", &file, "--batch", "1", "--rollback", "--wait", "20"]).await.with_code(4);
+    assert!(failed.err.contains("exit code 3") && failed.err.contains("no disk"), "{}", failed.err);
+    assert!(failed.err.contains("rolled back"), "{}", failed.err);
+    world
+        .eventually("the failing instance is gone", async |world| world.instance("cam-1/process/bad").await.is_none())
+        .await;
+    assert_eq!(world.pid("cam-2/process/clock").await, pid);
+    let history = world.ctl(&["history", "cam-2", "-o", "json"]).await.with_code(0).json();
+    assert_eq!(history.as_array().unwrap()[0]["instances"], serde_json::json!(["process/clock"]));
+}
+
+#[tokio::test]
+async fn rollback_makes_the_last_good_configuration_desired_again() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
+    world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
+    world.ctl(&["rollback", "cam-1"]).await.with_code(0);
+    world.until_state("cam-1/counter/one", "active").await;
+    assert!(world.instance("cam-1/counter/two").await.is_none());
+    let history = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
+    let sources: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["source"].as_str().unwrap()).collect();
+    assert!(sources[0].starts_with("rollback to revision") && sources.len() == 3, "{sources:?}");
+}
+
+#[tokio::test]
+async fn operators_stop_start_and_restart_instances() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.ctl(&["stop", "cam-1/process/clock"]).await.with_code(0);
+    world.until_state("cam-1/process/clock", "stopped").await;
+    assert!(!is_alive(pid));
+    // Stopped is stopped, also for a station that starts anew.
+    world.end_station("cam-1", nix::sys::signal::Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/process/clock", "stopped").await;
+    world.ctl(&["start", "cam-1/process/clock"]).await.with_code(0);
+    world.until_state("cam-1/process/clock", "active").await;
+    let pid = world.pid("cam-1/process/clock").await;
+    world.ctl(&["restart", "cam-1/process/clock"]).await.with_code(0);
+    world.until_state("cam-1/process/clock", "active").await;
+    assert_ne!(world.pid("cam-1/process/clock").await, pid);
+    world.ctl(&["restart", "cam-1/process/nothing"]).await.with_code(4);
+}

@@ -1,0 +1,145 @@
+//! Peers that send garbage, announce the impossible, never read or never speak: only their own connection ends.
+
+use std::time::Duration;
+
+use quilt_protocol::codec::put_frame;
+use quilt_protocol::message::{Address, Identity};
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Hello, Message, RequestHead};
+use quilt_role_counter::api::Increment;
+use quilt_tests::{Fleet, World};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+fn hello() -> Vec<u8> {
+    let hello = Hello {
+        versions: SPOKEN,
+        software: "hostile".into(),
+        fleet: None,
+        identity: Identity::Tool("hostile".parse().unwrap()),
+        features: vec![],
+        extensions: Default::default(),
+    };
+    let mut bytes = Vec::new();
+    put_frame(&mut bytes, &Message::Hello(Box::new(hello)), &[]);
+    bytes
+}
+
+/// Sends bytes and waits until the manager closes the connection.
+async fn is_cut(world: &World, parts: &[&[u8]]) {
+    let mut stream = TcpStream::connect(&world.address).await.unwrap();
+    for part in parts {
+        // Cut in the middle of writing is cut all the same.
+        if stream.write_all(part).await.is_err() {
+            return;
+        }
+    }
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "the connection stays open after {:?}", &parts.concat()[..parts.concat().len().min(60)]);
+}
+
+fn memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn hostile_bytes_end_their_own_connection_and_nothing_else() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    let fleet = world.client().await;
+    let pid = world.manager().pid();
+    let before = memory_kib(pid);
+    let greeting = hello();
+    let length = |bytes: u32| bytes.to_le_bytes();
+    let bomb = |content: &[u8]| [&length(content.len() as u32)[..], content].concat();
+    // In a session: Request with lengths that claim gigabytes, deep nesting, unknown tags, left-over bytes.
+    let bombs = [
+        bomb(&[3, 0, 253, 255, 255, 255, 255, 255, 255, 255, 127]),
+        bomb(&[0xff; 64]),
+        bomb(&[3; 60_000]),
+        bomb(&[11, 253, 0, 0, 0, 0, 4, 0, 0, 0]),
+        bomb(&[9, 1, 0, 0, 0, 0, 0, 0, 0]),
+        bomb(&[200]),
+        length(0).to_vec(),
+        length(u32::MAX).to_vec(),
+        length(1024 * 1024 + 1).to_vec(),
+    ];
+    for _ in 0..5 {
+        is_cut(&world, &[b"GET / HTTP/1.1\r\n\r\n"]).await;
+        is_cut(&world, &[&[0xff; 4096]]).await;
+        is_cut(&world, &[&length(16 * 1024 + 1)]).await;
+        is_cut(&world, &[&length(0)]).await;
+        // A greeting that is one of another protocol, or comes twice.
+        is_cut(&world, &[&bomb(&greeting[12..])]).await;
+        is_cut(&world, &[&greeting, &greeting]).await;
+        for bomb in &bombs {
+            is_cut(&world, &[&greeting, bomb]).await;
+        }
+        assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok(), "others notice");
+    }
+    let after = memory_kib(pid);
+    assert!(after < before + 16 * 1024, "memory grew from {before} to {after} KiB");
+}
+
+#[tokio::test]
+async fn a_peer_that_never_greets_is_cut_and_half_a_frame_holds_nobody_up() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let greeting = hello();
+    let silent = is_cut(&world, &[]);
+    let half = [&greeting[..greeting.len() / 2]];
+    let half = is_cut(&world, &half);
+    let others = async {
+        for _ in 0..20 {
+            world.ctl(&["stations"]).await.with_code(0);
+        }
+    };
+    tokio::join!(silent, half, others);
+}
+
+#[tokio::test]
+async fn a_peer_that_never_reads_costs_bounded_memory_and_is_cut() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    let fleet = world.client().await;
+    let pid = world.manager().pid();
+    let before = memory_kib(pid);
+    let mut stream = TcpStream::connect(&world.address).await.unwrap();
+    stream.write_all(&hello()).await.unwrap();
+    let flood = async {
+        let mut frames = Vec::new();
+        for number in 0u32.. {
+            let head = Box::new(RequestHead::new(Address::Manager, "quilt:stations"));
+            put_frame(&mut frames, &Message::Request { number, head, body: 0 }, &[]);
+            if number % 64 == 63 {
+                if stream.write_all(&frames).await.is_err() {
+                    return number;
+                }
+                frames.clear();
+            }
+        }
+        unreachable!("it is cut before the numbers run out")
+    };
+    let asked = tokio::time::timeout(Duration::from_secs(60), flood).await.expect("it is cut");
+    let after = memory_kib(pid);
+    assert!(after < before + 64 * 1024, "after {asked} requests memory grew from {before} to {after} KiB");
+    assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok(), "others notice");
+}
+
+#[tokio::test]
+async fn tools_may_not_do_what_only_the_manager_may() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet = world.client().await;
+    let options = quilt_client::CallOptions { timeout: Duration::from_secs(5), idempotent: false, retry: false };
+    for command in ["quilt:update_configuration", "quilt:control", "quilt:renew", "quilt:adopt", "quilt:plan"] {
+        let to = Address::Station("cam-1".parse().unwrap());
+        let answer = fleet.call_json(&to, command, bytes::Bytes::from_static(b"{}"), &options).await;
+        assert_eq!(answer.outcome, quilt_client::Outcome::Denied, "{command}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Who a station is: clones, equal names, equal machines.
+
+use nix::sys::signal::Signal;
+use quilt_tests::{Fleet, World, clock};
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+/// A fleet with `cam-1`, and a copy of its disk in another machine.
+async fn cloned() -> World {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "start = 5\n").text()).await.with_code(0);
+    copy(&world.station_folder("cam-1"), &world.station_folder("clone"));
+    std::fs::remove_file(world.station_folder("clone").join("station/station.pid")).unwrap();
+    world.start_station("clone", &[]).await;
+    world
+        .eventually("the clone is quarantined", async |world| {
+            world.stations().await.iter().any(|station| station.state.name() == "quarantined")
+        })
+        .await;
+    world
+}
+
+#[tokio::test]
+async fn a_cloned_disk_is_quarantined_and_given_an_identity_of_its_own() {
+    let world = cloned().await;
+    let stations = world.stations().await;
+    let (holder, newcomer) = (world.show("cam-1").await, world.show("clone").await);
+    assert_eq!((stations.len(), holder.id), (2, newcomer.id), "both are shown, with their facts");
+    assert_eq!(holder.state.name(), "connected");
+    assert!(holder.flags.iter().any(|flag| flag.contains("claims its identity")), "{:?}", holder.flags);
+    world.ctl(&["station", "renew", "clone"]).await.with_code(0);
+    world
+        .eventually("the clone is somebody else", async |world| {
+            let stations = world.stations().await;
+            stations.iter().any(|station| station.id != holder.id && station.state.name() == "unadopted")
+        })
+        .await;
+    world.ctl(&["adopt", "clone"]).await.with_code(0);
+    world.until_state("clone/counter/main", "active").await;
+}
+
+#[tokio::test]
+async fn an_operator_can_let_the_newcomer_take_the_olders_place() {
+    let mut world = cloned().await;
+    world.ctl(&["station", "replace", "clone"]).await.with_code(0);
+    world
+        .eventually("the newcomer is the station", async |world| {
+            world
+                .stations()
+                .await
+                .iter()
+                .any(|station| station.name.as_str() == "clone" && station.state.name() == "connected")
+        })
+        .await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_gets_a_number_and_not_the_others_configuration() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    // The same wished name, another identity.
+    let mut command = world.command("quilt-station");
+    command.arg("--data-dir").arg(world.station_folder("second"));
+    command.args(["--manager", &world.address, "--name", "cam-1"]);
+    let _second = command.spawn().unwrap();
+    world
+        .eventually("the second is listed", async |world| {
+            world.stations().await.iter().any(|station| station.name.as_str() == "cam-1~2")
+        })
+        .await;
+    let second = world.show("cam-1~2").await;
+    assert_eq!((second.desired_revision, second.instances.len()), (None, 0));
+    assert!(second.flags.iter().any(|flag| flag.contains("taken")), "{:?}", second.flags);
+    let first = world.show("cam-1").await;
+    if first.mac.is_some() {
+        assert!(first.flags.iter().any(|flag| flag.contains("same MAC as cam-1~2")), "{:?}", first.flags);
+    }
+    // By identity it can be meant all the same.
+    let text = format!("[station.\"id:{}\".roles.counter.main]\n", second.id);
+    world.apply(&text).await.with_code(0);
+    world.until_state("cam-1~2/counter/main", "active").await;
+}
+
+#[tokio::test]
+async fn a_station_that_is_away_can_be_forgotten_and_one_that_is_there_cannot() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let refused = world.ctl(&["station", "forget", "cam-1"]).await.with_code(4);
+    assert!(refused.err.contains("connected"), "{}", refused.err);
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    world.eventually("it is away", async |world| world.show("cam-1").await.state.name() == "unknown").await;
+    world.ctl(&["station", "forget", "cam-1"]).await.with_code(0);
+    assert!(world.stations().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_second_station_on_one_data_folder_is_told_who_has_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let mut command = world.command("quilt-station");
+    let output = command.arg("--data-dir").arg(world.station_folder("cam-1")).output().await.unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains(&format!("in use by process {}", world.station_pid("cam-1"))), "{text}");
+}

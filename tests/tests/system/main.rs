@@ -1,0 +1,12 @@
+//! The whole system: real binaries, real sockets, real programs. Each module is one chapter of what quilt promises.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod commands;
+mod convergence;
+mod first_steps;
+mod hostile;
+mod identity;
+mod manager_crash;
+mod process;
+mod refusal;
+mod station_crash;

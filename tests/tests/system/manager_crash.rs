@@ -1,0 +1,144 @@
+//! The manager dies, loses its memory, or finds an old one: stations do not care.
+
+use nix::sys::signal::Signal;
+use quilt_tests::{Fleet, World, clock};
+
+#[tokio::test]
+async fn a_manager_killed_in_the_middle_of_pushes_comes_back_and_the_fleet_converges() {
+    let mut world = World::new().await;
+    let names = ["cam-1", "cam-2", "cam-3"];
+    for name in names {
+        world.station(name, &[]).await;
+    }
+    world.apply(clock(&names).text()).await.with_code(0);
+    let mut pids = Vec::new();
+    for name in names {
+        pids.push(world.pid(&format!("{name}/process/clock")).await);
+    }
+    for turn in 0..5 {
+        let fleet = names.iter().fold(clock(&names), |fleet, name| {
+            fleet.with(&format!("{name}/counter/turn-{turn}"), &format!("start = {turn}\n"))
+        });
+        let file = world.fleet_file("f.toml", fleet.text());
+        // Acknowledged when this returns; the pushes are still on their way.
+        world.ctl(&["apply", "-f", &file]).await.with_code(0);
+        world.end_manager(Signal::SIGKILL).await;
+        world.start_manager().await;
+        for name in names {
+            world.until_state(&format!("{name}/counter/turn-{turn}"), "active").await;
+        }
+        let events = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
+        assert_eq!(events.as_array().unwrap().len(), turn + 2, "an acknowledged apply is missing");
+    }
+    for (name, pid) in names.iter().zip(pids) {
+        assert_eq!(world.pid(&format!("{name}/process/clock")).await, pid, "{name} restarted its program");
+    }
+}
+
+#[tokio::test]
+async fn a_manager_without_memory_lists_stations_as_unadopted_and_touches_nothing() {
+    let mut world = World::new().await;
+    for name in ["cam-1", "cam-2"] {
+        world.station(name, &[]).await;
+    }
+    world.apply(clock(&["cam-1", "cam-2"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.end_manager(Signal::SIGKILL).await;
+    world.forget_manager_data();
+    world.start_manager().await;
+    world
+        .eventually("both are unadopted", async |world| {
+            let stations = world.stations().await;
+            stations.len() == 2 && stations.iter().all(|station| station.state.name() == "unadopted")
+        })
+        .await;
+    assert_eq!(world.pid("cam-1/process/clock").await, pid, "what it runs is shown, and runs");
+
+    // What it runs becomes desired ...
+    world.ctl(&["adopt", "cam-1"]).await.with_code(0);
+    world
+        .eventually("cam-1 is connected", async |world| {
+            let view = world.show("cam-1").await;
+            view.state.name() == "connected" && view.applied_digest == view.desired_digest
+        })
+        .await;
+    assert_eq!(world.pid("cam-1/process/clock").await, pid);
+    // ... or is replaced by what this manager wants.
+    let text = Fleet::new().with("cam-2/counter/new", "").text().to_owned();
+    let file = world.fleet_file("new.toml", &text);
+    let applied = world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    assert!(applied.err.contains("not adopted"), "{}", applied.err);
+    world.ctl(&["adopt", "cam-2", "--replace"]).await.with_code(0);
+    world.until_state("cam-2/counter/new", "active").await;
+    world.eventually("the old is gone", async |world| world.instance("cam-2/process/clock").await.is_none()).await;
+}
+
+#[tokio::test]
+async fn a_store_older_than_what_a_station_applied_is_noticed() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
+    world.end_manager(Signal::SIGTERM).await;
+    let (live, backup) = (world.folder().join("manager"), world.folder().join("backup"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy(&live, &backup);
+    world.start_manager().await;
+    world
+        .eventually("cam-1 is back", async |world| world.stations().await.iter().any(|s| s.state.name() == "connected"))
+        .await;
+    world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
+    world.end_manager(Signal::SIGTERM).await;
+    std::fs::remove_dir_all(&live).unwrap();
+    copy(&backup, &live);
+    world.start_manager().await;
+    world
+        .eventually("cam-1 is unadopted", async |world| {
+            world.stations().await.iter().any(|station| station.state.name() == "unadopted")
+        })
+        .await;
+    assert!(world.instance("cam-1/counter/two").await.is_some(), "an old store undid what was applied later");
+    world.ctl(&["adopt", "cam-1"]).await.with_code(0);
+    world.apply(Fleet::new().with("cam-1/counter/three", "").text()).await.with_code(0);
+}
+
+#[tokio::test]
+async fn health_version_and_metrics_are_served() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let get = async |path: &str| -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(&world.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/version").await.contains("\"version\""));
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("quilt_manager_stations{state=\"connected\"} 1"), "{metrics}");
+    assert!(metrics.contains("quilt_manager_registrations_total 1"), "{metrics}");
+    assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn events_tell_the_story_and_can_be_resumed() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    let events = world.ctl(&["events", "-o", "jsonl"]).await.with_code(0).out;
+    let events: Vec<serde_json::Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<_> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    for kind in ["manager.started", "station.registered", "fleet.applied", "push.accepted", "instance.active"] {
+        assert!(kinds.contains(&kind), "{kind} is not among {kinds:?}");
+    }
+    let numbers: Vec<_> = events.iter().map(|event| event["number"].as_u64().unwrap()).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    let after = numbers[2].to_string();
+    let rest = world.ctl(&["events", "-o", "jsonl", "--after", &after]).await.with_code(0).out;
+    assert_eq!(rest.lines().count(), events.len() - 3);
+}

@@ -1,0 +1,204 @@
+//! The `process` role: any program, supervised.
+
+use std::time::{Duration, Instant};
+
+use quilt_role_process::api::{ProcessStatus, Signal, SignalError, Status, Tail};
+use quilt_tests::{Fleet, World, is_alive};
+
+#[tokio::test]
+async fn a_program_that_crashes_is_restarted_more_and_more_slowly_then_given_up_and_recovers_when_fixed() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let starts = world.folder().join("starts");
+    let script = format!("date +%s%N >> {}; echo no camera >&2; exit 3", starts.display());
+    let restart = "restart = { policy = \"transient\", delay = \"50ms\", intensity = 4, period = \"60s\" }\n";
+    let keys = format!("command = [\"sh\", \"-c\", {script:?}]\n{restart}");
+    let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/cam", &keys).text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    let failed = world.until_state("cam-1/process/cam", "failed").await;
+    assert!(failed.detail.contains("exit code 3") && failed.detail.contains("no camera"), "{}", failed.detail);
+    assert_eq!((failed.restarts, failed.pid), (4, None));
+    let times: Vec<u64> = std::fs::read_to_string(&starts).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    let gaps: Vec<u64> = times.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
+    assert_eq!(gaps.len(), 4);
+    assert!(gaps[0] >= 50 && gaps[3] >= 400 && gaps[3] > gaps[0], "delays do not grow: {gaps:?} ms");
+
+    let fixed = Fleet::new().with("cam-1/process/cam", &format!("command = [\"sleep\", \"1000\"]\n{restart}"));
+    world.apply(fixed.text()).await.with_code(0);
+    assert_eq!(world.until_state("cam-1/process/cam", "active").await.restarts, 0);
+}
+
+#[tokio::test]
+async fn stopping_is_a_signal_a_wait_and_a_kill_of_the_whole_group() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let children = world.folder().join("children");
+    // Neither the program nor its child heeds TERM.
+    let script = format!(
+        "trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > {}; echo up; while true; do sleep 1; done' & wait; wait",
+        children.display()
+    );
+    let keys =
+        format!("command = [\"sh\", \"-c\", {script:?}]\nstop_timeout = \"500ms\"\nready = {{ log = \"up\" }}\n");
+    world.apply(Fleet::new().with("cam-1/process/deaf", &keys).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/deaf").await;
+    let child: u32 = std::fs::read_to_string(&children).unwrap().trim().parse().unwrap();
+    assert!(is_alive(child));
+    // A stranger with the same command line.
+    let mut decoy = world.command("quiltctl");
+    drop(std::mem::replace(&mut decoy, tokio::process::Command::new("sh")));
+    let mut decoy = decoy
+        .args(["-c", &script.replace(children.to_str().unwrap(), "/dev/null")])
+        .kill_on_drop(true)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let stopping = Instant::now();
+    world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(0);
+    assert!(stopping.elapsed() >= Duration::from_millis(500), "it was killed without a wait");
+    assert!(!is_alive(pid) && !is_alive(child), "part of the group was left");
+    assert!(decoy.try_wait().unwrap().is_none(), "a stranger with the same command line was killed");
+    let group = nix::unistd::Pid::from_raw(decoy.id().unwrap() as i32);
+    nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+    decoy.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn ready_checks_hold_back_active() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let gate = world.folder().join("gate");
+    let serve = format!(
+        "while [ ! -e {} ]; do sleep 0.02; done; exec python3 -m http.server --bind 127.0.0.1 {port}",
+        gate.display()
+    );
+    let server = format!("command = [\"sh\", \"-c\", {serve:?}]\n");
+    let waits = "command = [\"sleep\", \"1000\"]\n";
+    let fleet = Fleet::new()
+        .with("cam-1/process/http", &format!("{server}ready = {{ http = \"http://127.0.0.1:{port}/\" }}\n"))
+        .with("cam-1/process/tcp", &format!("{waits}ready = {{ tcp = \"127.0.0.1:{port}\" }}\n"))
+        .with(
+            "cam-1/process/never",
+            &format!(
+                "{waits}ready = {{ log = \"hello\", within = \"300ms\" }}\nrestart = {{ policy = \"temporary\" }}\n"
+            ),
+        );
+    let file = world.fleet_file("f.toml", fleet.text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    let never = world.until_state("cam-1/process/never", "failed").await;
+    assert!(never.detail.contains("not ready within 300ms"), "{}", never.detail);
+    for name in ["http", "tcp"] {
+        assert_eq!(world.until_state(&format!("cam-1/process/{name}"), "starting").await.restarts, 0);
+    }
+    std::fs::write(gate, "").unwrap();
+    for name in ["http", "tcp"] {
+        world.until_state(&format!("cam-1/process/{name}"), "active").await;
+    }
+}
+
+#[tokio::test]
+async fn secrets_in_the_environment_are_never_shown() {
+    let mut world = World::new().await;
+    world
+        .station("cam-1", &["--log-level", "trace", "--log-file", world.folder().join("s.log").to_str().unwrap()])
+        .await;
+    let secret = "hunter2-very-secret";
+    let fleet = |value: &str| {
+        let keys = format!(
+            "command = [\"sh\", \"-c\", \"test -n \\\"$TOKEN\\\" && exec sleep 1000\"]\nenv = {{ TOKEN = \"{value}\" }}\n"
+        );
+        Fleet::new().with("cam-1/process/main", &keys)
+    };
+    world.apply(fleet("first").text()).await.with_code(0);
+    let file = world.fleet_file("f.toml", fleet(secret).text());
+    let mut shown = world.ctl(&["diff", "-f", &file]).await.with_code(3).out;
+    assert!(shown.contains("env"), "{shown}");
+    world.apply(fleet(secret).text()).await.with_code(0);
+    for arguments in [
+        &["stations", "-o", "json"][..],
+        &["stations", "-o", "wide"],
+        &["station", "show", "cam-1"],
+        &["history", "cam-1", "-o", "json"],
+        &["events", "-o", "json"],
+        &["logs", "cam-1", "process/main"],
+        &["call", "cam-1/process/main", "status"],
+    ] {
+        let output = world.ctl(arguments).await.with_code(0);
+        shown += &output.out;
+        shown += &output.err;
+    }
+    shown += &std::fs::read_to_string(world.folder().join("s.log")).unwrap();
+    assert!(!shown.contains(secret), "the secret is shown");
+    // Nor is it on the command line of its keeper.
+    let status = world.ctl(&["call", "cam-1/process/main", "status"]).await.with_code(0).json();
+    let keeper = std::fs::read(format!("/proc/{}/cmdline", status["keeper"])).unwrap();
+    assert!(!String::from_utf8_lossy(&keeper).contains(secret));
+}
+
+#[tokio::test]
+async fn its_commands_tell_signal_and_tail() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let script = "trap 'echo hung up' HUP; echo one; echo two >&2; while true; do sleep 0.02; done";
+    let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nready = {{ log = \"two\" }}\n");
+    world.apply(Fleet::new().with("cam-1/process/main", &keys).text()).await.with_code(0);
+    let client = world.client().await;
+    let target = "cam-1/process/main";
+    let status: ProcessStatus = client.call(target, &Status {}).await.unwrap();
+    assert_eq!((Some(status.pid), status.exit), (world.instance(target).await.unwrap().pid, None));
+
+    let mut lines = client.stream(target, &Tail { lines: 10, follow: true }).unwrap();
+    assert_eq!(lines.next().await.unwrap().unwrap().text, "one");
+    let two = lines.next().await.unwrap().unwrap();
+    assert_eq!((two.text.as_str(), two.stream.as_str()), ("two", "err"));
+    client.call(target, &Signal { signal: "hup".into() }).await.unwrap();
+    assert_eq!(lines.next().await.unwrap().unwrap().text, "hung up");
+    match client.call(target, &Signal { signal: "NONSENSE".into() }).await {
+        Err(quilt_client::CallError::Command(SignalError::Unknown(name))) => assert_eq!(name, "NONSENSE"),
+        other => panic!("{other:?}"),
+    }
+    let shown = world.ctl(&["call", target, "tail", "{\"lines\":1}"]).await.with_code(0);
+    assert_eq!(shown.json()["text"], "hung up");
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_run_says_why() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let once = "restart = { policy = \"temporary\" }\n";
+    let fleet = Fleet::new()
+        .with("cam-1/process/missing", &format!("command = [\"/no/such/program\"]\n{once}"))
+        .with("cam-1/process/homeless", &format!("command = [\"true\"]\ncwd = \"/no/such/folder\"\n{once}"));
+    let file = world.fleet_file("f.toml", fleet.text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    let missing = world.until_state("cam-1/process/missing", "failed").await;
+    assert!(
+        missing.detail.contains("/no/such/program") && missing.detail.contains("No such file"),
+        "{}",
+        missing.detail
+    );
+    let homeless = world.until_state("cam-1/process/homeless", "failed").await;
+    assert!(homeless.detail.contains("/no/such/folder"), "{}", homeless.detail);
+}
+
+#[tokio::test]
+async fn what_the_plan_can_see_is_refused_in_the_plan() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    for (keys, expected) in [
+        ("command = []\n", "key `command`: expected a program"),
+        ("command = ['x']\ncwd = 'here'\n", "key `cwd`: expected an absolute path"),
+        ("command = ['x']\nuser = 'nobody-by-that-name'\n", "key `user`"),
+        ("command = ['x']\nstop_signal = 'LOUD'\n", "key `stop_signal`"),
+        ("command = ['x']\nrestart = { policy = 'sometimes' }\n", "key `restart`"),
+        ("command = ['x']\nready = { tcp = 'x:1', log = 'y' }\n", "key `ready`"),
+        ("command = ['x']\nready = { }\n", "key `ready`"),
+        ("command = ['x']\nstop_timeout = 5\n", "key `stop_timeout`"),
+        ("command = ['x']\nneeds = ['process/main']\n", "key `needs`: expected needs without a circle"),
+        ("comand = ['x']\n", "key `comand`"),
+    ] {
+        let refused = world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(4);
+        assert!(refused.err.contains(expected), "{keys} gave {}", refused.err);
+    }
+}

@@ -1,0 +1,199 @@
+//! The station dies, restarts or is upgraded: its programs do not notice, and nothing is ever run twice.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use quilt_tests::{Fleet, World, clock, is_alive};
+
+/// A program that writes one number a line and appends its own start to a file.
+fn counting(world: &World) -> String {
+    let starts = world.folder().join("starts");
+    format!("echo started >> {}; n=0; while true; do n=$((n+1)); echo line $n; sleep 0.02; done", starts.display())
+}
+
+fn starts(world: &World) -> usize {
+    std::fs::read_to_string(world.folder().join("starts")).unwrap_or_default().lines().count()
+}
+
+#[tokio::test]
+async fn programs_outlive_their_station_with_unbroken_logs_and_are_taken_back() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet = Fleet::new().shell("cam-1/process/count", &counting(&world));
+    world.apply(fleet.text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/count").await;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+        world.end_station("cam-1", signal).await;
+        assert!(is_alive(pid), "the program ended with its station ({signal})");
+        world.station("cam-1", &[]).await;
+        let view = world.until_state("cam-1/process/count", "active").await;
+        assert_eq!((view.pid, view.restarts), (Some(pid), 0));
+    }
+    assert_eq!(starts(&world), 1);
+    let numbers = async |world: &World| -> Vec<u32> {
+        let logs = world.ctl(&["logs", "cam-1", "process/count", "-n", "100000"]).await.with_code(0);
+        logs.out.lines().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect()
+    };
+    world.eventually("it wrote on", async |world| numbers(world).await.len() > 30).await;
+    let numbers = numbers(&world).await;
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines are missing or doubled");
+}
+
+#[tokio::test]
+async fn a_station_killed_again_and_again_at_any_moment_never_runs_a_program_twice() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let folder = world.folder().to_owned();
+    let starts_of = |name: &str| folder.join(format!("starts-{name}"));
+    let script = |name: &str| format!("echo x >> {}; exec sleep 1000", starts_of(name).display());
+    for turn in 0..8u32 {
+        let name = format!("p{turn}");
+        let fleet = (0..=turn).fold(Fleet::new(), |fleet, one| {
+            let name = format!("p{one}");
+            fleet.shell(&format!("cam-1/process/{name}"), &script(&name))
+        });
+        let file = world.fleet_file("f.toml", fleet.text());
+        world.ctl(&["apply", "-f", &file]).await.with_code(0);
+        // At another moment each time: while it is saved, committed, started.
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(u64::from(turn) * 3 + 1));
+        ticks.tick().await;
+        ticks.tick().await;
+        world.end_station("cam-1", Signal::SIGKILL).await;
+        let saved = std::fs::read(world.station_folder("cam-1").join("station/accepted.json"));
+        if let Ok(saved) = saved {
+            serde_json::from_slice::<serde_json::Value>(&saved).expect("the file is the old one or the new one");
+        }
+        world.station("cam-1", &[]).await;
+        world.until_state(&format!("cam-1/process/{name}"), "active").await;
+        let starts = std::fs::read_to_string(starts_of(&name)).unwrap();
+        assert_eq!(starts.lines().count(), 1, "{name} ran twice");
+    }
+}
+
+#[tokio::test]
+async fn an_exit_while_the_station_was_away_is_known_with_its_code() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let gate = world.folder().join("gate");
+    let ends = |code: u32| {
+        let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit {code}", gate.display());
+        format!("command = [\"sh\", \"-c\", {script:?}]\nrestart = {{ policy = \"temporary\" }}\n")
+    };
+    let fleet = Fleet::new().with("cam-1/process/well", &ends(0)).with("cam-1/process/badly", &ends(7));
+    world.apply(fleet.text()).await.with_code(0);
+    let pids = [world.pid("cam-1/process/well").await, world.pid("cam-1/process/badly").await];
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    std::fs::write(&gate, "").unwrap();
+    world.eventually("both have ended", async |_| !pids.into_iter().any(is_alive)).await;
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/process/well", "completed").await;
+    let failed = world.until_state("cam-1/process/badly", "failed").await;
+    assert!(failed.detail.contains("exit code 7"), "{}", failed.detail);
+    // What has completed stays so across another restart.
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/process/well", "completed").await;
+}
+
+#[tokio::test]
+async fn a_killed_keeper_takes_its_program_with_it_and_both_are_started_once_more() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet = Fleet::new().shell("cam-1/process/count", &counting(&world));
+    world.apply(fleet.text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/count").await;
+    let status = world.ctl(&["call", "cam-1/process/count", "status"]).await.with_code(0).json();
+    kill(Pid::from_raw(status["keeper"].as_i64().unwrap() as i32), Signal::SIGKILL).unwrap();
+    world.eventually("the program is gone", async |_| !is_alive(pid)).await;
+    world
+        .eventually("it runs again", async |world| {
+            world.instance("cam-1/process/count").await.is_some_and(|view| view.pid.is_some_and(|new| new != pid))
+        })
+        .await;
+    assert_eq!(starts(&world), 2);
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_everything_in_order() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let note = |name: &str, needs: &str| {
+        let order = world.folder().join("order");
+        let script =
+            format!("trap 'echo {name} >> {}; exit 0' TERM; echo up; while true; do sleep 0.02; done", order.display());
+        format!("command = [\"sh\", \"-c\", {script:?}]\nneeds = [{needs}]\nready = {{ log = \"up\" }}\n")
+    };
+    let fleet = Fleet::new()
+        .with("cam-1/process/db", &note("db", ""))
+        .with("cam-1/process/app", &note("app", "\"process/db\""))
+        .with("cam-1/process/web", &note("web", "\"process/app\""));
+    world.apply(fleet.text()).await.with_code(0);
+    let mut pids = BTreeSet::new();
+    for name in ["db", "app", "web"] {
+        pids.insert(world.pid(&format!("cam-1/process/{name}")).await);
+    }
+    world.end_station("cam-1", Signal::SIGINT).await;
+    assert!(!pids.into_iter().any(is_alive), "a program was left behind");
+    assert_eq!(std::fs::read_to_string(world.folder().join("order")).unwrap(), "web\napp\ndb\n");
+    world
+        .eventually("the manager knows it left", async |world| world.show("cam-1").await.state.name() == "disconnected")
+        .await;
+}
+
+#[tokio::test]
+async fn without_a_manager_a_station_runs_what_it_has() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let marker = world.folder().join("marker");
+    let fleet =
+        clock(&["cam-1"]).shell("cam-1/process/mark", &format!("echo x >> {}; exec sleep 1000", marker.display()));
+    world.apply(fleet.text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGINT).await;
+    world.end_manager(Signal::SIGKILL).await;
+    world.start_station("cam-1", &[]).await;
+    let started = std::time::Instant::now();
+    world
+        .eventually("the program runs", async |_| {
+            std::fs::read_to_string(&marker).unwrap_or_default().lines().count() == 2
+        })
+        .await;
+    assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
+
+    // A deletion made while the station cannot hear of it holds when it returns.
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.start_manager().await;
+    let file = world.fleet_file("none.toml", Fleet::new().empty_station("cam-1").text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    world.station("cam-1", &[]).await;
+    world.eventually("all is gone", async |world| world.show("cam-1").await.instances.is_empty()).await;
+}
+
+#[tokio::test]
+async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_alone() {
+    let mut world = World::new().await;
+    let folder = world.folder().join("config/roles.d");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("10-local.toml"), "[counter.mine]\nstart = 7\n").unwrap();
+    world.station("cam-1", &[]).await;
+    let mine = world.until_state("cam-1/counter/mine", "active").await;
+    assert_eq!(serde_json::to_value(mine.owner).unwrap(), "local");
+    world.apply(Fleet::new().with("cam-1/counter/theirs", "").text()).await.with_code(0);
+    world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(0);
+    assert_eq!(world.instance("cam-1/counter/mine").await.unwrap().attributes["value"], 7);
+    let clash = world.apply(Fleet::new().with("cam-1/counter/mine", "").text()).await.with_code(4);
+    assert!(clash.err.contains("drop-in file"), "{}", clash.err);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    let saved = world.station_folder("cam-1").join("station/accepted.json");
+    std::fs::write(&saved, "{ half a fi").unwrap();
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/counter/main", "active").await;
+    assert!(saved.with_extension("json.damaged").exists());
+}

@@ -1,0 +1,125 @@
+//! What the workspace promises about itself: arrows point down, licences are free, the fragile pin holds.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+
+fn metadata() -> Metadata {
+    let linux = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let options = ["--locked", "--offline", "--filter-platform", &linux].map(str::to_owned);
+    MetadataCommand::new().other_options(options.to_vec()).exec().unwrap()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Levels as ARCHITECTURE.md draws them.
+fn level(package: &str) -> Option<u32> {
+    Some(match package {
+        "quilt-plugin-api-macros" => 0,
+        "quilt-protocol" | "quilt-core" | "quilt-plugin-api" => 1,
+        "quilt-net" => 2,
+        "quilt-client" | "quilt-role-process" | "quilt-role-counter" => 3,
+        "quilt-manager" | "quilt-station" => 4,
+        "quiltctl" => 5,
+        "quilt-tests" | "quilt-bench" => 6,
+        _ => return None,
+    })
+}
+
+#[test]
+fn a_crate_uses_only_lower_levels() {
+    let metadata = metadata();
+    for package in metadata.workspace_packages() {
+        let own = level(&package.name).unwrap_or_else(|| panic!("{} has no level; give it one here", package.name));
+        for dependency in package.dependencies.iter().filter(|one| one.kind == DependencyKind::Normal) {
+            if let Some(theirs) = level(&dependency.name) {
+                assert!(theirs < own, "{} may not use {}", package.name, dependency.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_leaves_know_neither_io_nor_each_other() {
+    let metadata = metadata();
+    let banned: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("quilt-protocol", &["tokio", "quilt-core", "quilt-plugin-api"][..]),
+        ("quilt-plugin-api", &["quilt-protocol", "quilt-core", "quilt-net"]),
+        ("quilt-core", &["quilt-protocol", "quilt-plugin-api"]),
+        ("quilt-manager", &["quilt-plugin-api"]),
+    ]);
+    for package in metadata.workspace_packages() {
+        for dependency in package.dependencies.iter().filter(|one| one.kind == DependencyKind::Normal) {
+            let banned = banned.get(package.name.as_str()).copied().unwrap_or_default();
+            assert!(!banned.contains(&dependency.name.as_str()), "{} uses {}", package.name, dependency.name);
+        }
+    }
+}
+
+#[test]
+fn every_dependency_is_licensed_freely() {
+    let free =
+        ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unicode-3.0", "Zlib", "Unlicense", "CC0-1.0"];
+    let free = |license: &str| {
+        // Any alternative will do; all parts of it must be free.
+        license.replace('/', " OR ").split(" OR ").any(|alternative| {
+            alternative.split(" AND ").all(|part| {
+                let part = part.trim_matches(|c| "() ".contains(c));
+                let part = part.split(" WITH ").next().unwrap_or(part);
+                free.contains(&part)
+            })
+        })
+    };
+    for package in metadata().packages {
+        let license = package.license.clone().unwrap_or_default();
+        assert!(free(&license), "{} {} is licensed {license:?}", package.name, package.version);
+    }
+}
+
+#[test]
+fn dependencies_with_known_trouble_are_absent_or_excused_in_writing() {
+    // Crates that are no longer maintained, or must not come in again, and why not.
+    let banned = [
+        ("rustls-pemfile", "RUSTSEC-2025-0134: unmaintained; PEM is in rustls-pki-types"),
+        ("aws-lc-sys", "needs a heavy build; ring does"),
+        ("openssl-sys", "rustls does"),
+        ("serde_yaml", "unmaintained; serde_yaml_ng is its successor"),
+        ("atty", "RUSTSEC-2021-0145: unmaintained; std::io::IsTerminal does"),
+        ("fxhash", "RUSTSEC-2025-0057: unmaintained"),
+        ("instant", "RUSTSEC-2024-0384: unmaintained"),
+        ("proc-macro-error", "RUSTSEC-2024-0370: unmaintained"),
+        ("paste", "RUSTSEC-2024-0436: unmaintained"),
+    ];
+    let packages = metadata().packages;
+    for (name, why) in banned {
+        assert!(!packages.iter().any(|package| package.name == name), "{name}: {why}");
+    }
+    // RUSTSEC-2025-0141: bincode is unmaintained, and 3.0.0 does not compile. It is the wire format that was chosen;
+    // it is pinned, bounded, fuzzed, and named in two files so that it can be replaced.
+    let bincode: Vec<_> = packages.iter().filter(|package| package.name == "bincode").collect();
+    assert_eq!(bincode.iter().map(|package| package.version.to_string()).collect::<Vec<_>>(), ["2.0.1"]);
+}
+
+#[test]
+fn bincode_is_named_in_two_files_only() {
+    fn look(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() && name != "target" && name != "tests" && !name.starts_with('.') {
+                look(&path, found);
+            } else if name.ends_with(".rs") && fs::read_to_string(&path).unwrap().contains("bincode::") {
+                found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    look(root(), &mut found);
+    found.sort();
+    assert_eq!(found, ["plugin-api/src/body.rs", "protocol/src/codec.rs"]);
+}
