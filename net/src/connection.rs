@@ -26,6 +26,10 @@ use crate::service::{Inbound, Responder, Service};
 
 /// A peer that takes nothing for so long is cut.
 const WRITE_STALLED: Duration = Duration::from_secs(30);
+/// How long what is left to write may take once the session is over.
+const FLUSH: Duration = Duration::from_secs(5);
+/// A stalled peer counts as reading again when it has taken so many bytes.
+const PROGRESS: usize = 64 * 1024;
 /// How many reads one wake-up does before other tasks get their turn.
 const READS_PER_WAKE: usize = 16;
 
@@ -149,13 +153,17 @@ struct Driver<T> {
     service: Arc<dyn Service>,
     timer: Pin<Box<Sleep>>,
     write_blocked: Option<Instant>,
+    /// Bytes written since the peer stalled.
+    written: usize,
+    /// When flushing ends, once the session is over.
+    flush_by: Option<Instant>,
     shutting_down: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn new(stream: T, shared: Arc<Shared>, service: Arc<dyn Service>) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { stream, shared, service, timer, write_blocked: None, shutting_down: false }
+        Self { stream, shared, service, timer, write_blocked: None, written: 0, flush_by: None, shutting_down: false }
     }
 
     /// Reads what is there.
@@ -238,21 +246,27 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     fn greeted(&mut self, result: Result<Welcome, ConnectError>) {
         if let Some(greeting) = self.shared.with(|inner| inner.greeting.take()) {
-            let _ = greeting.send(result);
+            let established = result.is_ok();
+            if greeting.send(result).is_err() && established {
+                // Whoever connected has given up meanwhile.
+                self.shared.with(|inner| inner.session.goodbye("nobody waits for this connection"));
+            }
         }
     }
 
     fn serve(&mut self, number: RequestNumber, head: Box<RequestHead>, body: Bytes) {
         self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
         let responder = Responder::new(self.shared.clone(), number);
-        let mut work = self.service.request(Inbound { head, body, responder });
+        let service = &self.service;
         let first = std::panic::AssertUnwindSafe(|| {
+            let mut work = service.request(Inbound { head, body, responder });
             // Spawning polls again with a waker of its own, so what this one is told may be lost.
-            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            let ready = work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            (!ready).then_some(work)
         });
         match std::panic::catch_unwind(first) {
-            Ok(Poll::Ready(())) | Err(_) => {}
-            Ok(Poll::Pending) => {
+            Ok(None) | Err(_) => {}
+            Ok(Some(work)) => {
                 let task = tokio::spawn(work).abort_handle();
                 let wanted = self.shared.with(|inner| match inner.serving.get_mut(&number) {
                     Some(serving) => {
@@ -288,11 +302,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => {
                     inner.session.transmitted(count);
-                    self.write_blocked = None;
+                    self.written += count;
+                    if self.written >= PROGRESS {
+                        (self.write_blocked, self.written) = (None, 0);
+                    }
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
-                    self.write_blocked.get_or_insert_with(now);
+                    if self.write_blocked.is_none() {
+                        (self.write_blocked, self.written) = (Some(now()), 0);
+                    }
                     return Ok(());
                 }
             }
@@ -304,6 +323,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let mut worked = false;
         loop {
             let stalled = self.write_blocked.map(|since| since + WRITE_STALLED);
+            let stalled = stalled.into_iter().chain(self.flush_by).min();
             let due = self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).session.poll_timeout();
             let Some(due) = due.into_iter().chain(stalled).min() else { return worked };
             if self.timer.deadline().into_std() != due {
@@ -319,7 +339,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 let queued = self.shared.with(|inner| inner.session.poll_transmit().len());
                 let violation = Violation::NotReading { queued, limit: 0 };
                 self.shared.with(|inner| inner.session.handle_end(&violation.to_string()));
-                self.write_blocked = None;
+                (self.write_blocked, self.flush_by) = (None, None);
                 self.shutting_down = true;
                 return true;
             }
@@ -345,13 +365,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             }
             if let Err(error) = &written {
                 this.shared.with(|inner| inner.session.handle_end(&error.to_string()));
-                this.dispatch();
             }
-            if !this.keep_time(cx) {
+            if this.flush_by.is_none() && this.shared.closed.get().is_some() {
+                this.flush_by = Some(now() + FLUSH);
+            }
+            if !this.keep_time(cx) && !this.shared.with(|inner| inner.session.has_events()) {
                 break;
             }
         }
         let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // Others may have changed the session since it was looked at: then look again.
+        let unseen = inner.session.has_events()
+            || (!inner.session.poll_transmit().is_empty() && this.write_blocked.is_none() && written.is_ok());
+        if unseen && !this.shutting_down {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if inner.session.is_closed() {
             let flushed = written.is_err() || this.shutting_down || inner.session.poll_transmit().is_empty();
             drop(inner);
@@ -363,10 +392,42 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             return Poll::Pending;
         }
         inner.driver = Some(cx.waker().clone());
-        // Something may have been appended between writing and registering.
-        if !inner.session.poll_transmit().is_empty() && this.write_blocked.is_none() {
-            cx.waker().wake_by_ref();
-        }
         Poll::Pending
+    }
+}
+
+/// A driver that is dropped half-way still answers everybody.
+impl<T> Drop for Driver<T> {
+    fn drop(&mut self) {
+        if self.shared.closed.get().is_some() {
+            return;
+        }
+        let (events, why) = self.shared.with(|inner| {
+            inner.session.handle_end("the connection's task was ended");
+            let mut why = Closed::ByUs;
+            let mut waiting = Vec::new();
+            while let Some(event) = inner.session.poll_event() {
+                match event {
+                    Event::Answered(number, outcome, encoding, body) => {
+                        let answer = Answer { outcome, encoding, body };
+                        waiting.extend(inner.waiting.remove(&number).map(|waiter| (waiter, answer)));
+                    }
+                    Event::Closed(closed) => why = closed,
+                    _ => {}
+                }
+            }
+            for (_, serving) in inner.serving.drain() {
+                serving.task.inspect(AbortHandle::abort);
+            }
+            (waiting, why)
+        });
+        for (waiter, answer) in events {
+            match waiter {
+                Waiter::Reply(waiter) | Waiter::Stream(_, waiter) => drop(waiter.send(answer)),
+            }
+        }
+        self.service.closed(&why);
+        let _ = self.shared.closed.set(why);
+        self.shared.closed_notify.notify_waiters();
     }
 }

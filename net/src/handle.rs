@@ -86,6 +86,7 @@ impl Handle {
 
     /// Asks for a stream. At most `window` items wait here before the peer stops sending.
     pub fn stream(&self, mut head: RequestHead, body: Bytes, window: u32) -> Items {
+        let window = window.max(1);
         head.credit = window;
         let (items, receiver) = mpsc::channel(window as usize);
         let (end, ended) = oneshot::channel();
@@ -180,13 +181,11 @@ impl Future for Pending {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        let number = match self.asked {
-            Ok(number) => number,
-            Err(NotAsked(outcome)) => return Poll::Ready(Answer::bare(outcome)),
-        };
+        if let Err(NotAsked(outcome)) = self.asked {
+            return Poll::Ready(Answer::bare(outcome));
+        }
         Pin::new(&mut self.receiver).poll(cx).map(|answer| {
-            // Answered: nothing to cancel any more. The sender is dropped unused only if the driver was aborted.
-            let _ = number;
+            // Answered: nothing to cancel any more.
             self.asked = Err(NotAsked(Outcome::Cancelled));
             answer.unwrap_or_else(|_| Answer::bare(Outcome::PeerLost(quilt_protocol::message::Delivered::Unknown)))
         })
@@ -222,6 +221,26 @@ impl Items {
     /// Cancel-safe: no item is lost.
     pub async fn next(&mut self) -> Option<Bytes> {
         let item = self.receiver.recv().await?;
+        self.granted();
+        Some(item)
+    }
+
+    /// How the stream ended. Items not taken yet are dropped.
+    pub async fn end(mut self) -> Answer {
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut self.pending => return answer,
+                // Taken so that the peer can come to its end.
+                item = self.receiver.recv() => match item {
+                    Some(_) => self.granted(),
+                    None => return (&mut self.pending).await,
+                },
+            }
+        }
+    }
+
+    fn granted(&mut self) {
         self.taken += 1;
         if self.taken * 2 >= self.window
             && let Ok(number) = self.pending.asked
@@ -229,12 +248,5 @@ impl Items {
             let items = std::mem::take(&mut self.taken);
             self.pending.shared.with(|inner| inner.session.grant(number, items));
         }
-        Some(item)
-    }
-
-    /// How the stream ended. Items not taken yet are dropped.
-    pub async fn end(mut self) -> Answer {
-        self.receiver.close();
-        (&mut self.pending).await
     }
 }

@@ -54,9 +54,13 @@ impl Listener {
     pub async fn bind(address: &str) -> io::Result<Self> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
         for address in lookup_host(address).await? {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            let listen = || {
+                let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+                socket.set_reuseaddr(true)?;
+                socket.bind(address)?;
+                socket.listen(BACKLOG)
+            };
+            match listen() {
                 Ok(socket) => return Ok(Self { socket, ungreeted: Arc::default() }),
                 Err(error) => last = error,
             }
@@ -87,7 +91,7 @@ impl Listener {
                         let _ = stream.set_nodelay(true);
                         return (stream, from, ungreeted);
                     }
-                    None => tracing::warn!(peer = %from, "too many connections that do not greet; closed"),
+                    None => tracing::debug!(peer = %from, "too many connections that do not greet; closed"),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");

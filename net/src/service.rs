@@ -148,6 +148,11 @@ impl Responder {
         self.respond(outcome, Encoding::Json, Bytes::copy_from_slice(text.as_bytes()));
     }
 
+    /// Tells whether the session is over, as opposed to the request.
+    pub fn session(&self) -> SessionState {
+        SessionState { shared: self.shared.clone() }
+    }
+
     /// The way to send items, for a request that asks for a stream.
     pub fn items(&self) -> ItemSink {
         ItemSink { shared: self.shared.clone(), number: self.number }
@@ -168,6 +173,19 @@ impl Drop for Responder {
             let text = Bytes::from_static(b"the handler ended without an answer");
             self.end(Outcome::Panicked, Encoding::Json, text);
         }
+    }
+}
+
+/// Whether a session goes on.
+#[derive(Clone, Debug)]
+pub struct SessionState {
+    shared: Arc<Shared>,
+}
+
+impl SessionState {
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.shared.with(|inner| inner.session.is_closed())
     }
 }
 
@@ -193,6 +211,8 @@ impl ItemSink {
     ///
     /// Cancel-safe: a dropped call has sent nothing.
     pub async fn send(&mut self, item: Bytes) -> Result<(), Gone> {
+        // A handler that always finds credit must let others have their turn all the same.
+        tokio::task::consume_budget().await;
         let mut item = Some(item);
         poll_fn(|cx| {
             self.shared.with(|inner| match inner.session.credit(self.number) {

@@ -19,6 +19,11 @@ pub const ANSWERS_MAX: usize = 10_000;
 /// How many bytes of answers are remembered; longer answers push out older ones.
 pub const BYTES_MAX: usize = 16 << 20;
 
+/// The longest answer that is remembered, in bytes; of a longer one only that it was given.
+pub const ANSWER_MAX: usize = 256 << 10;
+/// How many may wait for the answer of one request.
+pub const WAITING_MAX: usize = 64;
+
 /// An answer as it went to the first asker.
 pub type Answer = (Outcome, Encoding, Bytes);
 
@@ -45,6 +50,8 @@ pub enum Seen<W> {
     Answered(W, Answer),
     /// Under way: the asker was noted and is returned by [`Dedupe::answered`].
     Joined,
+    /// Under way, and too many wait for it already.
+    Crowded(W),
 }
 
 impl<W> Default for Dedupe<W> {
@@ -59,6 +66,7 @@ impl<W> Dedupe<W> {
         self.expire(now);
         match self.seen.get_mut(&id) {
             Some(Entry::Answered(answer)) => Seen::Answered(asker, answer.clone()),
+            Some(Entry::UnderWay(waiting)) if waiting.len() >= WAITING_MAX => Seen::Crowded(asker),
             Some(Entry::UnderWay(waiting)) => {
                 waiting.push(asker);
                 Seen::Joined
@@ -72,6 +80,13 @@ impl<W> Dedupe<W> {
 
     /// Notes the answer of a request and gives back who else waits for it.
     pub fn answered(&mut self, id: MessageId, answer: Answer, now: Instant) -> Vec<W> {
+        let answer = match answer.2.len() {
+            ..=ANSWER_MAX => answer,
+            _ => {
+                let text = Bytes::from_static(b"it was carried out; its reply is too long to be given twice");
+                (Outcome::Refused, Encoding::Json, text)
+            }
+        };
         self.bytes += answer.2.len();
         self.answered.push_back((now, id));
         let waiting = match self.seen.insert(id, Entry::Answered(answer)) {

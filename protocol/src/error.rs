@@ -85,6 +85,9 @@ pub enum Violation {
     /// The peer did not greet in time.
     #[error("no greeting within {0:?}")]
     GreetingTimeout(std::time::Duration),
+    /// A frame that drips in.
+    #[error("a frame that does not arrive at 64 KiB a second")]
+    SlowFrame,
     /// The peer does not read what it is sent.
     #[error("the peer does not read: {queued} bytes wait for it, the limit is {limit}")]
     NotReading {

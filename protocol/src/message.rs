@@ -195,6 +195,16 @@ pub struct RequestHead {
 pub const NO_DEADLINE: u32 = u32::MAX;
 
 impl RequestHead {
+    /// Whether its parts keep to their limits: 256 bytes each for command and principal, 32 extensions of 4 KiB
+    /// together. That leaves room in a header, so that a relay can stamp a request without making it too long.
+    pub fn is_small(&self) -> bool {
+        let extensions: usize = self.extensions.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.command.len() <= 256
+            && self.principal.as_ref().is_none_or(|principal| principal.len() <= 256)
+            && self.extensions.len() <= 32
+            && extensions <= 4096
+    }
+
     /// A plain request with the default deadline and an empty JSON body.
     pub fn new(to: Address, command: impl Into<String>) -> Self {
         Self {

@@ -47,6 +47,11 @@ impl Default for Limits {
     }
 }
 
+/// The longest item of a stream, in bytes: as many as the window may wait at the other end.
+pub const ITEM_MAX: usize = 1024 * 1024;
+/// How many bytes may wait to be written before streams pause, whatever credit they have.
+const STREAMED_MAX: usize = 1024 * 1024;
+
 /// Something the owner of a session should know.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
@@ -143,7 +148,9 @@ pub struct Session {
     liveness: Liveness,
     /// The part of a frame that has arrived.
     tail: Vec<u8>,
-    /// Bytes of bodies that have begun to arrive.
+    /// When the rest of it must have arrived.
+    tail_by: Option<Instant>,
+    /// Bytes announced of bodies that have begun to arrive.
     arriving: usize,
     events: VecDeque<Event>,
     counters: Counters,
@@ -174,6 +181,7 @@ impl Session {
             serving: HashMap::new(),
             liveness: Liveness::new(state == State::Greeting, HEARTBEAT, now),
             tail: Vec::new(),
+            tail_by: None,
             arriving: 0,
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -206,13 +214,13 @@ impl Session {
     /// # Errors
     ///
     /// The outcome that the request has right away: `PeerLost(No)` without a session, `Overloaded` at a limit,
-    /// `SchemaMismatch` for a body over the limit.
+    /// `Refused` for a body or head over its limit.
     pub fn request(&mut self, head: RequestHead, body: Bytes, now: Instant) -> Result<RequestNumber, NotAsked> {
         if self.state != State::Established {
             return Err(NotAsked(Outcome::PeerLost(Delivered::No)));
         }
-        if body.len() > self.limits.body {
-            return Err(NotAsked(Outcome::SchemaMismatch));
+        if body.len() > self.limits.body || !head.is_small() {
+            return Err(NotAsked(Outcome::Refused));
         }
         let full =
             self.outbox.buffered() > BUFFERED_MAX / 2 || self.outbox.bulk_bytes() + body.len() > self.limits.unfinished;
@@ -220,7 +228,7 @@ impl Session {
             self.counters.overloaded += 1;
             return Err(NotAsked(Outcome::Overloaded));
         };
-        let (deadline, credit) = (deadline(head.remaining_ms, now), head.credit);
+        let (deadline, credit) = (deadline(&head, now), head.credit);
         let message = Message::Request { number, head: Box::new(head), body: length(&body) };
         let placed = self.outbox.push_with_body((number, BodyOf::Request), message, body);
         let given = self.asked.insert(Asked { deadline, placed, arriving: None, credit });
@@ -253,10 +261,13 @@ impl Session {
 
     /// Ends a request being served. Ignored if it was cancelled meanwhile.
     pub fn respond(&mut self, number: RequestNumber, outcome: Outcome, encoding: Encoding, body: Bytes) {
-        let too_long = body.len() > self.limits.body;
-        let (outcome, body) = match too_long {
-            true => (Outcome::Overloaded, Bytes::from(format!("the reply of {} bytes is too long", body.len()))),
-            false => (outcome, body),
+        let waiting = self.outbox.bulk_bytes();
+        let (outcome, body) = if body.len() > self.limits.body {
+            (Outcome::Overloaded, Bytes::from(format!("the reply of {} bytes is too long", body.len())))
+        } else if waiting + body.len() > self.limits.unfinished {
+            (Outcome::Overloaded, Bytes::from_static(b"too many large replies wait on this connection"))
+        } else {
+            (outcome, body)
         };
         if let Some(serving) = self.serving.remove(&number) {
             self.forget_arriving(serving.arriving.map(|(_, body)| body));
@@ -267,7 +278,13 @@ impl Session {
 
     /// How many items the peer takes now for a request being served; `None` if it takes none any more.
     pub fn credit(&self, number: RequestNumber) -> Option<u32> {
-        self.serving.get(&number).filter(|serving| serving.streaming).map(|serving| serving.credit)
+        let serving = self.serving.get(&number).filter(|serving| serving.streaming)?;
+        // A peer may give credit for millions; what waits here is bounded all the same.
+        Some(if self.is_congested() { 0 } else { serving.credit })
+    }
+
+    fn is_congested(&self) -> bool {
+        self.outbox.buffered() + self.outbox.bulk_bytes() > STREAMED_MAX
     }
 
     /// Sends one item of a streaming answer.
@@ -277,7 +294,7 @@ impl Session {
     /// Gives the item back if there is no credit for it or the request is over.
     pub fn item(&mut self, number: RequestNumber, body: Bytes) -> Result<(), Bytes> {
         match self.serving.get_mut(&number) {
-            Some(serving) if serving.streaming && serving.credit > 0 && body.len() <= self.limits.body => {
+            Some(serving) if serving.streaming && serving.credit > 0 && body.len() <= ITEM_MAX => {
                 serving.credit -= 1;
                 let message = Message::Item { number, body: length(&body) };
                 self.outbox.push_with_body((number, BodyOf::Answer), message, body);
@@ -305,7 +322,7 @@ impl Session {
         self.liveness.plan_interval(interval);
     }
 
-    /// Leaves on purpose. What is written before it still leaves.
+    /// Leaves on purpose. What was said before it still leaves, except large bodies that are under way.
     pub fn goodbye(&mut self, reason: &str) {
         if self.state == State::Established {
             self.outbox.push(&Message::Goodbye { reason: reason.chars().take(256).collect() });
@@ -335,6 +352,11 @@ impl Session {
 
     // ---- output
 
+    /// Whether [`Session::poll_event`] has something.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next thing the owner should know.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -347,7 +369,12 @@ impl Session {
 
     /// Records that the first `count` bytes of [`Session::poll_transmit`] were written.
     pub fn transmitted(&mut self, count: usize) {
+        let was_congested = self.is_congested();
         self.outbox.advance(count);
+        if was_congested && !self.is_congested() {
+            let streaming = self.serving.iter().filter(|(_, serving)| serving.streaming && serving.credit > 0);
+            self.events.extend(streaming.map(|(number, _)| Event::Credit(*number)));
+        }
     }
 
     /// When [`Session::handle_timeout`] wants to be called next.
@@ -357,7 +384,7 @@ impl Session {
             State::Greeting | State::AwaitingHello | State::Deciding => Some(self.greet_by),
             State::Established => {
                 let alive = self.liveness.next_timeout();
-                Some(self.next_deadline.map_or(alive, |deadline| deadline.min(alive)))
+                self.next_deadline.into_iter().chain(self.tail_by).chain([alive]).min()
             }
         }
     }
@@ -383,12 +410,17 @@ impl Session {
                     self.tail = tail;
                     return Ok(());
                 }
+                self.tail_by = None;
                 self.take_frames(&mut input, now)
             })
         };
         match result {
             Ok(()) => self.tail.extend_from_slice(input),
-            Err(violation) => self.close_for(violation),
+            Err(violation) => return self.close_for(violation),
+        }
+        match self.tail.is_empty() {
+            true => self.tail_by = None,
+            false => drop(self.tail_by.get_or_insert(now + time_for(FRAME_MAX))),
         }
     }
 
@@ -505,28 +537,35 @@ impl Session {
         }
         check_body(whole, part)?;
         let streaming = head.credit > 0;
-        let serving = Serving {
-            deadline: if streaming { deadline(head.remaining_ms, now) } else { Some(plain_deadline(&head, now)) },
-            arriving: None,
-            credit: head.credit,
-            streaming,
-        };
+        let serving = Serving { deadline: deadline(&head, now), arriving: None, credit: head.credit, streaming };
         let waits = part.len() < whole;
+        let serving = match waits {
+            // A body that drips in must not hold its place for long.
+            true => {
+                let arrived = now + time_for(whole);
+                Serving { deadline: Some(serving.deadline.map_or(arrived, |by| by.min(arrived))), ..serving }
+            }
+            false => serving,
+        };
         let too_long = whole > self.limits.body;
         let full = self.serving.len() >= IN_FLIGHT_MAX
             || self.outbox.buffered() > BUFFERED_MAX / 2
+            || self.outbox.bulk_bytes() > self.limits.unfinished / 2
             || (waits && self.arriving + whole > self.limits.unfinished);
         self.note_deadline(serving.deadline);
         let serving = self.serving.entry(number).or_insert(serving);
         if too_long {
             let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
             self.respond(number, Outcome::Refused, Encoding::Json, text.into());
+        } else if !head.is_small() {
+            let text = Bytes::from_static(b"the request's head is too long: command, principal or extensions");
+            self.respond(number, Outcome::Refused, Encoding::Json, text);
         } else if full {
             self.counters.overloaded += 1;
             let text = Bytes::from_static(b"too many requests at once on this connection; try again later");
             self.respond(number, Outcome::Overloaded, Encoding::Json, text);
         } else if waits {
-            self.arriving += part.len();
+            self.arriving += whole;
             serving.arriving = Some((head, Arriving::new(whole, part)));
         } else {
             self.events.push_back(Event::Request(number, head, Bytes::copy_from_slice(part)));
@@ -539,10 +578,9 @@ impl Session {
         let Some(serving) = self.serving.get_mut(&number) else { return Ok(()) };
         let Some((_, arriving)) = &mut serving.arriving else { return Ok(()) };
         arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
-        self.arriving += part.len();
         if arriving.is_whole() {
             let (head, body) = serving.arriving.take().expect("it was matched above");
-            self.arriving -= body.len();
+            self.arriving -= body.whole();
             self.events.push_back(Event::Request(number, head, body.into_bytes()));
         }
         Ok(())
@@ -557,14 +595,22 @@ impl Session {
     ) -> Result<(), Violation> {
         check_body(whole, part)?;
         let room = self.limits.unfinished.saturating_sub(self.arriving);
-        if let (Answer::Item, Known::Waiting(asked)) = (answer, self.asked.find(number)) {
-            asked.credit = asked.credit.checked_sub(1).ok_or(Violation::NoCredit(number))?;
+        let longest = if answer == Answer::Item { ITEM_MAX } else { self.limits.body };
+        if let Known::Waiting(asked) = self.asked.find(number) {
+            if asked.arriving.is_some() {
+                return Err(Violation::NotAsked(number));
+            }
+            if answer == Answer::Item {
+                asked.credit = asked.credit.checked_sub(1).ok_or(Violation::NoCredit(number))?;
+            }
         }
         match self.asked.find(number) {
             Known::Never => return Err(Violation::NotAsked(number)),
             Known::Late => self.counters.late += u64::from(answer != Answer::Item),
-            Known::Waiting(_) if part.len() == whole => self.deliver(number, answer, Bytes::copy_from_slice(part)),
-            Known::Waiting(_) if whole > room.min(self.limits.body) => {
+            Known::Waiting(_) if part.len() == whole && whole <= longest => {
+                self.deliver(number, answer, Bytes::copy_from_slice(part));
+            }
+            Known::Waiting(_) if whole > room.min(longest) => {
                 let text = Bytes::from_static(
                     b"the answer is too long, or too many long ones arrive at once on this connection",
                 );
@@ -572,7 +618,7 @@ impl Session {
                 self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
             }
             Known::Waiting(asked) => {
-                self.arriving += part.len();
+                self.arriving += whole;
                 asked.arriving = Some((answer, Arriving::new(whole, part)));
             }
         }
@@ -586,10 +632,9 @@ impl Session {
             Known::Waiting(asked) => {
                 let Some((_, arriving)) = &mut asked.arriving else { return Err(Violation::NotAsked(number)) };
                 arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
-                self.arriving += part.len();
                 if arriving.is_whole() {
                     let (answer, body) = asked.arriving.take().expect("it was matched above");
-                    self.arriving -= body.len();
+                    self.arriving -= body.whole();
                     self.deliver(number, answer, body.into_bytes());
                 }
                 Ok(())
@@ -609,8 +654,9 @@ impl Session {
     }
 
     fn stop_serving(&mut self, number: RequestNumber) {
+        // Also when it was answered: nobody wants the rest of a long answer any more.
+        self.outbox.forget((number, BodyOf::Answer));
         if let Some(serving) = self.serving.remove(&number) {
-            self.outbox.forget((number, BodyOf::Answer));
             match serving.arriving {
                 Some((_, body)) => self.forget_arriving(Some(body)),
                 None => self.events.push_back(Event::Cancelled(number)),
@@ -619,7 +665,7 @@ impl Session {
     }
 
     fn forget_arriving(&mut self, body: Option<Arriving>) {
-        self.arriving -= body.map_or(0, |body| body.len());
+        self.arriving -= body.map_or(0, |body| body.whole());
     }
 
     /// Does what has become due.
@@ -632,6 +678,9 @@ impl Session {
                 }
             }
             State::Established => {
+                if self.tail_by.is_some_and(|by| by <= now) {
+                    return self.close_for(Violation::SlowFrame);
+                }
                 if self.liveness.is_lost(now) {
                     return self.close(Closed::Silent(now - self.liveness.last_heard));
                 }
@@ -682,14 +731,23 @@ impl Session {
         if self.state == State::Closed {
             return;
         }
+        let was_established = self.state == State::Established;
         self.state = State::Closed;
         self.tail = Vec::new();
-        for number in self.asked.numbers(|_| true) {
-            let asked = self.asked.remove(number).expect("the number was just listed");
-            let left = match asked.placed {
-                Placed::InBulk => self.outbox.begun((number, BodyOf::Request)),
-                placed => self.outbox.has_left(placed),
-            };
+        let left = |outbox: &Outbox, number, placed| match placed {
+            Placed::InBulk => outbox.begun((number, BodyOf::Request)),
+            placed => outbox.has_left(placed) || why == Closed::ByUs,
+        };
+        let asked: Vec<_> = self.asked.numbers(|_| true);
+        let asked = asked.into_iter().map(|number| (number, self.asked.remove(number).expect("it was just listed")));
+        let asked: Vec<_> = asked.map(|(number, asked)| (number, left(&self.outbox, number, asked.placed))).collect();
+        // What is reported as not delivered must not leave after all.
+        match why {
+            Closed::ByUs => self.outbox.clear_bulk(),
+            _ if was_established => self.outbox.clear(),
+            _ => {}
+        }
+        for (number, left) in asked {
             let delivered = if left { Delivered::Unknown } else { Delivered::No };
             let lost = Outcome::PeerLost(delivered);
             self.events.push_back(Event::Answered(number, lost, Encoding::Json, Bytes::from(why.to_string())));
@@ -713,12 +771,18 @@ fn length(body: &Bytes) -> u32 {
     u32::try_from(body.len()).expect("bodies are checked against a limit far below 4 GiB")
 }
 
-fn deadline(remaining_ms: u32, now: Instant) -> Option<Instant> {
-    (remaining_ms != NO_DEADLINE).then(|| now + Duration::from_millis(remaining_ms.into()))
+/// When a request must have ended. A plain one always has a deadline, whatever the head says: at most a day.
+fn deadline(head: &RequestHead, now: Instant) -> Option<Instant> {
+    const DAY_MS: u32 = 24 * 60 * 60 * 1000;
+    let remaining_ms = match head.credit {
+        0 => head.remaining_ms.min(DAY_MS),
+        _ if head.remaining_ms == NO_DEADLINE => return None,
+        _ => head.remaining_ms,
+    };
+    Some(now + Duration::from_millis(remaining_ms.into()))
 }
 
-/// A plain request always has a deadline, whatever the peer says: at most a day.
-fn plain_deadline(head: &RequestHead, now: Instant) -> Instant {
-    const DAY_MS: u32 = 24 * 60 * 60 * 1000;
-    now + Duration::from_millis(head.remaining_ms.min(DAY_MS).into())
+/// How long so many bytes may take to arrive: 10 s, and a second for each 64 KiB.
+fn time_for(bytes: usize) -> Duration {
+    Duration::from_secs(10 + bytes as u64 / (64 * 1024))
 }

@@ -1,18 +1,22 @@
 //! What the manager, and tools through it, ask of a station.
 
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_core::lines;
-use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service};
+use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, SessionState};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command};
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::Refusal;
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Encoding, Hello, Outcome, RequestHead, Welcome};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::board::Board;
 use crate::catch::catch;
@@ -166,11 +170,39 @@ impl Requests {
                 return Box::pin(async {});
             }
             Seen::Joined => return Box::pin(async {}),
+            Seen::Crowded(responder) => {
+                responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
+                return Box::pin(async {});
+            }
         };
-        let answering = self.carry_out(key, &head, body, None);
-        let guard = Guard { dedupe, head };
+        let time = Duration::from_millis(head.remaining_ms.into());
+        let mut answering = Box::pin(self.carry_out(key, &head, body, None));
+        let (guard, session) = (Guard { dedupe, head }, responder.session());
         Box::pin(async move {
-            let answer = answering.await;
+            // Most calls are ready at once and need no task.
+            let first = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
+            let answer = match first {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => {
+                    // A caller that lost its connection may ask again: what it began is carried out to its end, so that
+                    // the answer is there. One that cancels, or whose time is over, wants it ended.
+                    let (sender, receiver) = oneshot::channel();
+                    #[allow(clippy::disallowed_methods, reason = "owned by AbortUnlessLost, bounded by the deadline")]
+                    let task = tokio::spawn(async move {
+                        let timed_out = (Outcome::TimedOut, Encoding::Json, Bytes::new());
+                        let answer = tokio::time::timeout(time, answering).await.unwrap_or(timed_out);
+                        for joined in guard.done(&answer) {
+                            joined.respond(answer.0, answer.1, answer.2.clone());
+                        }
+                        let _ = sender.send(answer);
+                    });
+                    let abort = AbortUnlessLost { task: task.abort_handle(), session };
+                    let answered = receiver.await;
+                    drop(abort);
+                    let Ok(answer) = answered else { return };
+                    return responder.respond(answer.0, answer.1, answer.2);
+                }
+            };
             for joined in guard.done(&answer) {
                 joined.respond(answer.0, answer.1, answer.2.clone());
             }
@@ -242,6 +274,20 @@ impl Requests {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends a call when its request is given up, unless it is only the connection that is lost.
+struct AbortUnlessLost {
+    task: AbortHandle,
+    session: SessionState,
+}
+
+impl Drop for AbortUnlessLost {
+    fn drop(&mut self) {
+        if !self.session.is_over() {
+            self.task.abort();
+        }
+    }
 }
 
 /// Makes sure that a call that was dropped half-way does not stay "under way" for its retries.

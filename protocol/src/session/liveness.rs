@@ -46,11 +46,12 @@ impl Liveness {
         self.nonce
     }
 
-    /// The acceptor asks for another interval; the next ping moves accordingly.
+    /// The acceptor asks for another interval; the next ping moves accordingly. Only the opener is asked: a pace told to
+    /// the acceptor would put off when it notices a dead peer.
     pub(super) fn set_interval(&mut self, interval: Duration, now: Instant) {
-        if interval != self.interval {
-            self.interval = interval;
-            self.next_ping = self.next_ping.map(|_| now + interval);
+        if self.next_ping.is_some() && interval != self.interval {
+            (self.interval, self.planned) = (interval, interval);
+            self.next_ping = Some(now + interval);
         }
     }
 

@@ -14,6 +14,8 @@ use crate::message::{BodyOf, Message, RequestNumber};
 const INLINE_BODY: usize = 4 * 1024;
 /// The size of one chunk: what a small message may have to wait for.
 pub(super) const CHUNK: usize = 64 * 1024;
+/// How many bytes of small messages may go before a waiting chunk gets its turn.
+const SMALL_BEFORE_CHUNK: usize = 4 * CHUNK;
 /// How much the write buffer may hold for a peer that does not read, in bytes.
 pub(super) const BUFFERED_MAX: usize = 8 * 1024 * 1024;
 
@@ -28,6 +30,8 @@ pub(super) struct Outbox {
     total_written: u64,
     bulk: VecDeque<(Key, VecDeque<Bulk>)>,
     bulk_bytes: usize,
+    /// Bytes of small messages since the last chunk.
+    since_chunk: usize,
 }
 
 #[derive(Debug)]
@@ -58,7 +62,13 @@ impl Outbox {
 
     /// Takes a message without a body.
     pub(super) fn push(&mut self, message: &Message) -> Placed {
-        codec::put_frame(&mut self.buffer, message, &[]);
+        self.put(message, &[])
+    }
+
+    fn put(&mut self, message: &Message, body: &[u8]) -> Placed {
+        let before = self.buffer.len();
+        codec::put_frame(&mut self.buffer, message, body);
+        self.since_chunk += self.buffer.len() - before;
         Placed::Until(self.total_written + self.buffered() as u64)
     }
 
@@ -66,8 +76,7 @@ impl Outbox {
     pub(super) fn push_with_body(&mut self, key: Key, message: Message, body: Bytes) -> Placed {
         let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
         if queue.is_none() && body.len() <= INLINE_BODY {
-            codec::put_frame(&mut self.buffer, &message, &body);
-            return Placed::Until(self.total_written + self.buffered() as u64);
+            return self.put(&message, &body);
         }
         self.bulk_bytes += body.len();
         let bulk = Bulk { header: Some(message), body };
@@ -102,6 +111,9 @@ impl Outbox {
         if self.buffered() == 0 {
             self.release();
             self.stage_chunk();
+        } else if self.since_chunk >= SMALL_BEFORE_CHUNK {
+            // Small messages without end must not hold up a large body for ever either.
+            self.stage_chunk();
         }
         &self.buffer[self.written..]
     }
@@ -113,7 +125,23 @@ impl Outbox {
         debug_assert!(self.written <= self.buffer.len());
         if self.written == self.buffer.len() {
             self.release();
+        } else if self.written >= CHUNK && self.written * 2 >= self.buffer.len() {
+            // A peer that reads, but never catches up, must not make the written part grow.
+            self.buffer.drain(..self.written);
+            self.written = 0;
         }
+    }
+
+    /// Forgets all large bodies.
+    pub(super) fn clear_bulk(&mut self) {
+        self.bulk.clear();
+        self.bulk_bytes = 0;
+    }
+
+    /// Forgets everything that was not written.
+    pub(super) fn clear(&mut self) {
+        self.clear_bulk();
+        self.release();
     }
 
     /// An idle session owns no buffer.
@@ -123,6 +151,7 @@ impl Outbox {
     }
 
     fn stage_chunk(&mut self) {
+        self.since_chunk = 0;
         let Some((key, mut queue)) = self.bulk.pop_front() else { return };
         let mut bulk = queue.pop_front().expect("a queue is removed with its last body");
         let part = bulk.body.split_to(bulk.body.len().min(CHUNK));

@@ -13,6 +13,7 @@ pub const IN_FLIGHT_MAX: usize = 1024;
 const SLOT_BITS: u32 = 10;
 const _: () = assert!(1 << SLOT_BITS == IN_FLIGHT_MAX);
 const GENERATION_MASK: u32 = u32::MAX >> SLOT_BITS;
+const HALF: u32 = GENERATION_MASK / 2;
 
 /// A body arriving in parts.
 #[derive(Debug)]
@@ -41,8 +42,9 @@ impl Arriving {
         self.bytes.len() == self.whole
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+    /// The length announced: what it may come to, and what limits count.
+    pub(super) fn whole(&self) -> usize {
+        self.whole
     }
 
     pub(super) fn into_bytes(self) -> Bytes {
@@ -114,9 +116,11 @@ impl AskedTable {
         };
         match (asked >> SLOT_BITS, entry) {
             (theirs, Some(entry)) if theirs == *generation => Known::Waiting(entry),
-            // Generations wrap after four million uses of one slot; an answer that late is taken for an early one.
-            (theirs, _) if theirs < *generation => Known::Late,
-            _ => Known::Never,
+            // Generations wrap after four million uses of one slot: the half behind is late, the half ahead never was.
+            (theirs, _) => match generation.wrapping_sub(theirs) & GENERATION_MASK {
+                1..=HALF => Known::Late,
+                _ => Known::Never,
+            },
         }
     }
 
