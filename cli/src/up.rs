@@ -36,9 +36,6 @@ pub(crate) struct Up {
     /// Where health, readiness and metrics are served
     #[arg(long, env = "QUILT_HTTP", value_name = "HOST:PORT")]
     http: Option<String>,
-    /// Folder of plugins
-    #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR")]
-    plugin_dir: Vec<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter
     #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
     log_level: String,
@@ -67,7 +64,6 @@ impl Up {
             data_dir: Some(data_dir),
             manager: vec![address.clone()],
             name: Some(LOCAL.into()),
-            plugin_dir: self.plugin_dir.clone(),
             ..StationArgs::default()
         };
         let mut registered = client.events(None, true);

@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_core::Stream as _;
 use inotify::{EventStream, Inotify, WatchMask};
@@ -114,8 +115,18 @@ pub struct Reader {
     file: Option<(File, u64)>,
     /// The part of a line that has been read.
     partial: Vec<u8>,
-    watch: Option<EventStream<[u8; 1024]>>,
+    watch: Option<Watch>,
 }
+
+/// How a reader hears of new lines.
+enum Watch {
+    Inotify(Box<EventStream<[u8; 1024]>>),
+    /// The machine is out of inotify instances (128 a user by default): look from time to time.
+    Poll,
+}
+
+/// How often a log is looked at where inotify is not to be had.
+const LOOK: Duration = Duration::from_millis(200);
 
 impl Reader {
     /// The last `count` lines in `folder` (none if there is no log yet), and a reader that goes on behind them.
@@ -148,9 +159,12 @@ impl Reader {
     pub async fn next(&mut self) -> io::Result<Vec<Line>> {
         if self.watch.is_none() {
             files::create_private_dir(&self.folder)?;
-            let inotify = Inotify::init()?;
-            inotify.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
-            self.watch = Some(inotify.into_event_stream([0; 1024])?);
+            let wanted = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+            let watch = Inotify::init().and_then(|inotify| {
+                inotify.watches().add(&self.folder, wanted)?;
+                inotify.into_event_stream([0; 1024])
+            });
+            self.watch = Some(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))));
         }
         loop {
             // Read after the watch exists, so that nothing falls between.
@@ -158,10 +172,12 @@ impl Reader {
             if !lines.is_empty() {
                 return Ok(lines);
             }
-            let watch = self.watch.as_mut().expect("it was made above");
-            match poll_fn(|cx| Pin::new(&mut *watch).poll_next(cx)).await {
-                Some(event) => drop(event?),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            match self.watch.as_mut().expect("it was made above") {
+                Watch::Poll => tokio::time::sleep(LOOK).await,
+                Watch::Inotify(watch) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
+                    Some(event) => drop(event?),
+                    None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                },
             }
         }
     }
@@ -190,6 +206,12 @@ impl Reader {
             lines.extend(whole.split(|byte| *byte == b'\n').filter_map(parse));
             if !rotated {
                 return Ok(lines);
+            }
+            // The file that was read should be the older one now; if it is gone, so is what came between.
+            let older = fs::metadata(self.folder.join(OLDER)).map(|older| older.ino());
+            if older.is_ok_and(|older| older != *inode) {
+                let text = "lines were lost here: they came faster than they were read".to_owned();
+                lines.push(Line { at: time::now_text(), stream: "quilt".into(), text });
             }
             self.file = None;
         }

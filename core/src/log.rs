@@ -18,6 +18,8 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
     let filter = EnvFilter::try_new(level)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("log level {level:?}: {error}")))?;
     let builder = fmt::Subscriber::builder().with_env_filter(filter).with_target(false);
+    // A log that cannot be written must not end whoever writes it.
+    let builder = builder.log_internal_errors(false);
     let started = match file {
         Some(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path)?;

@@ -1,5 +1,6 @@
 //! `quilt-manager`: runs a manager until it is told to stop.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -34,8 +35,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
     let manager = Manager::start(&config).await?;
-    println!("listening protocol {}", manager.protocol_addr());
-    println!("listening http {}", manager.http_addr());
+    // Whoever started it may have stopped listening.
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "listening protocol {}", manager.protocol_addr());
+    let _ = writeln!(out, "listening http {}", manager.http_addr());
     let how = stop.await;
     tracing::info!(?how, "stopping");
     manager.stop().await;

@@ -32,6 +32,8 @@ pub enum Report {
     Waiting(String),
     /// The main process of its work.
     Pid(Option<u32>),
+    /// It found again what an earlier station left, begun at this time in milliseconds since 1970.
+    FoundAgain(u64),
 }
 
 /// How a call from a role to another target ended.
@@ -175,6 +177,12 @@ impl RoleContext {
     /// Shows the process that does the instance's work.
     pub fn pid(&self, pid: Option<u32>) {
         self.host.report(Report::Pid(pid));
+    }
+
+    /// Says that this start found again what an earlier station left, and since when that runs: a ready check then
+    /// counts what happened since.
+    pub fn found_again(&self, since_ms: u64) {
+        self.host.report(Report::FoundAgain(since_ms));
     }
 
     /// Publishes an attribute for operators, tools and boot plans.

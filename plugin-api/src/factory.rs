@@ -48,6 +48,8 @@ pub trait RoleFactory: Send + Sync + 'static {
     fn validate(&self, config: &[u8]) -> Result<(), Invalid>;
     /// Starts an instance. Its commands are callable when this is ready.
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
+    /// [`Role::abandon`].
+    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()>;
 }
 
 /// A started instance.
@@ -118,6 +120,10 @@ impl<R: Role> RoleFactory for Factory<R> {
             RoleError::Rejected(invalid) => invalid,
             other => Invalid { key: None, expected: "a configuration".into(), got: other.to_string() },
         })
+    }
+
+    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+        Box::pin(async move { R::abandon(&cx).await })
     }
 
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {

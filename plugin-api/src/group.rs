@@ -75,6 +75,9 @@ impl CommandGroup {
         record.group.clone_from(&self.name);
         let mut state = self.state();
         if state.registered {
+            if state.responders.contains_key(&record.name) {
+                self.cx.de_register_command(&self.name, &record.name);
+            }
             self.cx.register_command(record.clone(), handler.clone());
         }
         state.responders.insert(record.name.clone(), (record, handler));

@@ -68,5 +68,60 @@ pub use role::{Role, Work};
 pub use inventory;
 pub use quilt_plugin_api_macros::{Command, role};
 
+/// Mistakes that the compiler finds: each block must not compile.
+///
+/// A role without `start`:
+/// ```compile_fail
+/// struct Nothing;
+/// #[quilt_plugin_api::role(name = "nothing")]
+/// impl Nothing {}
+/// ```
+///
+/// A role without a name:
+/// ```compile_fail
+/// # use quilt_plugin_api::{RoleContext, RoleError};
+/// struct Nameless;
+/// #[quilt_plugin_api::role]
+/// impl Nameless {
+///     async fn start(_: u32, _: &RoleContext) -> Result<Self, RoleError> { Ok(Self) }
+/// }
+/// ```
+///
+/// A command whose reply is not what its request says:
+/// ```compile_fail
+/// # use quilt_plugin_api::{Command, NoError, RoleContext, RoleError};
+/// #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema, Command)]
+/// #[command(group = "x", reply = u32)]
+/// struct Ask {}
+/// struct Wrong;
+/// #[quilt_plugin_api::role(name = "wrong")]
+/// impl Wrong {
+///     async fn start(_: u32, _: &RoleContext) -> Result<Self, RoleError> { Ok(Self) }
+///     #[command]
+///     async fn ask(&self, _: Ask) -> Result<String, NoError> { Ok(String::new()) }
+/// }
+/// ```
+///
+/// A command that is not async, and a command type without a group:
+/// ```compile_fail
+/// # use quilt_plugin_api::{Command, NoError, RoleContext, RoleError};
+/// #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema, Command)]
+/// #[command(group = "x")]
+/// struct Ask {}
+/// struct Wrong;
+/// #[quilt_plugin_api::role(name = "wrong")]
+/// impl Wrong {
+///     async fn start(_: u32, _: &RoleContext) -> Result<Self, RoleError> { Ok(Self) }
+///     #[command]
+///     fn ask(&self, _: Ask) -> Result<(), NoError> { Ok(()) }
+/// }
+/// ```
+/// ```compile_fail
+/// #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema, quilt_plugin_api::Command)]
+/// struct Groupless {}
+/// ```
+#[cfg(doctest)]
+pub struct Misuse;
+
 /// A boxed future, as traits that are used as objects return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -77,6 +77,12 @@ pub trait Role: Sized + Send + Sync + 'static {
         self.stop(cx)
     }
 
+    /// *Supervisor, for an instance that an earlier station left in [`Role::detach`] or by crashing, and that is not to be
+    /// started again; no instance exists; may wait.* Ends what may still run.
+    fn abandon(_cx: &RoleContext) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// *Factory.* The commands of the role; the macro writes this.
     fn commands() -> Vec<RoleCommand<Self>> {
         Vec::new()

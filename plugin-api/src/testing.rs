@@ -74,7 +74,8 @@ impl Host for TestHost {
         self.seen().events.push((topic.into(), json));
     }
     fn register(&self, record: CommandRecord, handler: Handler) {
-        self.seen().commands.insert((record.group, record.name), handler);
+        // As a station does: the first that registers a name keeps it.
+        self.seen().commands.entry((record.group, record.name)).or_insert(handler);
     }
     fn de_register(&self, group: &str, name: &str) {
         self.seen().commands.remove(&(group.into(), name.into()));

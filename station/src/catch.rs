@@ -25,6 +25,8 @@ pub(crate) fn catch_now<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 fn message(payload: Box<dyn Any + Send>) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    // One that was caught and passed on has it already.
+    let text = text.map(|text| text.strip_prefix("panicked: ").map_or(text.clone(), str::to_owned));
     // A payload's own drop may panic; its memory is not worth that.
     #[allow(clippy::mem_forget, reason = "see above")]
     std::mem::forget(payload);

@@ -30,9 +30,6 @@ pub struct StationArgs {
     /// A role that this station refuses
     #[arg(long, env = "QUILT_BLOCK", value_name = "ROLE", value_delimiter = ',')]
     pub block: Vec<String>,
-    /// Folder of plugins
-    #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
-    pub plugin_dir: Vec<PathBuf>,
     /// File for the log, instead of standard error
     #[arg(long, env = "QUILT_LOG_FILE", value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -53,7 +50,6 @@ struct Section {
     name: Option<String>,
     label: BTreeMap<String, String>,
     block: Vec<String>,
-    plugin_dir: Vec<PathBuf>,
     log_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     log_level: Option<String>,
@@ -120,8 +116,10 @@ impl StationArgs {
         };
         let blocked = or(self.block, file.block);
         let blocked: Result<_, _> = blocked.iter().map(|role| role.parse()).collect();
+        let data_dir = self.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir);
         Ok(StationConfig {
-            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
+            // Keepers leave the folder that the station was started in.
+            data_dir: std::path::absolute(&data_dir).with_context(|| data_dir.display().to_string())?,
             roles_dir: settings::config_dir().join("roles.d"),
             managers,
             name,

@@ -30,6 +30,7 @@ pub(crate) struct InstanceHost {
     /// Hears of the first panic in a task or command.
     crashed: mpsc::Sender<String>,
     stop_timeout: Mutex<Duration>,
+    found_since_ms: Mutex<Option<u64>>,
 }
 
 impl InstanceHost {
@@ -51,11 +52,17 @@ impl InstanceHost {
             tasks: Mutex::default(),
             crashed,
             stop_timeout: Mutex::new(stop_timeout),
+            found_since_ms: Mutex::new(None),
         }
     }
 
     pub(crate) fn set_stop_timeout(&self, timeout: Duration) {
         *self.stop_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+    }
+
+    /// Since when that runs which the instance found again, if it did.
+    pub(crate) fn found_since_ms(&self) -> Option<u64> {
+        *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends what the instance still has going.
@@ -104,6 +111,9 @@ impl Host for InstanceHost {
     }
 
     fn report(&self, report: Report) {
+        if let Report::FoundAgain(since_ms) = report {
+            *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(since_ms);
+        }
         self.board.update(&self.key, |instance| match report {
             // Reports of a run that is on its way down, or not up yet, change nothing.
             Report::Active if instance.state == State::Waiting => {
@@ -113,7 +123,7 @@ impl Host for InstanceHost {
                 (instance.state, instance.detail) = (State::Waiting, on);
             }
             Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
-            Report::Active | Report::Waiting(_) => {}
+            Report::Active | Report::Waiting(_) | Report::FoundAgain(_) => {}
             Report::Pid(pid) => instance.pid = pid,
         });
     }

@@ -147,7 +147,7 @@ impl Runner {
                 Phase::Backoff(delay) => self.backoff(delay).await,
                 Phase::Idle => match self.inbox.recv().await {
                     None => Phase::Over,
-                    Some(order) => self.rest(order),
+                    Some(order) => self.rest(order).await,
                 },
                 Phase::Over => return,
             };
@@ -159,19 +159,24 @@ impl Runner {
     }
 
     /// What an order means to an instance that has nothing running.
-    fn rest(&mut self, order: Order) -> Phase {
+    async fn rest(&mut self, order: Order) -> Phase {
         match order {
             Order::Update(spec, done) => {
+                self.abandon().await;
                 self.take(*spec);
                 let _ = done.send(Updated::Paused);
                 Phase::Paused
             }
             Order::Go => Phase::Needs,
-            Order::End { done, .. } => {
+            Order::End { detach, done } => {
+                if !detach {
+                    self.abandon().await;
+                }
                 let _ = done.send(Ended::InTime);
                 Phase::Over
             }
             Order::Operator(Action::Stop, done) => {
+                self.abandon().await;
                 self.show(State::Stopped, "stopped by an operator");
                 let _ = done.send(());
                 Phase::Idle
@@ -181,6 +186,13 @@ impl Runner {
                 let _ = done.send(());
                 Phase::Needs
             }
+        }
+    }
+
+    /// Ends what an earlier station may have left of this instance, if it was not started since.
+    async fn abandon(&mut self) {
+        if std::mem::take(&mut self.resuming) {
+            abandon(&self.around, &self.key, self.spec.settings.stop_timeout).await;
         }
     }
 
@@ -198,10 +210,12 @@ impl Runner {
                 None => return Phase::Over,
                 Some(Order::Go) if self.stopped => {
                     self.stopped = false;
+                    // Its stop may have been cut short by the end of the earlier station.
+                    self.abandon().await;
                     self.show(State::Stopped, "stopped by an operator");
                     return Phase::Idle;
                 }
-                Some(order) => match self.rest(order) {
+                Some(order) => match self.rest(order).await {
                     Phase::Paused => {}
                     next => return next,
                 },
@@ -224,7 +238,10 @@ impl Runner {
             }
             tokio::select! {
                 _ = changes.changed() => {}
-                order = self.inbox.recv() => return order.map_or(Phase::Over, |order| self.rest(order)),
+                order = self.inbox.recv() => return match order {
+                    Some(order) => self.rest(order).await,
+                    None => Phase::Over,
+                },
             }
         }
     }
@@ -236,20 +253,34 @@ impl Runner {
             Ok(started) => started,
             Err(text) => return self.failed(Duration::ZERO, text).await,
         };
-        if let Some(ready) = self.spec.settings.ready.clone() {
+        let found = started.host.found_since_ms();
+        let began = found.map_or(began, time::ms_text);
+        while let Some(ready) = self.spec.settings.ready.clone() {
             let log = self.log_dir();
             let outcome = tokio::select! {
                 outcome = ready::wait(&ready, &log, &began) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
+                    // It ended while nobody watched; whether it had been ready does not matter any more.
+                    result if found.is_some() => return self.ended(started, result).await,
                     Ok(()) => Err("it ended before it was ready".into()),
                     Err(text) => Err(text),
                 },
-                order = self.inbox.recv() => return self.interrupt(started, order).await,
+                order = self.inbox.recv() => match self.interrupt(started, order).await {
+                    // What does not stop it does not make it ready either.
+                    Phase::Active(goes_on) => {
+                        started = goes_on;
+                        continue;
+                    }
+                    next => return next,
+                },
             };
-            if let Err(text) = outcome {
-                self.stop_role(started, false).await;
-                return self.failed(Duration::ZERO, text).await;
+            match outcome {
+                Ok(()) => break,
+                Err(text) => {
+                    self.stop_role(started, false).await;
+                    return self.failed(Duration::ZERO, text).await;
+                }
             }
         }
         started.since = Instant::now();
@@ -279,14 +310,7 @@ impl Runner {
             crash,
             self.spec.settings.stop_timeout,
         ));
-        let place = Place {
-            role: self.key.role.to_string(),
-            instance: self.key.instance.to_string(),
-            state_dir: folder.join("state"),
-            log_dir: log,
-            resuming,
-        };
-        let cx = RoleContext::new(host.clone(), place);
+        let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
         let starting = catch(async { factory.start(&self.spec.config, cx).await });
         // Not interrupted by orders: a start that was dropped half-way could leave something running.
         let started = match tokio::time::timeout(START_TIMEOUT, starting).await {
@@ -315,22 +339,27 @@ impl Runner {
 
     async fn active(&mut self, mut started: Started) -> Phase {
         tokio::select! {
-            result = work_ends(&mut started.work) => match result {
-                Ok(()) => match self.restarts.completed() {
-                    Next::Again(delay) => {
-                        self.stop_role(started, false).await;
-                        self.show(State::Backoff, until(delay, "completed"));
-                        Phase::Backoff(delay)
-                    }
-                    Next::Rest | Next::GiveUp => {
-                        self.show(State::Completed, "");
-                        Phase::Completed(started)
-                    }
-                },
-                Err(text) => self.end_failed(started, text).await,
-            },
+            result = work_ends(&mut started.work) => self.ended(started, result).await,
             Some(panic) = started.crashed.recv() => self.end_failed(started, panic).await,
             order = self.inbox.recv() => self.interrupt(started, order).await,
+        }
+    }
+
+    /// The work of an instance ended.
+    async fn ended(&mut self, started: Started, result: Result<(), String>) -> Phase {
+        match result {
+            Err(text) => self.end_failed(started, text).await,
+            Ok(()) => match self.restarts.completed() {
+                Next::Again(delay) => {
+                    self.stop_role(started, false).await;
+                    self.show(State::Backoff, until(delay, "completed"));
+                    Phase::Backoff(delay)
+                }
+                Next::Rest | Next::GiveUp => {
+                    self.show(State::Completed, "");
+                    Phase::Completed(started)
+                }
+            },
         }
     }
 
@@ -365,7 +394,10 @@ impl Runner {
     async fn backoff(&mut self, delay: Duration) -> Phase {
         tokio::select! {
             () = tokio::time::sleep(delay) => Phase::Needs,
-            order = self.inbox.recv() => order.map_or(Phase::Over, |order| self.rest(order)),
+            order = self.inbox.recv() => match order {
+                Some(order) => self.rest(order).await,
+                None => Phase::Over,
+            },
         }
     }
 
@@ -466,7 +498,7 @@ impl Runner {
         let Started { role, host, work, .. } = started;
         self.around.commands.remove(&self.key);
         drop(work);
-        let limit = host.stop_timeout() + STOP_GRACE;
+        let limit = host.stop_timeout().saturating_add(STOP_GRACE);
         let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
         let ended = match tokio::time::timeout(limit, stopping).await {
             Ok(Ok(())) => Ended::InTime,
@@ -486,6 +518,35 @@ impl Runner {
         });
         ended
     }
+}
+
+fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
+    Place {
+        role: key.role.to_string(),
+        instance: key.instance.to_string(),
+        state_dir: instance_dir(&around.folder, key).join("state"),
+        log_dir: log_dir(&around.folder, key),
+        resuming,
+    }
+}
+
+/// Ends what an earlier station may have left of an instance that is not started again.
+pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) {
+    let Some(factory) = around.roles.factory(&key.role) else { return };
+    if !instance_dir(&around.folder, key).join("state").exists() {
+        return;
+    }
+    let Surroundings { board, commands, link, .. } = around.clone();
+    let (crash, _) = mpsc::channel(1);
+    let host = Arc::new(InstanceHost::new(key.clone(), board, commands, link, None, crash, stop_timeout));
+    let cx = RoleContext::new(host.clone(), place(around, key, true));
+    let limit = stop_timeout.saturating_add(STOP_GRACE);
+    match tokio::time::timeout(limit, catch(async { factory.abandon(cx).await })).await {
+        Ok(Ok(())) => {}
+        Ok(Err(panic)) => host.log(LogLevel::Error, &format!("while ending what was left of it: {panic}")),
+        Err(_) => host.log(LogLevel::Error, &format!("what was left of it did not end within {limit:?}")),
+    }
+    host.end();
 }
 
 /// Waits for the end of an instance's work; for ever if it has none. A panic is a failure.

@@ -24,6 +24,7 @@ mod restarts;
 mod saved;
 mod session;
 mod spec;
+pub mod stop;
 mod supervisor;
 
 use std::path::PathBuf;

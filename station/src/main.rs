@@ -1,25 +1,47 @@
 //! `quilt-station`: runs a station until it is told to stop.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
 use quilt_core::{log, signals};
-use quilt_station::{Station, StationArgs};
+use quilt_station::{Station, StationArgs, StationConfig, stop};
 
 /// Hosts role instances on this machine.
 #[derive(Parser)]
 #[command(name = "quilt-station", version)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(flatten)]
     station: StationArgs,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Stop the station of a data folder, and wait until it has stopped
+    Stop(Stop),
+}
+
+#[derive(Args)]
+struct Stop {
+    #[command(flatten)]
+    station: StationArgs,
+    /// Stop its role instances too, also those that outlived a station that is gone
+    #[arg(long)]
+    roles: bool,
 }
 
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
-    let cli = Cli::parse();
-    match run(cli) {
+    let done = match Cli::parse() {
+        Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop),
+        Cli { station, verb: None } => station.resolve().and_then(run),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quilt-station: {error:#}");
@@ -29,13 +51,20 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    let config = cli.station.resolve()?;
+async fn stop_other(stop: Stop) -> anyhow::Result<()> {
+    let config = stop.station.resolve()?;
+    println!("{}", stop::stop(&config, stop.roles).await?);
+    Ok(())
+}
+
+#[tokio::main]
+async fn run(config: StationConfig) -> anyhow::Result<()> {
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
     let stop = signals::stop()?;
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
     let station = Station::start(config).await?;
-    println!("station started");
+    // Whoever started it may have stopped listening.
+    let _ = writeln!(std::io::stdout(), "station started");
     let how = stop.await;
     tracing::info!(?how, "stopping");
     for late in station.stop(how).await {

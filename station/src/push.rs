@@ -32,17 +32,18 @@ impl Push {
         supervisor: supervisor::Handle,
         link: &Arc<Link>,
     ) -> Arc<Self> {
-        let document = saved.document();
+        let (document, damaged) = (saved.document(), saved.damaged);
         let push = Self { saved: Mutex::new(saved), local, roles, supervisor, link: link.clone() };
         let mut target = push.local_target();
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         push.add(&mut target, &document, Owner::Fleet);
+        target.complete = !damaged;
         push.supervisor.commit(target).await;
         Arc::new(push)
     }
 
     fn local_target(&self) -> Target {
-        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true };
+        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete: true };
         self.add(&mut target, &self.local, Owner::Local);
         target
     }
@@ -113,7 +114,7 @@ impl Push {
         let Target { specs: mut all, impossible, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        self.supervisor.commit(Target { specs: all, impossible, resuming: false }).await;
+        self.supervisor.commit(Target { specs: all, impossible, resuming: false, complete: true }).await;
         Verdict::Accepted
     }
 

@@ -48,7 +48,7 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), S
 
 /// Waits for a line of this run: lines from before `since` belong to earlier ones.
 async fn wait_for_line(log: &Path, text: &str, since: &str) -> std::io::Result<()> {
-    let (mut lines, mut reader) = lines::Reader::open(log, 10_000)?;
+    let (mut lines, mut reader) = lines::Reader::open(log, usize::MAX)?;
     loop {
         // RFC 3339 in UTC sorts as text.
         if lines.iter().any(|line| line.at.as_str() >= since && line.text.contains(text)) {

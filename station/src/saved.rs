@@ -24,6 +24,8 @@ pub(crate) struct Accepted {
 pub(crate) struct Saved {
     folder: PathBuf,
     pub(crate) accepted: Option<Accepted>,
+    /// The record of what was accepted was damaged.
+    pub(crate) damaged: bool,
     stopped: Arc<Stopped>,
 }
 
@@ -31,6 +33,7 @@ impl Saved {
     /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it and the
     /// manager pushes again.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let was_there = folder.join("accepted.json").exists();
         let accepted = read::<Accepted>(&folder.join("accepted.json"))?.filter(|accepted| {
             let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest;
             if !whole {
@@ -41,7 +44,8 @@ impl Saved {
         });
         let stopped: BTreeSet<String> = read(&folder.join("stopped.json"))?.unwrap_or_default();
         let stopped = Arc::new(Stopped { path: folder.join("stopped.json"), set: Mutex::new(stopped) });
-        Ok(Self { folder: folder.to_owned(), accepted, stopped })
+        let damaged = was_there && accepted.is_none();
+        Ok(Self { folder: folder.to_owned(), accepted, damaged, stopped })
     }
 
     /// Puts an accepted configuration on disk; it is there for good when this returns.
@@ -72,6 +76,15 @@ pub(crate) struct Stopped {
 impl Stopped {
     pub(crate) fn contains(&self, key: &str) -> bool {
         self.set.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// Forgets the others.
+    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
+        let gone: Vec<_> = {
+            let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+            set.iter().filter(|key| !keep(key)).cloned().collect()
+        };
+        gone.iter().for_each(|key| self.set(key, false));
     }
 
     pub(crate) fn set(&self, key: &str, stopped: bool) {

@@ -60,6 +60,17 @@ impl Default for Settings {
     }
 }
 
+/// The longest time that an instance's keys take; more is a slip, and would overflow clocks.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+impl Settings {
+    fn longest(&self) -> Option<Duration> {
+        let ready = self.ready.iter().flat_map(|ready| [ready.within, ready.every]);
+        let restart = [self.restart.delay, self.restart.max_delay, self.restart.period];
+        restart.into_iter().chain(ready).chain([self.stop_timeout]).max()
+    }
+}
+
 /// The keys that [`Settings`] takes.
 const KEYS: [&str; 5] = ["restart", "needs", "ready", "stop_timeout", "isolation"];
 
@@ -191,6 +202,11 @@ impl Spec {
             let alone = Map::from_iter([(key.clone(), value)]);
             let read: Settings = serde_json::from_value(Value::Object(alone))
                 .map_err(|error| WrongSettings { key: key.clone(), text: error.to_string() })?;
+            if let Some(got) = read.longest().filter(|longest| *longest > TIME_MAX) {
+                let got = humantime::format_duration(got);
+                let text = format!("{got}, expected times of at most {}", humantime::format_duration(TIME_MAX));
+                return Err(WrongSettings { key, text });
+            }
             match key.as_str() {
                 "restart" => settings.restart = read.restart,
                 "needs" => settings.needs = read.needs,

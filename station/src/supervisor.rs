@@ -2,8 +2,9 @@
 //! changed, start what is new.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quilt_protocol::control::{Action, Problem, State};
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +34,8 @@ pub(crate) struct Target {
     pub(crate) impossible: Vec<(Spec, Problem)>,
     /// The station has just started.
     pub(crate) resuming: bool,
+    /// This is all that should run here. Not so when the record of it was damaged and the manager has not pushed yet.
+    pub(crate) complete: bool,
 }
 
 enum Message {
@@ -82,6 +85,8 @@ pub(crate) fn start(setup: Setup) -> Handle {
         },
         stopped: setup.stopped,
         instances: BTreeMap::new(),
+        impossible: BTreeSet::new(),
+        swept: false,
     };
     #[allow(clippy::disallowed_methods, reason = "it ends with shut_down, which is awaited")]
     tokio::spawn(supervisor.run(inbox));
@@ -97,19 +102,28 @@ struct Supervisor {
     around: Surroundings,
     stopped: Arc<Stopped>,
     instances: BTreeMap<Key, Entry>,
+    /// Shown as failed because their role cannot be had.
+    impossible: BTreeSet<Key>,
+    /// What an earlier station left of instances that should not be has been ended.
+    swept: bool,
 }
+
+/// How long what an earlier station left of a forgotten instance may take to stop.
+const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         while let Some(message) = inbox.recv().await {
             match message {
                 Message::Commit(target) => self.commit(target).await,
-                Message::Operator(key, action, reply) => {
-                    let _ = reply.send(self.operate(&key, action).await);
-                }
+                Message::Operator(key, action, reply) => self.operate(&key, action, reply).await,
                 Message::ShutDown(detach, reply) => {
                     let all = self.instances.keys().cloned().collect();
                     let late = self.end(&all, detach).await;
+                    if !detach {
+                        // Nothing is left behind, also of what could not be started in this station.
+                        self.sweep(&BTreeSet::new()).await;
+                    }
                     let _ = reply.send(late);
                     return;
                 }
@@ -119,14 +133,16 @@ impl Supervisor {
 
     async fn commit(&mut self, target: Target) {
         self.around.board.applying(true);
-        let Target { specs, impossible, resuming } = target;
+        let Target { specs, impossible, resuming, complete } = target;
         let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        // First: a station that dies while it stops them must not take them for stopped by an operator.
+        self.stopped.retain(|key| key.parse().is_ok_and(|key: Key| wanted.contains_key(&key)));
         self.end(&vanished, false).await;
-        for key in &vanished {
-            self.stopped.set(&key.to_string(), false);
-        }
         self.show_impossible(&impossible);
+        if complete && !std::mem::replace(&mut self.swept, true) {
+            self.sweep(&wanted.keys().cloned().collect()).await;
+        }
 
         let mut begin = self.update(&wanted).await;
         for (key, spec) in wanted {
@@ -143,7 +159,23 @@ impl Supervisor {
         self.around.board.applying(false);
     }
 
-    fn show_impossible(&self, impossible: &[(Spec, Problem)]) {
+    /// Ends what an earlier station left of instances other than these.
+    async fn sweep(&self, keep: &BTreeSet<Key>) {
+        let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        for instance in folders(&self.around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
+            let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let role = instance.parent().map(name).unwrap_or_default();
+            let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
+            if !keep.contains(&key) && !self.instances.contains_key(&key) {
+                instance::abandon(&self.around, &key, FORGOTTEN_STOP).await;
+            }
+        }
+    }
+
+    fn show_impossible(&mut self, impossible: &[(Spec, Problem)]) {
+        let before = std::mem::take(&mut self.impossible);
+        self.impossible = impossible.iter().map(|(spec, _)| spec.key.clone()).collect();
+        before.difference(&self.impossible).for_each(|key| self.around.board.remove(key));
         for (spec, problem) in impossible {
             self.around.board.put(spec);
             self.around.board.state(&spec.key, State::Failed, problem.to_string());
@@ -209,16 +241,22 @@ impl Supervisor {
         late
     }
 
-    async fn operate(&mut self, key: &Key, action: Action) -> Result<(), String> {
+    async fn operate(&mut self, key: &Key, action: Action, reply: oneshot::Sender<Result<(), String>>) {
         let Some(entry) = self.instances.get(key) else {
-            return Err(match self.around.board.get(key) {
+            let text = match self.around.board.get(key) {
                 Some(report) => format!("{key} cannot run here: {}", report.detail),
                 None => format!("this station has no instance {key}"),
-            });
+            };
+            let _ = reply.send(Err(text));
+            return;
         };
         self.stopped.set(&key.to_string(), action == Action::Stop);
         let (done, answer) = oneshot::channel();
         let _ = entry.orders.send(Order::Operator(action, done)).await;
-        answer.await.map_err(|_| "the station is stopping".to_owned())
+        // One that is slow to stop must not hold up the others.
+        #[allow(clippy::disallowed_methods, reason = "ends with the instance's answer, which is bounded")]
+        tokio::spawn(async move {
+            let _ = reply.send(answer.await.map_err(|_| "the station is stopping".to_owned()));
+        });
     }
 }

@@ -87,6 +87,11 @@ impl World {
         self.folder.path()
     }
 
+    /// The file of one of quilt's binaries.
+    pub fn binary(&self, name: &str) -> PathBuf {
+        binary_path(name)
+    }
+
     /// A command of one of quilt's binaries, with nothing of the machine's own settings.
     pub fn command(&self, binary: &str) -> Command {
         let mut command = Command::new(binary_path(binary));

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The keeper is blocking code on a few threads: it has one program, and should be small and hard to break. What it
-//! knows is on disk before it matters: who runs ([`Run`]) before the program begins, how it ended ([`Exit`]) before
-//! anybody is told. A lock on [`Paths::lock`] makes sure that an instance has one keeper. If the keeper itself is
+//! knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before
+//! anybody is told. A lock on `keeper.lock` makes sure that an instance has one keeper. If the keeper itself is
 //! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), so a program is never run twice.
 
 mod exec;
@@ -57,6 +57,7 @@ pub(crate) struct Spec {
     pub(crate) command: Vec<String>,
     pub(crate) env: std::collections::BTreeMap<String, String>,
     pub(crate) cwd: PathBuf,
+    pub(crate) user: Option<SpecUser>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) stop_signal: i32,
@@ -68,6 +69,13 @@ pub(crate) struct Spec {
     pub(crate) orphan_timeout_ms: Option<u64>,
     /// Milliseconds between asking to stop and killing, when no station says otherwise.
     pub(crate) stop_timeout_ms: u64,
+}
+
+/// The user that a program runs as.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct SpecUser {
+    pub(crate) name: String,
+    pub(crate) home: PathBuf,
 }
 
 /// A run of a program; on disk before the program begins.
@@ -188,6 +196,37 @@ impl Paths {
         Ok(())
     }
 }
+
+/// Stops the programs of all keepers below a station's folder of instances, as far as they still run. Answers how many.
+pub async fn stop_all(instances: &Path) -> usize {
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut stopped = 0;
+    for role in folders(instances) {
+        for instance in folders(&role) {
+            stopped += usize::from(end_left_over(&Paths::new(&instance.join("state")), STOP_TIMEOUT).await);
+        }
+    }
+    stopped
+}
+
+/// Ends what an earlier station left of an instance. Answers whether a program ran.
+pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: std::time::Duration) -> bool {
+    let kept = match paths.is_kept() {
+        Ok(true) => crate::kept::Kept::connect(paths).await.ok(),
+        _ => None,
+    };
+    let ran = kept.is_some();
+    if let Some(kept) = kept {
+        kept.stop(paths, stop_timeout).await;
+    } else if let Some(run) = paths.read_run() {
+        kill_leftovers(&run);
+    }
+    let _ = paths.forget();
+    ran
+}
+
+/// How long a program may take to stop when nobody says otherwise.
+const STOP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The identity of this boot of the machine.
 pub(crate) fn boot_id() -> String {

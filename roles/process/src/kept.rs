@@ -19,6 +19,25 @@ pub(crate) struct Kept {
     pub(crate) mouth: OwnedWriteHalf,
 }
 
+/// What there is of an instance's program.
+pub(crate) enum Found {
+    /// It runs.
+    Running(Kept),
+    /// It has ended, and nobody was told yet.
+    Ended(Run, Exit),
+    /// Nothing.
+    Nothing,
+}
+
+impl Found {
+    /// A run whose keeper is gone.
+    pub(crate) fn ended(paths: &Paths, run: Run) -> Self {
+        let unknown = || Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms() };
+        let exit = paths.read_exit().filter(|exit| exit.run == run.id).unwrap_or_else(unknown);
+        Self::Ended(run, exit)
+    }
+}
+
 /// The half that hears of the end.
 pub(crate) struct Ears(Lines<BufReader<OwnedReadHalf>>);
 
@@ -46,7 +65,7 @@ pub(crate) async fn say(mouth: &mut OwnedWriteHalf, message: &ToKeeper) {
 
 impl Kept {
     /// Starts a keeper with its program.
-    pub(crate) async fn start(paths: &Paths, log: &Path, spec: &Spec) -> io::Result<Self> {
+    pub(crate) async fn start(paths: &Paths, log: &Path, spec: &Spec) -> io::Result<Found> {
         quilt_core::files::create_private_dir(paths.folder())?;
         let mut keeper = Command::new("/proc/self/exe")
             .arg0("quilt-keeper")
@@ -61,9 +80,14 @@ impl Kept {
         input.write_all(&serde_json::to_vec(spec)?).await?;
         drop(input);
         let mut output = BufReader::new(keeper.stdout.take().expect("it was piped")).lines();
-        match output.next_line().await? {
-            Some(line) if line == "ready" => Self::connect(paths).await,
-            line => Err(io::Error::other(format!("the keeper: {}", line.as_deref().unwrap_or("it ended at once")))),
+        let line = output.next_line().await?.unwrap_or_else(|| "it ended at once".into());
+        let run = line.strip_prefix("ready ").and_then(|run| serde_json::from_str::<Run>(run).ok());
+        let Some(run) = run else { return Err(io::Error::other(format!("the keeper: {line}"))) };
+        match Self::connect(paths).await {
+            Ok(kept) => Ok(Found::Running(kept)),
+            // A program can be quicker than this: then its end is on disk, and its keeper gone.
+            Err(_) if !paths.is_kept()? => Ok(Found::ended(paths, run)),
+            Err(error) => Err(error),
         }
     }
 

@@ -13,6 +13,7 @@ mod kept;
 
 use std::path::PathBuf;
 use std::str::FromStr as _;
+use std::sync::{Arc, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
 use nix::sys::signal::Signal as UnixSignal;
@@ -23,8 +24,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, watch};
 
-use keeper::{Exit, Paths, Run, Spec, ToKeeper};
-use kept::{Ears, Kept, say};
+use keeper::{Exit, Paths, Run, Spec, SpecUser, ToKeeper};
+use kept::{Ears, Found, Kept, say};
 
 /// How many of a failed program's last error lines are shown.
 const LAST_LINES: usize = 5;
@@ -32,6 +33,8 @@ const LAST_LINES: usize = 5;
 /// A running program.
 pub struct Process {
     config: ProcessConfig,
+    /// Exit codes that mean success; `run` looks at them when the program has ended.
+    success: Arc<std::sync::Mutex<Vec<i32>>>,
     spec: Spec,
     paths: Paths,
     run: Run,
@@ -77,18 +80,25 @@ impl Process {
     async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         let paths = Paths::new(cx.state_dir());
         let spec = spec(&config, cx)?;
-        let (run, mouth, ears, exit) = match find(&paths, &spec, cx).await? {
-            Found::Ended(run, exit) => (run, None, None, Some(exit)),
+        let found = match find(&paths, &spec, cx).await? {
+            Found::Nothing => begin(&paths, &spec, cx).await?,
             found => {
-                let kept = match found {
-                    Found::Running(kept) => kept,
-                    _ => begin(&paths, &spec, cx).await?,
+                let (Found::Running(Kept { run, .. }) | Found::Ended(run, _)) = &found else {
+                    unreachable!("see above")
                 };
-                (kept.run, Some(kept.mouth), Some(kept.ears), None)
+                cx.found_again(run.started_ms);
+                found
             }
         };
+        let (run, mouth, ears, exit) = match found {
+            Found::Running(kept) => (kept.run, Some(kept.mouth), Some(kept.ears), None),
+            Found::Ended(run, exit) => (run, None, None, Some(exit)),
+            Found::Nothing => return Err(RoleError::failed("the program did not begin")),
+        };
+        let success = Arc::new(std::sync::Mutex::new(config.success_exit_codes.clone()));
         let mut process = Self {
             config,
+            success,
             spec,
             paths,
             run,
@@ -107,6 +117,7 @@ impl Process {
             return Err(RoleError::NeedsRestart);
         }
         // How to judge the end and when to give up can change under a running program.
+        *self.success.lock().unwrap_or_else(PoisonError::into_inner) = config.success_exit_codes.clone();
         self.config = config;
         self.tell_orphan_timeout().await;
         Ok(())
@@ -114,7 +125,7 @@ impl Process {
 
     fn run(&mut self, cx: &RoleContext) -> Option<Work> {
         let (ears, paths, run, log) = (self.ears.take(), self.paths.clone(), self.run.clone(), self.log.clone());
-        let (sender, success, cx) = (self.exit.clone(), self.config.success_exit_codes.clone(), cx.clone());
+        let (sender, success, cx) = (self.exit.clone(), self.success.clone(), cx.clone());
         Some(Box::pin(async move {
             let known = sender.borrow().clone();
             let exit = match (known, ears) {
@@ -124,20 +135,27 @@ impl Process {
             };
             sender.send_replace(Some(exit.clone()));
             cx.pid(None);
+            let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match exit.code {
                 Some(code) if success.contains(&code) => Ok(()),
-                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log)))),
+                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log, run.started_ms)))),
             }
         }))
     }
 
     async fn stop(self, cx: &RoleContext) {
-        let ended = self.exit.borrow().is_some();
-        if !ended {
+        let exit = self.exit.borrow().clone();
+        let exit = match exit {
+            Some(exit) => Some(exit),
             // `run` listened on the other connection; the keeper serves the newest.
-            if let Ok(kept) = Kept::connect(&self.paths).await {
-                kept.stop(&self.paths, cx.stop_timeout()).await;
-            }
+            None => match Kept::connect(&self.paths).await {
+                Ok(kept) => Some(kept.stop(&self.paths, cx.stop_timeout()).await),
+                Err(_) => None,
+            },
+        };
+        if exit.is_none_or(|exit| exit.code.is_none() && exit.signal.is_none()) {
+            // Its keeper was killed, and the program with it; but not what the program had started.
+            keeper::kill_leftovers(&self.run);
         }
         if let Err(error) = self.paths.forget() {
             cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));
@@ -147,6 +165,10 @@ impl Process {
 
     /// The keeper goes on; its record lets the next station find it.
     async fn detach(self, _: &RoleContext) {}
+
+    async fn abandon(cx: &RoleContext) {
+        keeper::end_left_over(&Paths::new(cx.state_dir()), cx.stop_timeout()).await;
+    }
 
     /// Replies how the program does.
     #[command(read)]
@@ -202,12 +224,6 @@ impl Process {
     }
 }
 
-enum Found {
-    Running(Kept),
-    Ended(Run, Exit),
-    Nothing,
-}
-
 /// Looks for what an earlier station of this machine left: a program that runs, or one that has ended meanwhile.
 async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, RoleError> {
     if paths.is_kept()? {
@@ -222,36 +238,32 @@ async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Rol
         }
     }
     let Some(run) = paths.read_run() else { return Ok(Found::Nothing) };
-    let exit = paths.read_exit().filter(|exit| exit.run == run.id);
-    if exit.is_none() {
+    if paths.read_exit().is_none_or(|exit| exit.run != run.id) {
         keeper::kill_leftovers(&run);
     }
     // What ended while nobody watched counts as ending now, once; what ended before is history.
     let counts = cx.resuming() && run.digest == spec.digest && run.boot_id == keeper::boot_id();
-    if !counts {
-        return Ok(Found::Nothing);
-    }
-    let unknown = Exit { run: run.id.clone(), code: None, signal: None, at_ms: time::now_ms() };
-    Ok(Found::Ended(run, exit.unwrap_or(unknown)))
+    Ok(if counts { Found::ended(paths, run) } else { Found::Nothing })
 }
 
 /// Begins a new run. The keeper of a station that was killed this very moment may have been quicker: then that one is
 /// looked at again.
-async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Kept, RoleError> {
+async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, RoleError> {
     paths.forget()?;
     match Kept::start(paths, cx.log_dir(), spec).await {
-        Ok(kept) => Ok(kept),
+        Ok(found) => Ok(found),
         Err(_) if paths.is_kept()? => match find(paths, spec, cx).await? {
-            Found::Running(kept) => Ok(kept),
-            _ => Ok(Kept::start(paths, cx.log_dir(), spec).await?),
+            Found::Nothing => Ok(Kept::start(paths, cx.log_dir(), spec).await?),
+            found => Ok(found),
         },
         Err(error) => Err(error.into()),
     }
 }
 
 fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
-    let (uid, gid) = identity(config)?;
+    let (user, uid, gid) = identity(config)?;
     let mut spec = Spec {
+        user,
         command: config.command.clone(),
         env: config.env.clone(),
         cwd: config.cwd.clone().unwrap_or_else(|| "/".into()),
@@ -272,7 +284,8 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
 }
 
 /// The user and group to run as.
-fn identity(config: &ProcessConfig) -> Result<(Option<u32>, Option<u32>), RoleError> {
+#[allow(clippy::type_complexity, reason = "one caller takes it apart at once")]
+fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Option<u32>), RoleError> {
     let unknown = |key: &str, name: &str| RoleError::invalid(key, "a name known to this machine", format!("{name:?}"));
     let user = match &config.user {
         None => None,
@@ -287,7 +300,8 @@ fn identity(config: &ProcessConfig) -> Result<(Option<u32>, Option<u32>), RoleEr
         let key = if user.is_some() { "user" } else { "group" };
         return Err(RoleError::invalid(key, "a station that runs as root", "one that does not"));
     }
-    Ok((user.map(|user| user.uid.as_raw()), group.map(|group| group.as_raw())))
+    let uid = user.as_ref().map(|user| user.uid.as_raw());
+    Ok((user.map(|user| SpecUser { name: user.name, home: user.dir }), uid, group.map(|group| group.as_raw())))
 }
 
 fn signal_number(name: &str) -> Option<i32> {
@@ -297,9 +311,11 @@ fn signal_number(name: &str) -> Option<i32> {
     by_name().or_else(by_number).map(|signal| signal as i32)
 }
 
-fn last_error_lines(log: &std::path::Path) -> String {
+fn last_error_lines(log: &std::path::Path, since_ms: u64) -> String {
+    let since = time::ms_text(since_ms);
     let lines = lines::Reader::open(log, 200).map(|(lines, _)| lines).unwrap_or_default();
-    let errors: Vec<_> = lines.iter().filter(|line| line.stream == "err").map(|line| line.text.as_str()).collect();
+    let errors: Vec<_> =
+        lines.iter().filter(|line| line.stream == "err" && line.at >= since).map(|line| line.text.as_str()).collect();
     match &errors[errors.len().saturating_sub(LAST_LINES)..] {
         [] => String::new(),
         last => format!("; last lines of its errors: {}", last.join(" | ")),

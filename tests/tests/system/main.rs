@@ -7,6 +7,7 @@ mod first_steps;
 mod hostile;
 mod identity;
 mod manager_crash;
+mod outcomes;
 mod process;
 mod refusal;
 mod station_crash;

@@ -207,3 +207,65 @@ async fn what_the_plan_can_see_is_refused_in_the_plan() {
         assert!(refused.err.contains(expected), "{keys} gave {}", refused.err);
     }
 }
+
+#[tokio::test]
+async fn programs_that_end_at_once_run_once_and_their_exit_is_known() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let ran = world.folder().join("ran");
+    let script = |number: u32| format!("echo {number} >> {}; exit {}", ran.display(), number % 2);
+    let once = "restart = { policy = \"temporary\" }\n";
+    let fleet = (0..40).fold(Fleet::new(), |fleet, number| {
+        let keys = format!("command = [\"sh\", \"-c\", {:?}]\n{once}", script(number));
+        fleet.with(&format!("cam-1/process/p{number}"), &keys)
+    });
+    let file = world.fleet_file("f.toml", fleet.text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    for number in 0..40 {
+        let state = if number % 2 == 0 { "completed" } else { "failed" };
+        let view = world.until_state(&format!("cam-1/process/p{number}"), state).await;
+        assert!(number % 2 == 0 || view.detail.contains("exit code 1"), "{}", view.detail);
+    }
+    let mut numbers: Vec<u32> =
+        std::fs::read_to_string(&ran).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..40).collect::<Vec<_>>(), "some ran twice or not at all");
+}
+
+#[tokio::test]
+async fn what_changes_under_a_running_program_counts_when_it_ends() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let gate = world.folder().join("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 3", gate.display());
+    let fleet = |codes: &str| {
+        let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nsuccess_exit_codes = [{codes}]\n");
+        Fleet::new().with("cam-1/process/main", &keys)
+    };
+    world.apply(fleet("0").text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/main").await;
+    world.apply(fleet("0, 3").text()).await.with_code(0);
+    assert_eq!(world.pid("cam-1/process/main").await, pid);
+    std::fs::write(gate, "").unwrap();
+    world.until_state("cam-1/process/main", "completed").await;
+}
+
+#[tokio::test]
+async fn an_order_during_the_ready_check_does_not_end_the_check() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let gate = world.folder().join("gate");
+    let fleet = |timeout: u32| {
+        let ready = format!("ready = {{ command = [\"test\", \"-e\", {gate:?}] }}\nstop_timeout = \"{timeout}s\"\n");
+        Fleet::new().with("cam-1/process/main", &format!("command = [\"sleep\", \"1000\"]\n{ready}"))
+    };
+    let file = world.fleet_file("f.toml", fleet(5).text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    world.until_state("cam-1/process/main", "starting").await;
+    world.ctl(&["start", "cam-1/process/main"]).await.with_code(0);
+    let file = world.fleet_file("f.toml", fleet(6).text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    assert_eq!(world.instance("cam-1/process/main").await.unwrap().state.name(), "starting");
+    std::fs::write(gate, "").unwrap();
+    world.until_state("cam-1/process/main", "active").await;
+}

@@ -197,3 +197,102 @@ async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
     world.until_state("cam-1/counter/main", "active").await;
     assert!(saved.with_extension("json.damaged").exists());
 }
+
+#[tokio::test]
+async fn stop_leaves_programs_running_and_stop_with_roles_leaves_nothing() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    let stop = async |world: &World, more: &[&str]| {
+        let mut command = world.command("quilt-station");
+        command.arg("stop").args(more).arg("--data-dir").arg(world.station_folder("cam-1"));
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(stop(&world, &[]).await.starts_with("stopped process"));
+    assert!(is_alive(pid));
+    // Also what an earlier station left.
+    assert!(stop(&world, &["--roles"]).await.contains("1 programs of an earlier station"));
+    assert!(!is_alive(pid));
+
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/process/clock", "active").await;
+    let pid = world.pid("cam-1/process/clock").await;
+    assert!(stop(&world, &["--roles"]).await.starts_with("stopped process"));
+    assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn an_upgraded_station_takes_back_what_the_old_one_ran() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    // The new version is another file; the old keeper goes on with the old one.
+    let upgraded = world.folder().join("quilt-station-new");
+    std::fs::copy(world.binary("quilt-station"), &upgraded).unwrap();
+    let mut command = tokio::process::Command::new(&upgraded);
+    command.env("QUILT_CFG_DIR", world.folder()).kill_on_drop(true);
+    command.arg("--data-dir").arg(world.station_folder("cam-1"));
+    command.args(["--manager", &world.address, "--name", "cam-1"]).stdout(std::process::Stdio::null());
+    let _station = command.spawn().unwrap();
+    world.eventually("it is back", async |world| world.show("cam-1").await.state.name() == "connected").await;
+    assert_eq!(world.until_state("cam-1/process/clock", "active").await.pid, Some(pid));
+}
+
+#[tokio::test]
+async fn a_program_with_a_ready_check_is_taken_back_as_it_is() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let gate = world.folder().join("gate");
+    let ends = format!("echo up; while [ ! -e {} ]; do sleep 0.02; done; echo done >> {0}.ran", gate.display());
+    let ready = "ready = { log = \"up\", within = \"3s\" }\n";
+    let fleet = Fleet::new()
+        .with("cam-1/process/lives", &format!("command = [\"sh\", \"-c\", \"echo up; exec sleep 1000\"]\n{ready}"))
+        .with("cam-1/process/ends", &format!("command = [\"sh\", \"-c\", {ends:?}]\n{ready}"));
+    world.apply(fleet.text()).await.with_code(0);
+    let (lives, ends) = (world.pid("cam-1/process/lives").await, world.pid("cam-1/process/ends").await);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    std::fs::write(&gate, "").unwrap();
+    world.eventually("one has ended", async |_| !is_alive(ends)).await;
+    world.station("cam-1", &[]).await;
+    assert_eq!(world.until_state("cam-1/process/lives", "active").await.pid, Some(lives));
+    assert_eq!(world.until_state("cam-1/process/ends", "completed").await.restarts, 0);
+    assert_eq!(std::fs::read_to_string(gate.with_extension("ran")).unwrap(), "done\n");
+}
+
+#[tokio::test]
+async fn what_no_instance_holds_any_more_is_ended() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let sleeping = "command = [\"sleep\", \"1000\"]\n";
+    let fleet = Fleet::new()
+        .with("cam-1/process/db", sleeping)
+        .with("cam-1/process/app", &format!("{sleeping}needs = [\"process/db\"]\n"));
+    world.apply(fleet.text()).await.with_code(0);
+    let (db, app) = (world.pid("cam-1/process/db").await, world.pid("cam-1/process/app").await);
+
+    // One that waits after the restart, its program still there, is really stopped.
+    world.ctl(&["stop", "cam-1/process/db"]).await.with_code(0);
+    assert!(!is_alive(db));
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/process/app", "waiting").await;
+    assert!(is_alive(app));
+    world.ctl(&["stop", "cam-1/process/app"]).await.with_code(0);
+    assert!(!is_alive(app), "stopped, and its program runs");
+    world.ctl(&["start", "cam-1/process/db"]).await.with_code(0);
+    world.ctl(&["start", "cam-1/process/app"]).await.with_code(0);
+    world.until_state("cam-1/process/app", "active").await;
+    let (db, app) = (world.pid("cam-1/process/db").await, world.pid("cam-1/process/app").await);
+
+    // Removed from the record while the station was dead: swept up when it starts.
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    std::fs::remove_file(world.station_folder("cam-1").join("station/accepted.json")).unwrap();
+    world.end_manager(Signal::SIGTERM).await;
+    world.start_station("cam-1", &[]).await;
+    world.eventually("both are gone", async |_| !is_alive(db) && !is_alive(app)).await;
+}

@@ -3,7 +3,9 @@
 //! A process of its own rather than code between fork and exec, where almost nothing is allowed: this way there is no
 //! unsafe code. The pid stays the same, so the keeper knows it before the program exists.
 
+use std::ffi::CString;
 use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, parent_id};
 use std::process::{Command, Stdio};
 
@@ -20,13 +22,12 @@ pub(super) fn become_program() -> ! {
 }
 
 fn prepare() -> io::Error {
-    let keeper = parent_id();
     let mut input = String::new();
     if let Err(error) = io::stdin().read_to_string(&mut input) {
         return error;
     }
     // A keeper that died before the go-ahead leaves nothing to do.
-    let Ok((run, spec)) = serde_json::from_str::<(String, Spec)>(&input) else {
+    let Ok((run, keeper, spec)) = serde_json::from_str::<(String, u32, Spec)>(&input) else {
         return io::Error::other("the keeper ended before the program began");
     };
     let Some((program, arguments)) = spec.command.split_first() else {
@@ -42,6 +43,9 @@ fn prepare() -> io::Error {
             command.env_remove(name);
         }
     }
+    if let Some(user) = &spec.user {
+        command.env("USER", &user.name).env("LOGNAME", &user.name).env("HOME", &user.home);
+    }
     command.envs(&spec.env).env(RUN_VARIABLE, run);
     let error = command.exec();
     io::Error::new(error.kind(), format!("cannot run {program:?}: {error}"))
@@ -56,10 +60,20 @@ fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
     // The keeper blocks the signals that it waits for; its program must not inherit that.
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(named("a signal mask"))?;
     if let Some(gid) = spec.gid {
-        nix::unistd::setgroups(&[gid.into()]).map_err(named("supplementary groups"))?;
+        match &spec.user {
+            Some(user) => {
+                let name = CString::new(user.name.as_str()).map_err(io::Error::other)?;
+                nix::unistd::initgroups(&name, gid.into()).map_err(named("supplementary groups"))?;
+            }
+            None => nix::unistd::setgroups(&[gid.into()]).map_err(named("supplementary groups"))?,
+        }
         nix::unistd::setgid(gid.into()).map_err(named("the configured group"))?;
     }
     if let Some(uid) = spec.uid {
+        // Programs that open /dev/stdout need to own the pipe.
+        for pipe in [io::stdout().as_fd(), io::stderr().as_fd()] {
+            let _ = nix::unistd::fchown(pipe, Some(uid.into()), None);
+        }
         nix::unistd::setuid(uid.into()).map_err(named("the configured user"))?;
     }
     std::env::set_current_dir(&spec.cwd).map_err(|error| io::Error::other(format!("cwd = {:?}: {error}", spec.cwd)))?;

@@ -20,6 +20,9 @@ use super::{EXEC, Exit, FromKeeper, Paths, Run, Spec, ToKeeper, boot_id};
 /// How long output may still come after the program has ended: descendants that left its group hold the pipe open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
+/// How often the group of a program that has ended is looked at.
+const GROUP_LOOK: Duration = Duration::from_millis(20);
+
 enum Event {
     Ended(std::process::ExitStatus),
     Station(ToKeeper),
@@ -79,30 +82,38 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     let copying = [copy("out", stage.stdout.take(), log)?, copy("err", stage.stderr.take(), log)?];
     // The program begins only when it is on record.
     files::write_atomically(&paths.run(), &serde_json::to_vec(&run)?)?;
-    let go = serde_json::to_vec(&(&run.id, &spec))?;
+    let go = serde_json::to_vec(&(&run.id, run.keeper, &spec))?;
     stage.stdin.take().expect("it was piped").write_all(&go)?;
 
     let station: Station = Arc::default();
     let announced = (station.clone(), events.clone(), run.clone());
     thread::spawn(move || accept(&listener, &announced.0, &announced.1, &announced.2));
-    say_ready();
-    let status = supervise(stage, &run, &spec, events, &inbox);
+    say_ready(&run);
+    let (status, kill_at) = supervise(stage, &run, &spec, events, &inbox);
 
     let exit = Exit { run: run.id.clone(), code: status.code(), signal: status.signal(), at_ms: time::now_ms() };
-    // What the program left in its group ends with it, and lets go of the pipes.
-    let _ = killpg(Pid::from_raw(run.pid as i32), Signal::SIGKILL);
+    // What the program left in its group was asked to stop too, and has its time; then it ends, and lets go of the pipes.
+    let group = Pid::from_raw(run.pid as i32);
+    while let Some(left) = kill_at.map(|at| at.saturating_duration_since(Instant::now())) {
+        if left.is_zero() || killpg(group, None).is_err() {
+            break;
+        }
+        let _ = inbox.recv_timeout(left.min(GROUP_LOOK));
+    }
+    let _ = killpg(group, Signal::SIGKILL);
     let until = Instant::now() + OUTPUT_GRACE;
     for done in copying {
         let _ = done.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
-    files::write_atomically(&paths.exit(), &serde_json::to_vec(&exit)?)?;
+    let written = files::write_atomically(&paths.exit(), &serde_json::to_vec(&exit)?);
+    // A station that is there is told even if the disk is full.
     tell(&station, &FromKeeper::Exited(exit));
-    Ok(())
+    written
 }
 
 /// The station waits for this line, unless it was killed meanwhile; a pipe nobody reads must not stay.
-fn say_ready() {
-    let _ = writeln!(io::stdout(), "ready");
+fn say_ready(run: &Run) {
+    let _ = writeln!(io::stdout(), "ready {}", serde_json::to_string(run).expect("it has text keys"));
     let _ = io::stdout().flush();
     if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(&null);
@@ -110,14 +121,14 @@ fn say_ready() {
     }
 }
 
-/// Waits for the end, doing meanwhile what the station asks.
+/// Waits for the end, doing meanwhile what the station asks. Also says until when its group may take to stop.
 fn supervise(
     mut program: Child,
     run: &Run,
     spec: &Spec,
     events: Sender<Event>,
     inbox: &mpsc::Receiver<Event>,
-) -> std::process::ExitStatus {
+) -> (std::process::ExitStatus, Option<Instant>) {
     let ended = events;
     thread::spawn(move || {
         let status = program.wait().expect("the keeper waits for its own child, once");
@@ -129,7 +140,10 @@ fn supervise(
     let mut orphan_timeout = spec.orphan_timeout_ms.map(Duration::from_millis);
     let mut alone_since = Some(Instant::now());
     let begin_stop = |timeout: Duration| {
-        let _ = killpg(group, stop_signal);
+        // The stage has a group of its own only once it became the program; until then the signal stays pending there.
+        if killpg(group, stop_signal).is_err() {
+            let _ = kill(main, stop_signal);
+        }
         // A stopped group does not see the signal before it is continued.
         let _ = killpg(group, Signal::SIGCONT);
         Some(Instant::now() + timeout)
@@ -142,7 +156,7 @@ fn supervise(
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match event {
-            Ok(Event::Ended(status)) => return status,
+            Ok(Event::Ended(status)) => return (status, kill_at),
             Ok(Event::Connected) => alone_since = None,
             Ok(Event::Disconnected) => alone_since = Some(Instant::now()),
             Ok(Event::Station(ToKeeper::Signal(number))) => {

@@ -1,0 +1,130 @@
+//! The baseline: tokio TCP and tokio-util's length-delimited frames, nothing else. The server sends back what comes,
+//! fed while input is ready and flushed once.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::part;
+
+type Frames = Framed<TcpStream, LengthDelimitedCodec>;
+
+/// Be the server; prints where it listens.
+pub(crate) async fn serve() -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let accepting = async {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            tokio::spawn(echo(Framed::new(stream, LengthDelimitedCodec::new())));
+        }
+    };
+    tokio::select! {
+        failed = accepting => failed,
+        told = part::until_told() => told,
+    }
+}
+
+async fn echo(mut frames: Frames) -> std::io::Result<()> {
+    while let Some(frame) = frames.next().await {
+        frames.feed(frame?.freeze()).await?;
+        // Feed while more is ready; flush when the input is drained.
+        while let Some(Some(frame)) = next_ready(&mut frames).await {
+            frames.feed(frame?.freeze()).await?;
+        }
+        SinkExt::<Bytes>::flush(&mut frames).await?;
+    }
+    Ok(())
+}
+
+async fn next_ready(frames: &mut Frames) -> Option<Option<std::io::Result<bytes::BytesMut>>> {
+    std::future::poll_fn(|cx| match frames.poll_next_unpin(cx) {
+        std::task::Poll::Ready(frame) => std::task::Poll::Ready(Some(frame)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}
+
+async fn connect(address: &str) -> anyhow::Result<Frames> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Framed::new(stream, LengthDelimitedCodec::new()))
+}
+
+/// How long single calls take, one after the other.
+pub(crate) async fn calls(address: &str, body: &Bytes, count: usize) -> anyhow::Result<Vec<Duration>> {
+    let mut frames = connect(address).await?;
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let began = Instant::now();
+        frames.send(body.clone()).await?;
+        frames.next().await.transpose()?;
+        times.push(began.elapsed());
+    }
+    Ok(times)
+}
+
+/// Calls a second with so many in flight on one connection.
+pub(crate) async fn in_flight(address: &str, body: &Bytes, window: usize, count: usize) -> anyhow::Result<f64> {
+    let mut frames = connect(address).await?;
+    let began = Instant::now();
+    for _ in 0..window {
+        frames.feed(body.clone()).await?;
+    }
+    SinkExt::<Bytes>::flush(&mut frames).await?;
+    let (mut sent, mut received) = (window, 0);
+    while received < count {
+        frames.next().await.transpose()?;
+        received += 1;
+        let mut fed = 0;
+        while let Some(Some(_)) = next_ready(&mut frames).await {
+            received += 1;
+            fed += 1;
+        }
+        for _ in 0..=fed {
+            if sent < count + window {
+                frames.feed(body.clone()).await?;
+                sent += 1;
+            }
+        }
+        SinkExt::<Bytes>::flush(&mut frames).await?;
+    }
+    Ok(received as f64 / began.elapsed().as_secs_f64())
+}
+
+/// How long it takes to send a body on each of so many connections and have an answer from each.
+pub(crate) async fn push(address: &str, body: &Bytes, count: usize) -> anyhow::Result<Duration> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let mut frames = connect(address).await?;
+        // Warm: the first use of a connection allocates its buffers.
+        frames.send(Bytes::from_static(b"x")).await?;
+        frames.next().await.transpose()?;
+        all.push(frames);
+    }
+    let began = Instant::now();
+    for frames in &mut all {
+        frames.send(body.clone()).await?;
+    }
+    for frames in &mut all {
+        frames.next().await.transpose()?;
+    }
+    Ok(began.elapsed())
+}
+
+/// Be so many connections that have said one thing each; prints when they are there.
+pub(crate) async fn idle(address: &str, count: usize) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let mut frames = connect(address).await?;
+        frames.send(Bytes::from_static(b"sixteen bytes...")).await?;
+        frames.next().await.transpose()?;
+        all.push(frames);
+    }
+    println!("connected");
+    part::until_told().await
+}

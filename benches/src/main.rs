@@ -1,0 +1,66 @@
+//! `quilt-bench`: how fast and how large quilt is, as ratios to a bare framed TCP echo measured in the same run.
+//!
+//! ```sh
+//! cargo run --release -p quilt-bench -- all            # a table
+//! cargo run --release -p quilt-bench -- all --json     # one JSON line a row
+//! cargo run --release -p quilt-bench -- all --only call --quick
+//! ```
+//!
+//! Server and client are processes of their own: this program starts itself for each part. Quilt and baseline take
+//! turns, and medians are shown, so that what the machine does meanwhile hits both.
+
+mod baseline;
+mod part;
+mod rows;
+mod swarm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures quilt beside a bare framed TCP echo.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Measure
+    All(rows::All),
+    /// Be the baseline's server (started by `all`)
+    #[command(hide = true)]
+    Echo,
+    /// Be a manager with its data in a folder that goes away (started by `all`)
+    #[command(hide = true)]
+    Manager,
+    /// Be a real station (started by `all`)
+    #[command(hide = true)]
+    Station { manager: String },
+    /// Be many light stations (started by `all`)
+    #[command(hide = true)]
+    Swarm { manager: String, count: usize },
+    /// Be many idle connections to the baseline (started by `all`)
+    #[command(hide = true)]
+    Idle { echo: String, count: usize },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::All(all) => all.run().await,
+        Verb::Echo => baseline::serve().await,
+        Verb::Manager => part::manager().await,
+        Verb::Station { manager } => part::station(&manager).await,
+        Verb::Swarm { manager, count } => swarm::run(&manager, count).await,
+        Verb::Idle { echo, count } => baseline::idle(&echo, count).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quilt-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

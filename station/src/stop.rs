@@ -1,0 +1,67 @@
+//! Stopping a station from outside: `quilt-station stop`.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use quilt_core::files;
+use quilt_role_process::keeper;
+
+use crate::config::StationConfig;
+
+/// How long a station may take to stop, its roles included.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often the lock is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Stops the station that holds the data folder, and with `roles` everything it runs. Says what it did.
+///
+/// # Errors
+///
+/// It cannot be signalled or does not stop.
+pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String> {
+    let path = crate::lock_path(config);
+    let mut said = match holder(&path)? {
+        None => "no station runs here".to_owned(),
+        Some(pid) => {
+            let signal = if roles { Signal::SIGINT } else { Signal::SIGTERM };
+            kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot signal process {pid}"))?;
+            let stopped = async {
+                while holder(&path)?.is_some() {
+                    tokio::time::sleep(LOOK).await;
+                }
+                anyhow::Ok(())
+            };
+            match tokio::time::timeout(PATIENCE, stopped).await {
+                Ok(stopped) => stopped?,
+                Err(_) => bail!("process {pid} does not stop within {PATIENCE:?}"),
+            }
+            format!("stopped process {pid}")
+        }
+    };
+    if roles {
+        let stopped = keeper::stop_all(&config.data_dir.join("station").join("instances")).await;
+        if stopped > 0 {
+            said += &format!(", and {stopped} programs of an earlier station");
+        }
+    }
+    Ok(said)
+}
+
+/// The process that holds the lock. A pid in a file that nobody locks is nobody's.
+fn holder(path: &Path) -> anyhow::Result<Option<i32>> {
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    if !files::is_locked(&file)? {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path)?;
+    Ok(Some(text.trim().parse().with_context(|| format!("{} holds no process id", path.display()))?))
+}

@@ -1,0 +1,273 @@
+//! Every way in which a request can end, through real sockets: a real manager, and a station in this process with a role
+//! made for mischief.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nix::sys::signal::Signal;
+use quilt_client::{CallOptions, Client, Delivered, Outcome};
+use quilt_core::signals::Stop;
+use quilt_plugin_api::{Command, Items, NoError, RoleContext, RoleError, Streaming, role};
+use quilt_protocol::Address;
+use quilt_role_counter::api::{Increment, Value};
+use quilt_station::{Station, StationArgs};
+use quilt_tests::World;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+macro_rules! commands {
+    ($($name:ident { $($field:ident: $type:ty),* } -> $reply:ty;)*) => {
+        $(
+            #[derive(Serialize, Deserialize, JsonSchema, Command)]
+            #[command(group = "Mischief", reply = $reply)]
+            struct $name { $($field: $type),* }
+        )*
+    };
+}
+
+commands! {
+    Panic {} -> ();
+    Hang { tag: u32 } -> ();
+    Echo { text: String } -> String;
+    Bounce { times: u32 } -> u32;
+    Spam { items: u32 } -> u64;
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct NoConfig {}
+
+struct Mischief {
+    cx: RoleContext,
+}
+
+/// Tags of the calls that hang, or did.
+static HANGING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn hangs(tag: u32) -> bool {
+    HANGING.lock().unwrap().contains(&tag)
+}
+
+#[role(name = "mischief")]
+impl Mischief {
+    async fn start(_: NoConfig, cx: &RoleContext) -> Result<Self, RoleError> {
+        Ok(Self { cx: cx.clone() })
+    }
+
+    async fn update(&mut self, _: NoConfig, _: &RoleContext) -> Result<(), RoleError> {
+        Ok(())
+    }
+
+    #[command]
+    async fn panic(&self, _: Panic) -> Result<(), NoError> {
+        panic!("as it was asked to");
+    }
+
+    #[command]
+    async fn hang(&self, request: Hang) -> Result<(), NoError> {
+        HANGING.lock().unwrap().insert(request.tag);
+        std::future::pending().await
+    }
+
+    #[command(read)]
+    async fn echo(&self, request: Echo) -> Result<String, NoError> {
+        Ok(request.text)
+    }
+
+    /// Calls another instance through the manager, on the station's own connection.
+    #[command]
+    async fn bounce(&self, request: Bounce) -> Result<u32, NoError> {
+        let mut answered = 0;
+        for _ in 0..request.times {
+            let answer = self.cx.call("bench/counter/main", &Increment { by: 1 }, Duration::from_secs(10)).await;
+            answered += u32::from(answer.outcome == "reply");
+        }
+        Ok(answered)
+    }
+
+    #[command(stream)]
+    fn spam(&self, request: Spam, mut items: Items<u64>) -> Streaming<NoError> {
+        Box::pin(async move {
+            for number in 0..request.items {
+                if items.send(&u64::from(number)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+const TARGET: &str = "bench/mischief/main";
+
+struct Mischievous {
+    world: World,
+    station: Station,
+    client: Client,
+}
+
+async fn mischievous() -> Mischievous {
+    let world = World::new().await;
+    let args = StationArgs {
+        data_dir: Some(world.folder().join("inproc")),
+        manager: vec![world.address.clone()],
+        name: Some("bench".into()),
+        ..StationArgs::default()
+    };
+    let station = Station::start(args.resolve().unwrap()).await.unwrap();
+    let registered = async |world: &World| world.stations().await.iter().any(|one| one.state.name() == "connected");
+    world.eventually("the station is there", registered).await;
+    world.apply("[station.bench.roles.mischief.main]\n[station.bench.roles.counter.main]\n").await.with_code(0);
+    let client = world.client().await;
+    Mischievous { world, station, client }
+}
+
+impl Mischievous {
+    async fn outcome(&self, command: &str, body: &str, time: Duration) -> (Outcome, String) {
+        let options = CallOptions { timeout: time, idempotent: false, retry: false };
+        let to: Address = TARGET.parse().unwrap();
+        let answer = self.client.call_json(&to, command, Bytes::copy_from_slice(body.as_bytes()), &options).await;
+        (answer.outcome, answer.text())
+    }
+
+    async fn end(self) {
+        self.client.close();
+        self.station.stop(Stop::All).await;
+    }
+}
+
+const LONG: Duration = Duration::from_secs(15);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn panics_timeouts_refusals_and_cancellations_are_what_the_caller_gets() {
+    let m = mischievous().await;
+    assert_eq!(m.outcome("echo", "{\"text\":\"x\"}", LONG).await, (Outcome::Reply, "\"x\"".into()));
+    let (outcome, text) = m.outcome("panic", "{}", LONG).await;
+    assert_eq!((outcome, text.as_str()), (Outcome::Panicked, "panicked: as it was asked to"));
+    // The instance failed with it, its station did not, and it is back after its back-off.
+    let back = async |world: &World| {
+        world.instance(TARGET).await.is_some_and(|view| view.restarts == 1 && view.state.name() == "active")
+    };
+    m.world.eventually("it was restarted", back).await;
+
+    assert_eq!(m.outcome("hang", "{\"tag\":1}", Duration::from_millis(200)).await.0, Outcome::TimedOut);
+    assert_eq!(m.outcome("spam", "{\"items\":1}", LONG).await.0, Outcome::Refused);
+    assert_eq!(m.outcome("echo", "{\"text\":1}", LONG).await.0, Outcome::SchemaMismatch);
+    assert_eq!(m.outcome("nothing", "{}", LONG).await.0, Outcome::NoCommand);
+
+    // An update ends the calls that run.
+    let update = async {
+        while !hangs(2) {
+            tokio::task::yield_now().await;
+        }
+        m.world
+            .apply("[station.bench.roles.mischief.main]\nx = 1\n[station.bench.roles.counter.main]\n")
+            .await
+            .with_code(0);
+    };
+    let (hung, ()) = tokio::join!(m.outcome("hang", "{\"tag\":2}", LONG), update);
+    assert_eq!(hung.0, Outcome::Cancelled);
+    m.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_at_once_is_overloaded_and_a_lost_manager_is_peer_lost() {
+    let mut m = mischievous().await;
+    let hanging: Vec<_> = (0..1024).map(|_| Box::pin(m.outcome("hang", "{\"tag\":3}", LONG))).collect();
+    let mut hanging = hanging;
+    // All are on their way once polled.
+    std::future::poll_fn(|cx| {
+        hanging.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
+        std::task::Poll::Ready(())
+    })
+    .await;
+    assert_eq!(m.outcome("echo", "{\"text\":\"x\"}", LONG).await.0, Outcome::Overloaded);
+    drop(hanging);
+    // Cancelling travels too: the places are free a moment later.
+    let free = async |_: &World| m.outcome("echo", "{\"text\":\"x\"}", LONG).await.0 == Outcome::Reply;
+    m.world.eventually("there is room again", free).await;
+
+    let client = m.client.clone();
+    let lost = tokio::spawn(async move {
+        let options = CallOptions { timeout: LONG, idempotent: false, retry: false };
+        let to: Address = TARGET.parse().unwrap();
+        client.call_json(&to, "hang", Bytes::from_static(b"{\"tag\":4}"), &options).await.outcome
+    });
+    m.world.eventually("it hangs", async |_| hangs(4)).await;
+    m.world.end_manager(Signal::SIGKILL).await;
+    assert_eq!(lost.await.unwrap(), Outcome::PeerLost(Delivered::Unknown));
+    assert_eq!(m.outcome("echo", "{}", LONG).await.0, Outcome::PeerLost(Delivered::No));
+    m.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_16_mib_arrives_whole_beside_small_ones_that_are_not_held_up() {
+    let m = mischievous().await;
+    let large = "x".repeat(16 << 20);
+    let (client, request) = (m.client.clone(), Echo { text: large.clone() });
+    let mut large_call = Box::pin(async move { client.call(TARGET, &request).await });
+    let (mut small, mut longest) = (0, Duration::ZERO);
+    let began = Instant::now();
+    let echoed = loop {
+        let asked = Instant::now();
+        tokio::select! {
+            biased;
+            echoed = &mut large_call => break echoed.unwrap(),
+            value = m.client.call("bench/counter/main", &Value {}) => {
+                value.unwrap();
+                small += 1;
+                longest = longest.max(asked.elapsed());
+            }
+        }
+    };
+    assert!(echoed == large, "the body was changed on the way");
+    assert!(small >= 3, "{small} small calls during {:?}, the longest took {longest:?}", began.elapsed());
+    assert!(longest < began.elapsed() / 2, "a small call waited for the large one: {longest:?}");
+    m.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_calls_go_both_ways_on_one_connection() {
+    let m = mischievous().await;
+    // Each of these comes to the station, and makes it ask ten times back on the same connection.
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let client = m.client.clone();
+        calls.spawn(async move { client.call(TARGET, &Bounce { times: 10 }).await.unwrap() });
+    }
+    for _ in 0..500 {
+        let client = m.client.clone();
+        calls.spawn(async move { client.call(TARGET, &Echo { text: "x".into() }).await.map(|_| 0).unwrap() });
+    }
+    assert_eq!(calls.join_all().await.into_iter().sum::<u32>(), 500);
+    assert_eq!(m.client.call("bench/counter/main", &Value {}).await.unwrap(), 500);
+    m.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_stream_is_taken_at_its_readers_pace() {
+    let m = mischievous().await;
+    let mut items = m.client.stream(TARGET, &Spam { items: 20_000 }).unwrap();
+    for expected in 0..20_000u64 {
+        assert_eq!(items.next().await.unwrap().unwrap(), expected);
+    }
+    items.end().await.unwrap();
+    m.end().await;
+}
+
+/// A tool with an older idea of a command's types.
+#[derive(Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Mischief", name = "echo", reply = String)]
+struct OldEcho {
+    text: String,
+    loudness: Option<u32>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_with_other_types_are_understood_through_json() {
+    let m = mischievous().await;
+    let reply = m.client.call(TARGET, &OldEcho { text: "hello".into(), loudness: Some(11) }).await.unwrap();
+    assert_eq!(reply, "hello");
+    m.end().await;
+}
