@@ -62,7 +62,10 @@ impl Source {
         if let Some(station) = self.fleet.station.get(&problem.station).filter(|station| has(&station.roles)) {
             let _ = station;
             keys.extend(["station", problem.station.as_str()]);
-        } else if let Some((station, _)) = self.fleet.station.iter().find(|(_, station)| has(&station.roles)) {
+        } else if let Some((station, _)) = self.fleet.station.iter().find(|(key, station)| {
+            // Named in other words; a group's instance must not be taken for another station's.
+            (key.starts_with("id:") || key.starts_with("mac:")) && has(&station.roles)
+        }) {
             keys.extend(["station", station.as_str()]);
         } else if let Some((group, _)) = self.fleet.group.iter().find(|(_, group)| has(&group.roles)) {
             keys.extend(["group", group.as_str()]);

@@ -11,8 +11,8 @@ use quilt_protocol::control::{
 use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
 
 use crate::fleet::{self, Fleet, Merged, Said};
-use crate::state::{State, with_subject};
-use crate::store::{Change, Desired, Origin};
+use crate::state::{State, Station, with_subject};
+use crate::store::{Change, Desired, EntryKey, Origin};
 use crate::{Core, push};
 
 /// How long a station may take to plan.
@@ -27,6 +27,8 @@ pub(crate) struct Target {
     pub(crate) before: Option<Desired>,
     /// What is to become desired; none if that does not change.
     pub(crate) desired: Option<Desired>,
+    /// Whether it was connected when the apply began.
+    pub(crate) was_live: bool,
 }
 
 /// What an apply did, for whoever follows its effect.
@@ -45,9 +47,9 @@ pub(crate) struct Applied {
 /// The file is wrong whatever the stations say, or the store did not take it. Nothing was changed.
 pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Result<Applied, String> {
     let (merged, mut targets, mut reply) = prepare(core, request)?;
-    let contradictions = conflicts(core, &merged.fleet);
+    let contradictions = conflicts(core, &merged.fleet, &targets);
     let contradicts = !contradictions.is_empty();
-    let problems = if contradicts { contradictions } else { plan_all(core, &targets).await };
+    let problems = if contradicts { contradictions } else { plan_all(core, &targets, &mut reply.notes).await };
     if !problems.is_empty() {
         reply.rejection = Some(Rejection::new(problems));
     }
@@ -79,6 +81,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         all.into_iter().for_each(|id| state.relabel(id));
     }
     let changed = targets.iter().filter(|target| target.desired.is_some()).count();
+    refresh_others(core, &targets).await;
     core.events.add("fleet.applied", None, None, format!("{} by {who}: {changed} stations change", request.source));
     core.note_change();
     Ok(Applied { reply, targets, before, undo })
@@ -87,7 +90,23 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
 /// What would become of every station that the file concerns.
 fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), String> {
     let mut state = core.state();
-    let merged = state.fleet.merged(&request.fleet, &request.source)?;
+    let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
+    for reference in request.fleet.station.keys() {
+        let meant = |station: &&Station| with_subject(station, |subject| fleet::is_meant(reference, subject));
+        let names: Vec<_> = state.stations.values().filter(meant).map(|one| one.record.name.to_string()).collect();
+        if names.len() > 1 {
+            let names = names.join(", ");
+            return Err(format!("station `{reference}` means {names}; it must mean one, use a name or \"id:<uuid>\""));
+        }
+    }
+    for station in state.stations.values() {
+        for reference in with_subject(station, |subject| merged.fleet.drop_synonyms(subject, &request.fleet)) {
+            let note =
+                format!("station `{reference}` is {} under another name; its entry is replaced", station.record.name);
+            merged.notes.push(note);
+            merged.removed.push(EntryKey::Station(reference));
+        }
+    }
     let mut reply = ApplyReply { notes: merged.notes.clone(), ..ApplyReply::default() };
     let (unknown, unmatched) = unmatched(&state, &merged.fleet, request);
     for reference in unknown {
@@ -122,7 +141,8 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
             new_desired(revision, json, Origin::Fleet)
         });
         let (id, name) = (station.record.id, station.record.name.clone());
-        targets.push(Target { id, name, document: said.document, before, desired });
+        let was_live = station.live.is_some();
+        targets.push(Target { id, name, document: said.document, before, desired, was_live });
     }
     // Numbers are given out here, so that none is given twice; one that is not used is a gap, which is allowed.
     if !request.dry_run {
@@ -138,7 +158,7 @@ fn said_before(state: &State, id: StationId) -> bool {
 }
 
 /// Whether the file itself has something to do with a station: stations it does not concern are left alone.
-fn named_by(request: &Apply, station: &crate::state::Station, after: &Fleet, before: &Fleet) -> bool {
+fn named_by(request: &Apply, station: &Station, after: &Fleet, before: &Fleet) -> bool {
     with_subject(station, |subject| {
         let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
         named
@@ -205,15 +225,17 @@ fn undo(before: &Fleet, merged: &Merged) -> Vec<Change> {
     undo.collect()
 }
 
-/// Instances that entries configure differently, for any station.
-fn conflicts(core: &Core, fleet: &Fleet) -> Vec<Problem> {
+/// Instances that entries configure differently, for the stations of an apply.
+fn conflicts(core: &Core, fleet: &Fleet, targets: &[Target]) -> Vec<Problem> {
     let state = core.state();
-    let said = state.stations.values().map(|station| with_subject(station, |subject| fleet.said_of(subject)));
+    // Contradictions elsewhere were there before, and are not this file's affair.
+    let concerned = targets.iter().filter_map(|target| state.stations.get(&target.id));
+    let said = concerned.map(|station| with_subject(station, |subject| fleet.said_of(subject)));
     said.flat_map(|Said { conflicts, .. }| conflicts).collect()
 }
 
 /// Asks every connected target that changes what it thinks, all at once.
-async fn plan_all(core: &Core, targets: &[Target]) -> Vec<Problem> {
+async fn plan_all(core: &Core, targets: &[Target], notes: &mut Vec<String>) -> Vec<Problem> {
     let mut asked = tokio::task::JoinSet::new();
     for target in targets.iter().filter(|target| target.desired.is_some()) {
         let state = core.state();
@@ -232,7 +254,9 @@ async fn plan_all(core: &Core, targets: &[Target]) -> Vec<Problem> {
             Ok((_, Ok(Verdict::Rejected(rejection)))) => problems.extend(rejection.problems),
             Ok((_, Ok(Verdict::Accepted | Verdict::Unchanged))) => {}
             // A station that goes away while planning gets its configuration when it comes back, like any other.
-            Ok((name, Err(error))) => tracing::warn!(station = %name, %error, "no answer to a plan"),
+            Ok((name, Err(error))) => {
+                notes.push(format!("station {name} did not answer whether it can take this: {error}"));
+            }
             Err(error) => tracing::error!(%error, "planning"),
         }
     }
@@ -245,28 +269,87 @@ pub(crate) fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a T
     targets.for_each(|target| push::offer(core, target.id));
 }
 
-/// Goes back to what was desired before an apply.
-pub(crate) async fn take_back(core: &Arc<Core>, applied: &Applied, who: &str) -> Result<(), String> {
-    let mut writes = applied.undo.clone();
+/// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned.
+async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
+    let others: Vec<_> = {
+        let state = core.state();
+        let live = state.stations.values().filter(|station| station.live.is_some() && station.record.adopted);
+        let ids = live.map(|station| station.record.id);
+        let looked_at: std::collections::BTreeSet<_> = targets.iter().map(|target| target.id).collect();
+        ids.filter(|id| !looked_at.contains(id)).collect()
+    };
+    for id in others {
+        refresh(core, id).await;
+    }
+}
+
+/// What a station last ran well before an apply, or at least had.
+async fn last_good(core: &Core, target: &Target) -> Option<Desired> {
+    let before = target.before.clone()?;
+    if before.good {
+        return Some(before);
+    }
+    let history = core.store.history(target.id).await.unwrap_or_default();
+    let good = history.into_iter().find(|desired| desired.good && desired.revision < before.revision);
+    Some(good.unwrap_or(before))
+}
+
+/// How much of an apply is taken back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TakeBack {
+    /// All of it, the entries of the file too.
+    Whole,
+    /// Only these stations; they stay so until the next apply, whatever the entries say.
+    Stations,
+}
+
+/// Goes back to what ran well before an apply, on these of its stations unless they were given something newer since.
+pub(crate) async fn take_back(
+    core: &Arc<Core>,
+    applied: &Applied,
+    how: TakeBack,
+    which: &[&Target],
+    who: &str,
+) -> Result<(), String> {
+    let mut earlier = Vec::new();
+    for target in which.iter().filter(|target| target.desired.is_some()) {
+        earlier.push((target, last_good(core, target).await));
+    }
+    let mut writes = if how == TakeBack::Whole { applied.undo.clone() } else { Vec::new() };
     let mut targets = Vec::new();
     {
         let mut state = core.state();
-        for target in applied.targets.iter().filter(|target| target.desired.is_some()) {
+        for (target, earlier) in earlier {
+            let current = state.stations.get(&target.id).and_then(|station| station.desired.as_ref());
+            if current.map(|desired| desired.revision) != target.desired.as_ref().map(|desired| desired.revision) {
+                continue;
+            }
             state.last_revision = Revision(state.last_revision.0 + 1);
-            let document = document_of(target.before.as_ref());
-            let origin = target.before.as_ref().map_or(Origin::Fleet, |before| before.origin);
+            let document = document_of(earlier.as_ref());
+            let origin = match how {
+                TakeBack::Whole => earlier.as_ref().map_or(Origin::Fleet, |earlier| earlier.origin),
+                TakeBack::Stations => Origin::Pinned,
+            };
             let mut desired = new_desired(state.last_revision, document.to_json(), origin);
             (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
             let (name, before) = (target.name.clone(), target.desired.clone());
-            targets.push(Target { id: target.id, name, document, before, desired: Some(desired) });
+            let was_live = target.was_live;
+            targets.push(Target { id: target.id, name, document, before, desired: Some(desired), was_live });
         }
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     {
         let mut state = core.state();
-        state.fleet = applied.before.clone();
         take_desired(&mut state, &targets);
+        if how == TakeBack::Whole {
+            state.fleet = applied.before.clone();
+            let all: Vec<_> = state.stations.keys().copied().collect();
+            all.into_iter().for_each(|id| state.relabel(id));
+        }
+    }
+    if how == TakeBack::Whole {
+        refresh_others(core, &applied.targets).await;
     }
     core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
     push_all(core, targets.iter());

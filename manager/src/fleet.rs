@@ -102,7 +102,11 @@ impl Fleet {
             fleet.stations.insert(station.clone(), sourced);
         }
         for (group, entry) in &file.group {
-            let selector = entry.selector.parse().map_err(|error| format!("group `{group}`: {error}"))?;
+            let selector: Selector = entry.selector.parse().map_err(|error| format!("group `{group}`: {error}"))?;
+            if selector.mentions("state") {
+                let text = "a group's stations cannot depend on their `state`, which changes by itself";
+                return Err(format!("group `{group}`: selector {:?}: {text}", entry.selector));
+            }
             taken_over(format!("group `{group}`"), self.groups.get(group).map(|entry| &entry.source));
             let json = serde_json::to_string(entry).expect("entries have text keys");
             put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
@@ -159,6 +163,17 @@ impl Fleet {
             labels.extend(entry.content.labels.clone());
         }
         labels
+    }
+
+    /// Entries that name a station in other words than `file` does: the file says all of it now. Answers their keys.
+    pub(crate) fn drop_synonyms(&mut self, subject: &Subject<'_>, file: &FleetFile) -> Vec<String> {
+        let meant: Vec<_> = self.stations.keys().filter(|reference| is_meant(reference, subject)).cloned().collect();
+        if !meant.iter().any(|reference| file.station.contains_key(reference)) {
+            return Vec::new();
+        }
+        let dropped: Vec<_> = meant.into_iter().filter(|reference| !file.station.contains_key(reference)).collect();
+        self.stations.retain(|reference, _| !dropped.contains(reference));
+        dropped
     }
 
     /// An entry as the store keeps it.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use quilt_protocol::control::{Applied, Rejected, UpdateConfiguration, Verdict, command};
 use quilt_protocol::{Address, Encoding, StationId};
 
-use crate::Core;
+use crate::{Core, register};
 
 /// How long a station may take to plan a configuration and put it on disk.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
     core.spawn(async move { push(&core_of_task, id).await });
 }
 
-async fn push(core: &Core, id: StationId) {
+async fn push(core: &Arc<Core>, id: StationId) {
     while let Some((handle, name, update)) = next(core, id) {
         let offered = update.offer;
         let answer = handle
@@ -74,7 +74,7 @@ fn next(core: &Core, id: StationId) -> Option<(quilt_net::Handle, quilt_protocol
     Some((live.handle.clone(), station.record.name.clone(), update))
 }
 
-fn take_verdict(core: &Core, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
+fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
     let mut state = core.state();
     let Some(station) = state.stations.get_mut(&id) else { return };
     let name = station.record.name.to_string();
@@ -96,5 +96,6 @@ fn take_verdict(core: &Core, id: StationId, handle: &quilt_net::Handle, offered:
         }
     }
     drop(state);
+    register::note_health(core, id);
     core.note_change();
 }

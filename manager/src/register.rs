@@ -8,7 +8,7 @@ use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound};
 use quilt_protocol::control::{Applied, InstanceReport, Registered, Registration, Report};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Name, Outcome, StationId};
+use quilt_protocol::{Name, Outcome, Revision, StationId};
 
 use crate::session::Session;
 use crate::state::{Live, Newcomer, State, Station};
@@ -33,15 +33,36 @@ pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> Bo
             older.goodbye("replaced by a newer session of the same station");
             older.closed().await;
         }
-        let (registered, changes) = admit(&core, &registration, &handle);
+        let known_past = knows_past(&core, id, registration.applied).await;
+        let (registered, changes) = admit(&core, &registration, &handle, known_past);
         core.store.commit(changes).await.map_err(|error| (Outcome::Overloaded, error.to_string()))?;
         core.note_change();
         if registered.adopted {
-            apply::refresh(&core, id).await;
-            push::offer(&core, id);
+            // On a task of its own: it must not be cut in two by the end of this session.
+            let core_of_task = core.clone();
+            core.spawn(async move {
+                apply::refresh(&core_of_task, id).await;
+                push::offer(&core_of_task, id);
+            });
         }
         Ok(registered)
     })
+}
+
+/// Whether this store once gave a station what it applied, as far as history goes back. A copy restored from a backup
+/// may have overtaken the numbers of the store that was lost, but not with the same contents.
+async fn knows_past(core: &Core, id: StationId, applied: Option<Applied>) -> bool {
+    let Some(applied) = applied else { return true };
+    let newest = {
+        let state = core.state();
+        state.stations.get(&id).and_then(|station| station.desired.as_ref()).map(|desired| desired.revision)
+    };
+    if newest.is_none_or(|newest| newest <= applied.revision) {
+        return true;
+    }
+    let Ok(history) = core.store.history(id).await else { return true };
+    let forgotten = history.last().is_some_and(|oldest| oldest.revision > applied.revision);
+    forgotten || history.iter().any(|desired| desired.digest == applied.digest && desired.revision == applied.revision)
 }
 
 fn older_session(core: &Core, id: StationId, newer: &Handle) -> Option<Handle> {
@@ -79,7 +100,12 @@ fn quarantine(core: &Core, registration: Registration, handle: Handle) -> Regist
 }
 
 /// Takes a station into the fleet, or lists it as unadopted. What must be durable is returned.
-pub(crate) fn admit(core: &Core, registration: &Registration, handle: &Handle) -> (Registered, Vec<Change>) {
+pub(crate) fn admit(
+    core: &Core,
+    registration: &Registration,
+    handle: &Handle,
+    known_past: bool,
+) -> (Registered, Vec<Change>) {
     let id = registration.id;
     let mut notes = Vec::new();
     let mut state = core.state();
@@ -91,6 +117,10 @@ pub(crate) fn admit(core: &Core, registration: &Registration, handle: &Handle) -
     let adopted = match known {
         // A station that never had a configuration is nobody else's.
         None => registration.applied.is_none(),
+        Some(_) if !known_past => {
+            notes.push("it runs a revision that this store never gave: an older copy".into());
+            false
+        }
         Some(station) => station.record.adopted && is_ours(core, &state, station, registration.applied, &mut notes),
     };
     if !adopted {
@@ -118,6 +148,7 @@ pub(crate) fn admit(core: &Core, registration: &Registration, handle: &Handle) -
         applied: registration.applied,
         applying: false,
         instances: by_key(&registration.instances),
+        healthy_since: None,
         pushing: false,
         push_again: false,
     };
@@ -170,12 +201,15 @@ pub(crate) fn report(session: &Session, id: StationId, inbound: Inbound) -> BoxF
 }
 
 fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report) {
-    let mut good = None;
     {
         let mut state = core.state();
+        if let Some(newcomer) = state.quarantined.iter_mut().find(|newcomer| newcomer.handle == *handle) {
+            newcomer.take(&report);
+            return;
+        }
         let Some(station) = state.stations.get_mut(&id) else { return };
         let name = station.record.name.to_string();
-        // A quarantined newcomer reports too; it is not the station that is shown.
+
         let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
         live.applied = report.applied;
         if live.applying && !report.applying {
@@ -203,19 +237,47 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
             let instance = format!("{}/{}", emitted.role, emitted.instance);
             core.events.add(&format!("role.{}", emitted.topic), Some(&name), Some(instance), emitted.body);
         }
-        let healthy = !live.applying && live.instances.values().all(|report| report.state.is_healthy());
-        if let Some(desired) = station.desired.as_mut().filter(|desired| !desired.good && healthy)
-            && live.applied.is_some_and(|applied| applied.digest == desired.digest)
-        {
-            desired.good = true;
-            good = Some(Change::MarkGood(id, desired.revision));
+    }
+    note_health(core, id);
+    core.note_change();
+}
+
+/// How long a configuration must run well to count as good.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Notes whether a station runs well what it should, and that revision as good once it has for a while.
+pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
+    let mut state = core.state();
+    let Some(station) = state.stations.get_mut(&id) else { return };
+    if station.desired.as_ref().is_none_or(|desired| desired.good) {
+        return;
+    }
+    let healthy = station.runs_well();
+    let (Some(live), Some(desired)) = (station.live.as_mut(), station.desired.as_ref()) else { return };
+    match (healthy, live.healthy_since) {
+        (false, _) => live.healthy_since = None,
+        (true, Some((revision, _))) if revision == desired.revision => {}
+        (true, _) => {
+            let since = (desired.revision, Instant::now());
+            live.healthy_since = Some(since);
+            let core_of_task = core.clone();
+            core.spawn(async move {
+                tokio::time::sleep(SETTLED).await;
+                mark_good(&core_of_task, id, since);
+            });
         }
     }
-    if let Some(change) = good {
+}
+
+fn mark_good(core: &Core, id: StationId, since: (Revision, Instant)) {
+    let mut state = core.state();
+    let Some(station) = state.stations.get_mut(&id) else { return };
+    let unbroken = station.live.as_ref().is_some_and(|live| live.healthy_since == Some(since));
+    if let Some(desired) = station.desired.as_mut().filter(|desired| unbroken && desired.revision == since.0) {
+        desired.good = true;
         // Which revision ran well is a help for rollback, not a promise; nobody waits for it.
-        drop(core.store.commit(vec![change]));
+        drop(core.store.commit(vec![Change::MarkGood(id, since.0)]));
     }
-    core.note_change();
 }
 
 /// One instance's state, as its station answered it.

@@ -10,9 +10,9 @@ use quilt_protocol::control::{
 };
 use tokio::time::Instant;
 
-use crate::apply::{self, Applied, Target};
+use crate::Core;
+use crate::apply::{self, Applied, TakeBack, Target};
 use crate::state::Station;
-use crate::{Core, push};
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
 ///
@@ -25,8 +25,14 @@ pub(crate) async fn run(
     who: &str,
     items: Option<ItemSink>,
 ) -> Result<ApplyReply, String> {
-    let _one_at_a_time = core.applying.lock().await;
-    let mut applied = apply::apply(core, request, who).await?;
+    if request.dry_run {
+        return Ok(apply::apply(core, request, who).await?.reply);
+    }
+    let mut applied = {
+        // Planned against what the one before left. Following the effect, which can take long, holds nobody up.
+        let _one_at_a_time = core.applying.lock().await;
+        apply::apply(core, request, who).await?
+    };
     if !applied.reply.stored {
         return Ok(applied.reply);
     }
@@ -39,9 +45,11 @@ pub(crate) async fn run(
         return Ok(applied.reply);
     };
     let mut rollout = Rollout { core, wait, items, shown: BTreeMap::new() };
-    rollout.follow(request, &mut applied).await;
+    rollout.follow(request, &mut applied, who).await?;
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
-        apply::take_back(core, &applied, who).await?;
+        let _one_at_a_time = core.applying.lock().await;
+        let all: Vec<_> = applied.targets.iter().collect();
+        apply::take_back(core, &applied, TakeBack::Whole, &all, who).await?;
         applied.reply.rolled_back = true;
         for target in applied.targets.iter().filter(|target| target.desired.is_some()) {
             rollout.show(target.name.as_str(), Phase::RolledBack, "").await;
@@ -58,7 +66,7 @@ struct Rollout<'a> {
 }
 
 impl Rollout<'_> {
-    async fn follow(&mut self, request: &Apply, applied: &mut Applied) {
+    async fn follow(&mut self, request: &Apply, applied: &mut Applied, who: &str) -> Result<(), String> {
         let size = request.batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
         let all: Vec<_> = applied.targets.iter().map(|target| target.id).collect();
         self.core.state().held.extend(&all);
@@ -76,14 +84,19 @@ impl Rollout<'_> {
                 break;
             }
         }
-        // What a failure left held is let go: desired is desired, and the next registration would push it anyway.
         let left: Vec<_> = {
             let mut state = self.core.state();
             all.into_iter().filter(|id| state.held.remove(id)).collect()
         };
-        if !self.wait.rollback {
-            left.into_iter().for_each(|id| push::offer(self.core, id));
+        if !left.is_empty() && !self.wait.rollback {
+            // A rollout that fails halts: whoever had not been offered it keeps what it had.
+            let spared: Vec<_> = applied.targets.iter().filter(|target| left.contains(&target.id)).collect();
+            let names: Vec<_> = spared.iter().map(|target| target.name.to_string()).collect();
+            let _one_at_a_time = self.core.applying.lock().await;
+            apply::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", names.join(", ")));
         }
+        Ok(())
     }
 
     /// Follows some stations until each has settled or failed. Names those that failed, and why.
@@ -162,7 +175,15 @@ const TIME_IS_OVER: &str = "not healthy in time";
 /// How far a station is with what is desired of it.
 fn judge(station: Option<&Station>, target: &Target) -> (Phase, String) {
     let Some(station) = station else { return (Phase::Failed, "it was forgotten".into()) };
+    let current = station.desired.as_ref().map(|desired| desired.revision);
+    let ours = target.desired.as_ref().or(target.before.as_ref()).map(|desired| desired.revision);
+    if current != ours {
+        return (Phase::Failed, "something newer was applied meanwhile".into());
+    }
     let Some(live) = &station.live else {
+        if target.was_live {
+            return (Phase::Applying, "it was lost".into());
+        }
         return (Phase::Away, "gets its configuration when it registers".into());
     };
     let desired = station.desired.as_ref();

@@ -34,6 +34,15 @@ impl Selector {
         }
     }
 
+    /// Whether a term has this key.
+    pub(crate) fn mentions(&self, wanted: &str) -> bool {
+        match self {
+            Self::Term { key, .. } => key == wanted,
+            Self::Not(inner) => inner.mentions(wanted),
+            Self::And(all) | Self::Or(all) => all.iter().any(|one| one.mentions(wanted)),
+        }
+    }
+
     /// The role that every match must have, if the expression says so: it then means that role's instances only.
     pub(crate) fn role_pattern(&self) -> Option<&str> {
         match self {

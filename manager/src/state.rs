@@ -1,11 +1,13 @@
 //! What the manager knows of its fleet now: one structure behind one lock, held for a few lines at a time.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
 
 use quilt_core::time;
 use quilt_net::Handle;
 use quilt_protocol::control::{
-    Applied, InstanceReport, InstanceView, Registration, Rejected, RoleOffer, StationState, StationView,
+    Applied, Document, InstanceReport, InstanceView, Registration, Rejected, Report, RoleOffer, StationState,
+    StationView, instance_digest,
 };
 use quilt_protocol::{Name, Revision, StationId};
 
@@ -43,6 +45,8 @@ pub(crate) struct Live {
     pub(crate) applied: Option<Applied>,
     pub(crate) applying: bool,
     pub(crate) instances: BTreeMap<(Name, Name), InstanceReport>,
+    /// Since when it runs this revision well.
+    pub(crate) healthy_since: Option<(Revision, Instant)>,
     /// A push is under way; another is wanted after it.
     pub(crate) pushing: bool,
     pub(crate) push_again: bool,
@@ -60,6 +64,35 @@ pub(crate) struct Client {
 pub(crate) struct Newcomer {
     pub(crate) registration: Registration,
     pub(crate) handle: Handle,
+}
+
+impl Newcomer {
+    /// Keeps up with what it reports, for whoever looks at it or lets it in.
+    pub(crate) fn take(&mut self, report: &Report) {
+        let registration = &mut self.registration;
+        registration.applied = report.applied;
+        let gone = |one: &InstanceReport| {
+            report.gone.iter().any(|(role, instance)| *role == one.role && *instance == one.instance)
+                || report.changed.iter().any(|new| new.role == one.role && new.instance == one.instance)
+        };
+        registration.instances.retain(|one| !gone(one));
+        registration.instances.extend(report.changed.iter().cloned());
+    }
+}
+
+impl Station {
+    /// Whether it runs every instance of its desired configuration, healthy and as configured.
+    pub(crate) fn runs_well(&self) -> bool {
+        let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
+        let Ok(document) = serde_json::from_str::<Document>(&desired.document) else { return false };
+        live.applied.is_some_and(|applied| applied.digest == desired.digest)
+            && document.roles.iter().all(|(role, instances)| {
+                instances.iter().all(|(instance, config)| {
+                    let report = live.instances.get(&(role.clone(), instance.clone()));
+                    report.is_some_and(|report| report.state.is_healthy() && report.digest == instance_digest(config))
+                })
+            })
+    }
 }
 
 impl State {

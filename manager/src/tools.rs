@@ -11,7 +11,9 @@ use quilt_protocol::control::{
 };
 use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::oneshot;
 
 use crate::selector::{Selector, glob};
 use crate::session::Session;
@@ -21,12 +23,34 @@ use crate::{Core, apply, push, register, rollout};
 
 /// How long a station may take for what an operator asks of it.
 const STATION: Duration = Duration::from_secs(60);
+/// The highest epoch or revision that a store can hold.
+const NUMBER_MAX: u64 = i64::MAX as u64 / 2;
 /// How many events are shown to somebody who does not say after which.
 const LAST_EVENTS: u64 = 100;
 /// How many events are read from the store at a time.
 const EVENTS_PAGE: usize = 500;
 
 type Failure = (Outcome, String);
+
+/// Does something that changes the fleet, to its end even if whoever asked for it goes away meanwhile: half of it would
+/// leave memory and store at odds.
+fn change<Q, R, F>(
+    core: Arc<Core>,
+    inbound: Inbound,
+    work: impl FnOnce(Q) -> F + Send + 'static,
+) -> BoxFuture<'static, ()>
+where
+    Q: DeserializeOwned + Send + 'static,
+    R: Serialize + Send + 'static,
+    F: Future<Output = Result<R, Failure>> + Send + 'static,
+{
+    inbound.answer(move |request: Q| async move {
+        let (sender, receiver) = oneshot::channel();
+        let work = work(request);
+        core.spawn(async move { drop(sender.send(work.await)) });
+        receiver.await.unwrap_or_else(|_| Err((Outcome::Cancelled, "the manager stops".into())))
+    })
+}
 
 fn refused(text: impl Into<String>) -> Failure {
     (Outcome::Refused, text.into())
@@ -44,20 +68,26 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::RESOLVE => inbound.answer(move |request: Resolve| async move { resolve(&core, &request).await }),
         command::HISTORY => inbound.answer(move |request: OneStation| async move { history(&core, &request).await }),
         command::ROLLBACK => {
-            inbound.answer(move |request: Rollback| async move { rollback(&core, &request, &who).await })
+            change(core.clone(), inbound, move |request: Rollback| async move { rollback(&core, &request, &who).await })
         }
         command::FORGET => {
-            inbound.answer(move |request: OneStation| async move { forget(&core, &request, &who).await })
+            change(core.clone(), inbound, move |request: OneStation| async move { forget(&core, &request, &who).await })
         }
-        command::ADOPT => inbound.answer(move |request: Adopt| async move { adopt(&core, &request, &who).await }),
-        command::REPLACE => inbound.answer(move |request: OneStation| async move { replace(&core, &request).await }),
-        command::RENEW => inbound.answer(move |request: OneStation| async move { renew(&core, &request).await }),
+        command::ADOPT => {
+            change(core.clone(), inbound, move |request: Adopt| async move { adopt(&core, &request, &who).await })
+        }
+        command::REPLACE => {
+            change(core.clone(), inbound, move |request: OneStation| async move { replace(&core, &request).await })
+        }
+        command::RENEW => {
+            change(core.clone(), inbound, move |request: OneStation| async move { renew(&core, &request).await })
+        }
         command::CONTROL => {
             inbound.answer(move |request: ControlInstance| async move { control(&core, &request, &who).await })
         }
         command::APPLY => {
             let items = (inbound.head.credit > 0).then(|| inbound.responder.items());
-            inbound.answer(move |request: Apply| async move {
+            change(core.clone(), inbound, move |request: Apply| async move {
                 rollout::run(&core, &request, &who, items).await.map_err(refused)
             })
         }
@@ -158,9 +188,16 @@ fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure>
     let state = core.state();
     let matching = state.stations.values().filter(|station| {
         let labels = &station.labels;
+        let state = match (&station.live, station.record.adopted) {
+            (Some(_), true) => "connected",
+            (Some(_), false) => "unadopted",
+            (None, _) => "away",
+        };
         with_subject(station, |subject| {
-            selector
-                .matches(&|key| (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect()))
+            selector.matches(&|key| match key {
+                "state" => vec![state.to_owned()],
+                key => (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect()),
+            })
         })
     });
     let mut found = Vec::new();
@@ -239,7 +276,7 @@ async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, F
 async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Failure> {
     let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
-    let (handle, mut record, seen_epoch, seen_revision) = {
+    let (handle, mut record, applied) = {
         let state = core.state();
         let station = &state.stations[&id];
         if station.record.adopted {
@@ -248,11 +285,16 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
         let Some(live) = &station.live else {
             return Err(refused(format!("station {} is away; it must be connected", request.station)));
         };
-        let applied = live.applied;
-        let epoch = applied.map_or(0, |applied| applied.epoch);
-        let revision = applied.map_or(Revision(0), |applied| applied.revision);
-        (live.handle.clone(), station.record.clone(), epoch, revision)
+        (live.handle.clone(), station.record.clone(), live.applied)
     };
+    // Numbers of another fleet mean nothing here; those of our own must be left behind.
+    let ours = applied.filter(|applied| applied.fleet == core.fleet);
+    let (seen_epoch, seen_revision) = ours.map_or((0, Revision(0)), |applied| (applied.epoch, applied.revision));
+    if seen_epoch > NUMBER_MAX || seen_revision.0 > NUMBER_MAX {
+        let text =
+            format!("{} claims epoch {seen_epoch} and revision {seen_revision}: no manager gave that", record.name);
+        return Err(refused(text));
+    }
     let runs: String = handle
         .ask(Address::Station(record.name.clone()), command::ADOPT, Encoding::Bincode, &(), STATION)
         .await
@@ -271,12 +313,17 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
     core.events.add("station.adopted", Some(record.name.as_str()), None, format!("by {who}"));
     if request.replace {
         apply::refresh(core, id).await;
-        let has_desired = core.state().stations[&id].desired.is_some();
-        if !has_desired {
-            let empty = quilt_protocol::control::Document::default().to_json();
-            apply::set_desired(core, id, empty, Origin::Fleet, who, "adopt --replace").await.map_err(refused)?;
+        let desired = core.state().stations[&id].desired.clone();
+        match desired {
+            Some(desired) if desired.revision > seen_revision => push::offer(core, id),
+            // What is pushed gets a number beyond what the station has seen.
+            desired => {
+                let empty = || quilt_protocol::control::Document::default().to_json();
+                let (document, origin) =
+                    desired.map_or_else(|| (empty(), Origin::Fleet), |one| (one.document, one.origin));
+                apply::set_desired(core, id, document, origin, who, "adopt --replace").await.map_err(refused)?;
+            }
         }
-        push::offer(core, id);
     } else {
         apply::set_desired(core, id, runs, Origin::Adopted, who, "adopt").await.map_err(refused)?;
     }
@@ -293,7 +340,7 @@ async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failur
         older.goodbye("replaced by an operator");
         older.closed().await;
     }
-    let (registered, changes) = register::admit(core, &newcomer.registration, &newcomer.handle);
+    let (registered, changes) = register::admit(core, &newcomer.registration, &newcomer.handle, true);
     core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
     if registered.adopted {
         apply::refresh(core, id).await;

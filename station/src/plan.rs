@@ -88,16 +88,13 @@ pub(crate) fn plan(
             got: error.to_string(),
         }])
     })?;
-    let (specs, mut problems): (Vec<_>, Vec<_>) = read(station, &document, owner, roles).into_iter().fold(
-        (Vec::new(), Vec::new()),
-        |(mut specs, mut problems), (_, result)| {
-            match result {
-                Ok(spec) => specs.push(spec),
-                Err(problem) => problems.push(problem),
-            }
-            (specs, problems)
-        },
-    );
+    let (mut specs, mut problems) = (Vec::new(), Vec::new());
+    for (_, result) in read(station, &document, owner, roles) {
+        match result {
+            Ok(spec) => specs.push(spec),
+            Err(wrong) => problems.extend(wrong),
+        }
+    }
     problems.extend(over_limit(station, &document, others, roles));
     problems.extend(clashes(station, &document, others));
     problems.extend(wrong_needs(station, &document, &specs, others));
@@ -110,7 +107,7 @@ pub(crate) fn read(
     document: &Document,
     owner: Owner,
     roles: &RoleTable,
-) -> Vec<(Key, Result<Spec, Problem>)> {
+) -> Vec<(Key, Result<Spec, Vec<Problem>>)> {
     let mut read = Vec::new();
     for (role, instances) in &document.roles {
         for (instance, whole) in instances {
@@ -127,19 +124,18 @@ pub(crate) fn read(
             let result = if roles.blocked.contains(role) {
                 let expected = "a role that this station does not block".into();
                 let got = format!("`{role}`, which it is told to refuse (--block)");
-                Err(problem(ProblemCode::RoleBlocked, None, expected, got))
+                Err(vec![problem(ProblemCode::RoleBlocked, None, expected, got)])
             } else {
                 match roles.factories.get(role) {
                     None => {
                         let known: Vec<_> = roles.factories.keys().map(|role| format!("`{role}`")).collect();
                         let expected = format!("one of the station's roles: {}", known.join(", "));
-                        Err(problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`")))
+                        Err(vec![problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`"))])
                     }
-                    Some(factory) => {
-                        validate(factory.as_ref(), key.clone(), owner, whole).map_err(|(config_key, expected, got)| {
-                            problem(ProblemCode::InvalidConfiguration, config_key, expected, got)
-                        })
-                    }
+                    Some(factory) => validate(factory.as_ref(), key.clone(), owner, whole).map_err(|wrong| {
+                        let invalid = ProblemCode::InvalidConfiguration;
+                        wrong.into_iter().map(|(key, expected, got)| problem(invalid, key, expected, got)).collect()
+                    }),
                 }
             };
             read.push((key, result));
@@ -155,16 +151,21 @@ fn validate(
     key: Key,
     owner: Owner,
     whole: &serde_json::Map<String, serde_json::Value>,
-) -> Result<Spec, Wrong> {
-    let spec = Spec::read(key, owner, whole).map_err(|WrongSettings { key, text }| {
-        let (got, expected) = text.split_once(", expected ").unwrap_or((&text, "a valid value"));
-        (Some(key), expected.to_owned(), got.to_owned())
-    })?;
+) -> Result<Spec, Vec<Wrong>> {
+    let (spec, wrong) = Spec::read(key, owner, whole);
+    let mut wrong: Vec<Wrong> = wrong
+        .into_iter()
+        .map(|WrongSettings { key, text }| {
+            let (got, expected) = text.split_once(", expected ").unwrap_or((&text, "a valid value"));
+            (Some(key), expected.to_owned(), got.to_owned())
+        })
+        .collect();
     match catch_now(|| factory.validate(&spec.config)) {
-        Ok(Ok(())) => Ok(spec),
-        Ok(Err(invalid)) => Err((invalid.key, invalid.expected, invalid.got)),
-        Err(panic) => Err((None, "a role that can judge its configuration".into(), panic)),
+        Ok(Ok(())) => {}
+        Ok(Err(invalid)) => wrong.push((invalid.key, invalid.expected, invalid.got)),
+        Err(panic) => wrong.push((None, "a role that can judge its configuration".into(), panic)),
     }
+    if wrong.is_empty() { Ok(spec) } else { Err(wrong) }
 }
 
 fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleTable) -> Vec<Problem> {

@@ -52,7 +52,8 @@ impl Push {
         for (key, result) in plan::read(&self.link.name(), document, owner, &self.roles) {
             match result {
                 Ok(spec) => target.specs.push(spec),
-                Err(problem) => {
+                Err(mut problems) => {
+                    let problem = problems.swap_remove(0);
                     tracing::error!(instance = %key, %problem, "cannot run");
                     let spec =
                         Spec { key, owner, digest: Digest::of(&[]), settings: Default::default(), config: Vec::new() };

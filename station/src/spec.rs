@@ -191,21 +191,28 @@ pub(crate) struct WrongSettings {
 }
 
 impl Spec {
-    /// Takes quilt's own keys out of an instance's configuration.
-    pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> Result<Self, WrongSettings> {
+    /// Takes quilt's own keys out of an instance's configuration. Those that are wrong are left at their defaults and
+    /// listed.
+    pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> (Self, Vec<WrongSettings>) {
         let digest = instance_digest(whole);
         let (ours, theirs): (Map<_, _>, Map<_, _>) =
             whole.iter().map(|(k, v)| (k.clone(), v.clone())).partition(|(k, _)| KEYS.contains(&k.as_str()));
-        let mut settings = Settings::default();
+        let (mut settings, mut wrong) = (Settings::default(), Vec::new());
         for (key, value) in ours {
             // One key at a time, so that an error has the key's name.
             let alone = Map::from_iter([(key.clone(), value)]);
-            let read: Settings = serde_json::from_value(Value::Object(alone))
-                .map_err(|error| WrongSettings { key: key.clone(), text: error.to_string() })?;
+            let read: Settings = match serde_path_to_error::deserialize(Value::Object(alone)) {
+                Ok(read) => read,
+                Err(error) => {
+                    wrong.push(WrongSettings { key: error.path().to_string(), text: error.inner().to_string() });
+                    continue;
+                }
+            };
             if let Some(got) = read.longest().filter(|longest| *longest > TIME_MAX) {
                 let got = humantime::format_duration(got);
                 let text = format!("{got}, expected times of at most {}", humantime::format_duration(TIME_MAX));
-                return Err(WrongSettings { key, text });
+                wrong.push(WrongSettings { key, text });
+                continue;
             }
             match key.as_str() {
                 "restart" => settings.restart = read.restart,
@@ -216,6 +223,6 @@ impl Spec {
             }
         }
         let config = serde_json::to_vec(&Value::Object(theirs)).expect("a JSON object serializes");
-        Ok(Self { key, owner, digest, settings, config })
+        (Self { key, owner, digest, settings, config }, wrong)
     }
 }

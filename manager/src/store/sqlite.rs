@@ -57,6 +57,10 @@ impl SqliteStore {
         let named = |error: rusqlite::Error| {
             StoreError(format!("{}: {error}; restore it from a backup, or move it away to begin anew", path.display()))
         };
+        if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
+            let path = path.display();
+            return Err(StoreError(format!("{path} is empty; restore it from a backup, or remove it to begin anew")));
+        }
         let mut connection = Connection::open(path).map_err(named)?;
         prepare(&mut connection).map_err(named)?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(named)?;

@@ -141,13 +141,22 @@ async fn rollback_makes_the_last_good_configuration_desired_again() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
+    let good = async |world: &World| {
+        world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json()[0]["good"] == true
+    };
+    world.eventually("it has run well for a while", good).await;
+    // One that flaps is never good.
+    let flapping =
+        "command = [\"sh\", \"-c\", \"sleep 0.05; exit 3\"]\nrestart = { delay = \"10ms\", intensity = 0 }\n";
+    let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/flaps", flapping).text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
     world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
     world.ctl(&["rollback", "cam-1"]).await.with_code(0);
     world.until_state("cam-1/counter/one", "active").await;
     assert!(world.instance("cam-1/counter/two").await.is_none());
     let history = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
     let sources: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["source"].as_str().unwrap()).collect();
-    assert!(sources[0].starts_with("rollback to revision") && sources.len() == 3, "{sources:?}");
+    assert!(sources[0].starts_with("rollback to revision") && sources.len() == 4, "{sources:?}");
 }
 
 #[tokio::test]
@@ -170,4 +179,103 @@ async fn operators_stop_start_and_restart_instances() {
     world.until_state("cam-1/process/clock", "active").await;
     assert_ne!(world.pid("cam-1/process/clock").await, pid);
     world.ctl(&["restart", "cam-1/process/nothing"]).await.with_code(4);
+}
+
+const FAILING: &str =
+    "command = [\"sh\", \"-c\", \"echo no disk >&2; exit 3\"]\nrestart = { policy = \"temporary\" }\n";
+
+#[tokio::test]
+async fn a_failing_rollout_in_batches_halts_and_spares_the_rest() {
+    let mut world = World::new().await;
+    let names = ["cam-1", "cam-2", "cam-3"];
+    for name in names {
+        world.station(name, &[]).await;
+    }
+    world.apply(clock(&names).text()).await.with_code(0);
+    let bad = names.iter().fold(clock(&names), |fleet, name| fleet.with(&format!("{name}/process/bad"), FAILING));
+    let file = world.fleet_file("bad.toml", bad.text());
+    let failed = world.ctl(&["apply", "-f", &file, "--batch", "1", "--wait", "20"]).await.with_code(4);
+    assert!(failed.err.contains("halted: cam-2, cam-3"), "{}", failed.err);
+    world.until_state("cam-1/process/bad", "failed").await;
+    for name in ["cam-2", "cam-3"] {
+        assert!(world.instance(&format!("{name}/process/bad")).await.is_none(), "{name} was not spared");
+        world.until_state(&format!("{name}/process/clock"), "active").await;
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_goes_on_when_whoever_asked_for_it_is_gone() {
+    let mut world = World::new().await;
+    for name in ["cam-1", "cam-2", "cam-3"] {
+        world.station(name, &[]).await;
+    }
+    let file = world.fleet_file("f.toml", clock(&["cam-1", "cam-2", "cam-3"]).text());
+    let mut command = world.command("quiltctl");
+    command.args(["--manager", &world.address, "apply", "-f", &file, "--batch", "1", "--settle", "1", "--wait", "60"]);
+    let mut apply = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    world.until_state("cam-1/process/clock", "active").await;
+    apply.kill().await.unwrap();
+    world.until_state("cam-2/process/clock", "active").await;
+    world.until_state("cam-3/process/clock", "active").await;
+}
+
+#[tokio::test]
+async fn an_apply_that_loses_its_asker_is_whole_or_not_at_all() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    for turn in 1..=12u64 {
+        let text = Fleet::new().with("cam-1/counter/main", &format!("start = {turn}\n"));
+        let file = world.fleet_file("f.toml", text.text());
+        let mut command = world.command("quiltctl");
+        command.args(["--manager", &world.address, "apply", "-f", &file]);
+        let mut apply = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(turn));
+        ticks.tick().await;
+        ticks.tick().await;
+        apply.kill().await.unwrap();
+        world
+            .eventually("memory and store agree", async |world| {
+                let history = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
+                let stored = history[0]["revision"].as_u64();
+                let shown = world.show("cam-1").await;
+                stored == shown.desired_revision.map(|revision| revision.0)
+                    && shown.applied_revision == shown.desired_revision
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_station_lost_while_an_apply_waits_is_not_taken_for_healthy() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let slow = "command = [\"sleep\", \"1000\"]\nready = { log = \"never\", within = \"60s\" }\n";
+    let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/slow", slow).text());
+    let arguments = ["apply", "-f", &file, "--wait", "2"];
+    let waiting = world.ctl(&arguments);
+    let pid = nix::unistd::Pid::from_raw(world.station_pid("cam-1") as i32);
+    let losing = async {
+        world.until_state("cam-1/process/slow", "starting").await;
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    };
+    let (waited, ()) = tokio::join!(waiting, losing);
+    assert!(waited.with_code(5).err.contains("it was lost"));
+}
+
+#[tokio::test]
+async fn a_station_that_comes_while_an_apply_is_planned_gets_its_part() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let pid = nix::unistd::Pid::from_raw(world.station_pid("cam-1") as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let fleet = Fleet::new().with("cam-1/counter/main", "").with("cam-2/counter/main", "");
+    let file = world.fleet_file("f.toml", fleet.text());
+    let mut command = world.command("quiltctl");
+    command.args(["--manager", &world.address, "apply", "-f", &file]);
+    let mut applying = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    world.station("cam-2", &[]).await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(applying.wait().await.unwrap().success());
+    world.until_state("cam-1/counter/main", "active").await;
+    world.until_state("cam-2/counter/main", "active").await;
 }

@@ -142,3 +142,36 @@ async fn events_tell_the_story_and_can_be_resumed() {
     let rest = world.ctl(&["events", "-o", "jsonl", "--after", &after]).await.with_code(0).out;
     assert_eq!(rest.lines().count(), events.len() - 3);
 }
+
+#[tokio::test]
+async fn an_old_store_that_has_overtaken_the_lost_ones_numbers_is_noticed_all_the_same() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
+    world.end_manager(Signal::SIGTERM).await;
+    let (live, backup) = (world.folder().join("manager"), world.folder().join("backup"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy(&live, &backup);
+    world.start_manager().await;
+    let connected =
+        async |world: &World| world.stations().await.iter().any(|station| station.state.name() == "connected");
+    world.eventually("it is back", connected).await;
+    world.apply(Fleet::new().with("cam-1/counter/lost", "").text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.end_manager(Signal::SIGTERM).await;
+    std::fs::remove_dir_all(&live).unwrap();
+    copy(&backup, &live);
+    // The copy goes on for a while, restarts included, before the station comes.
+    for number in 0..4 {
+        world.start_manager().await;
+        let file = world.fleet_file("f.toml", Fleet::new().with(&format!("cam-1/counter/n{number}"), "").text());
+        world.ctl(&["apply", "-f", &file]).await.with_code(0);
+        world.end_manager(Signal::SIGTERM).await;
+    }
+    world.start_manager().await;
+    world.station("cam-1", &[]).await;
+    assert_eq!(world.show("cam-1").await.state.name(), "unadopted");
+    assert!(world.instance("cam-1/counter/lost").await.is_some(), "what it runs was replaced");
+}

@@ -196,7 +196,7 @@ async fn what_the_plan_can_see_is_refused_in_the_plan() {
         ("command = ['x']\ncwd = 'here'\n", "key `cwd`: expected an absolute path"),
         ("command = ['x']\nuser = 'nobody-by-that-name'\n", "key `user`"),
         ("command = ['x']\nstop_signal = 'LOUD'\n", "key `stop_signal`"),
-        ("command = ['x']\nrestart = { policy = 'sometimes' }\n", "key `restart`"),
+        ("command = ['x']\nrestart = { policy = 'sometimes' }\n", "key `restart.policy`"),
         ("command = ['x']\nready = { tcp = 'x:1', log = 'y' }\n", "key `ready`"),
         ("command = ['x']\nready = { }\n", "key `ready`"),
         ("command = ['x']\nstop_timeout = 5\n", "key `stop_timeout`"),

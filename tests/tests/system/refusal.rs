@@ -141,3 +141,33 @@ async fn mistakes_in_the_file_itself_name_line_and_column() {
     assert!(refused.err.contains("group `g`") && refused.err.contains("f.toml:1:"), "{}", refused.err);
     assert!(refused.err.contains("warning: ") && refused.err.contains("f.toml:8:1"), "{}", refused.err);
 }
+
+#[tokio::test]
+async fn all_that_is_wrong_with_one_instance_is_listed_at_once() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = []\nneeds = 'x'\nrestart = { policy = 'sometimes' }\nstop_timeout = '5000000000s'\n";
+    let refused = world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(4);
+    for key in ["`command`", "`needs`", "`restart.policy`", "`stop_timeout`"] {
+        assert!(refused.err.contains(key), "{key} is missing in {}", refused.err);
+    }
+}
+
+#[tokio::test]
+async fn a_reference_must_mean_one_station_and_one_station_has_one_entry() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.station("cam-2", &[]).await;
+    let view = world.show("cam-1").await;
+    if let Some(mac) = &view.mac {
+        let refused = world.apply(&format!("[station.\"mac:{mac}\".roles.counter.x]\n")).await;
+        assert_ne!(refused.code, 0);
+        assert!(refused.err.contains("must mean one"), "{}", refused.err);
+    }
+    world.apply(Fleet::new().with("cam-1/counter/old", "").text()).await.with_code(0);
+    let renamed = world.apply(&format!("[station.\"id:{}\".roles.counter.new]\n", view.id)).await.with_code(0);
+    assert!(renamed.err.contains("under another name"), "{}", renamed.err);
+    let instances: Vec<_> =
+        world.show("cam-1").await.instances.into_iter().map(|one| one.instance.to_string()).collect();
+    assert_eq!(instances, ["new"]);
+}
