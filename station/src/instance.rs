@@ -251,7 +251,7 @@ impl Runner {
         let began = time::now_text();
         let mut started = match self.start_role().await {
             Ok(started) => started,
-            Err(text) => return self.failed(Duration::ZERO, text).await,
+            Err(text) => return self.failed_to_start(text),
         };
         let found = started.host.found_since_ms();
         let began = found.map_or(began, time::ms_text);
@@ -279,7 +279,7 @@ impl Runner {
                 Ok(()) => break,
                 Err(text) => {
                     self.stop_role(started, false).await;
-                    return self.failed(Duration::ZERO, text).await;
+                    return self.failed_to_start(text);
                 }
             }
         }
@@ -371,14 +371,20 @@ impl Runner {
     }
 
     async fn end_failed(&mut self, started: Started, text: String) -> Phase {
-        let worked = started.since.elapsed();
+        let next = self.restarts.failed(started.since.elapsed(), Instant::now());
         started.host.log(LogLevel::Warn, &text);
-        self.stop_role(started, false).await;
-        self.failed(worked, text).await
+        // What is given up leaves its record, so that the next station does not begin it anew.
+        self.stop_role(started, next == Next::GiveUp).await;
+        self.after_failure(next, text)
     }
 
-    async fn failed(&mut self, worked: Duration, text: String) -> Phase {
-        match self.restarts.failed(worked, Instant::now()) {
+    fn failed_to_start(&mut self, text: String) -> Phase {
+        let next = self.restarts.failed(Duration::ZERO, Instant::now());
+        self.after_failure(next, text)
+    }
+
+    fn after_failure(&mut self, next: Next, text: String) -> Phase {
+        match next {
             Next::Again(delay) => {
                 self.around.board.update(&self.key, |report| report.restarts += 1);
                 self.show(State::Backoff, until(delay, &text));

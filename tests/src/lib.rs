@@ -245,29 +245,27 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Keepers outlive their stations on purpose; each has left its pid on disk.
         self.stations.clear();
         self.manager = None;
-        kill_keepers(self.folder.path(), self.folder.path());
+        // Keepers outlive their stations on purpose, and one may be just starting: until none is left.
+        while kill_keepers(self.folder.path()) {}
     }
 }
 
-/// Kills the keepers below a folder; their programs die with them.
-fn kill_keepers(world: &Path, folder: &Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            kill_keepers(world, &path);
-        } else if path.file_name().is_some_and(|name| name == "run.json") {
-            let run: Value = serde_json::from_slice(&std::fs::read(&path).unwrap_or_default()).unwrap_or_default();
-            let Some(keeper) = run["keeper"].as_i64() else { continue };
-            let command = std::fs::read(format!("/proc/{keeper}/cmdline")).unwrap_or_default();
-            let ours = String::from_utf8_lossy(&command).contains(world.to_str().unwrap_or("?"));
-            if ours {
-                let _ = kill(Pid::from_raw(keeper as i32), Signal::SIGKILL);
-            }
+/// Kills the keepers whose command line names a folder in the world; their programs die with them. Answers whether there
+/// were any.
+fn kill_keepers(world: &Path) -> bool {
+    let mut found = false;
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        if command.starts_with("quilt-keeper") && command.contains(world.to_str().unwrap_or("?")) {
+            found = true;
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+    found
 }
 
 /// Whether a process is there and not a zombie.

@@ -133,6 +133,10 @@ impl Process {
                 (None, Some(ears)) => ears.exit(&paths, &run).await,
                 (None, None) => return Err(RoleError::failed("the program is watched already")),
             };
+            if exit.code.is_none() && exit.signal.is_none() {
+                // Its keeper was killed, and the program with it; but not what the program had started.
+                keeper::kill_leftovers(&run);
+            }
             sender.send_replace(Some(exit.clone()));
             cx.pid(None);
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -144,18 +148,16 @@ impl Process {
     }
 
     async fn stop(self, cx: &RoleContext) {
-        let exit = self.exit.borrow().clone();
-        let exit = match exit {
-            Some(exit) => Some(exit),
+        let ended = self.exit.borrow().is_some();
+        if !ended {
             // `run` listened on the other connection; the keeper serves the newest.
-            None => match Kept::connect(&self.paths).await {
+            let exit = match Kept::connect(&self.paths).await {
                 Ok(kept) => Some(kept.stop(&self.paths, cx.stop_timeout()).await),
                 Err(_) => None,
-            },
-        };
-        if exit.is_none_or(|exit| exit.code.is_none() && exit.signal.is_none()) {
-            // Its keeper was killed, and the program with it; but not what the program had started.
-            keeper::kill_leftovers(&self.run);
+            };
+            if exit.is_none_or(|exit| exit.code.is_none() && exit.signal.is_none()) {
+                keeper::kill_leftovers(&self.run);
+            }
         }
         if let Err(error) = self.paths.forget() {
             cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));

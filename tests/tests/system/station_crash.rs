@@ -77,7 +77,8 @@ async fn an_exit_while_the_station_was_away_is_known_with_its_code() {
     world.station("cam-1", &[]).await;
     let gate = world.folder().join("gate");
     let ends = |code: u32| {
-        let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit {code}", gate.display());
+        let script =
+            format!("while [ ! -e {0} ]; do sleep 0.02; done; echo x >> {0}.ends; exit {code}", gate.display());
         format!("command = [\"sh\", \"-c\", {script:?}]\nrestart = {{ policy = \"temporary\" }}\n")
     };
     let fleet = Fleet::new().with("cam-1/process/well", &ends(0)).with("cam-1/process/badly", &ends(7));
@@ -90,10 +91,15 @@ async fn an_exit_while_the_station_was_away_is_known_with_its_code() {
     world.until_state("cam-1/process/well", "completed").await;
     let failed = world.until_state("cam-1/process/badly", "failed").await;
     assert!(failed.detail.contains("exit code 7"), "{}", failed.detail);
-    // What has completed stays so across another restart.
-    world.end_station("cam-1", Signal::SIGTERM).await;
-    world.station("cam-1", &[]).await;
-    world.until_state("cam-1/process/well", "completed").await;
+    // What has ended stays so across more restarts: nothing is run twice.
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        world.end_station("cam-1", signal).await;
+        world.station("cam-1", &[]).await;
+        world.until_state("cam-1/process/well", "completed").await;
+        let failed = world.until_state("cam-1/process/badly", "failed").await;
+        assert!(failed.detail.contains("exit code 7"), "{}", failed.detail);
+    }
+    assert_eq!(std::fs::read_to_string(gate.with_extension("ends")).unwrap().lines().count(), 2);
 }
 
 #[tokio::test]
