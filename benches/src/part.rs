@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::Context as _;
+use quilt_core::daemon::DaemonArgs;
 use quilt_manager::{Manager, ManagerArgs};
 use quilt_station::{Station, StationArgs};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
@@ -50,10 +51,9 @@ pub(crate) async fn until_told() -> anyhow::Result<()> {
 pub(crate) async fn manager() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let args = ManagerArgs {
-        data_dir: Some(folder.path().into()),
+        daemon: DaemonArgs::with_data_dir(folder.path()),
         listen: Some("127.0.0.1:0".into()),
         http: Some("127.0.0.1:0".into()),
-        ..ManagerArgs::default()
     };
     let manager = Manager::start(&args.resolve()?).await?;
     println!("{}", manager.protocol_addr());
@@ -64,7 +64,7 @@ pub(crate) async fn manager() -> anyhow::Result<()> {
 pub(crate) async fn station(manager: &str) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let args = StationArgs {
-        data_dir: Some(folder.path().into()),
+        daemon: DaemonArgs::with_data_dir(folder.path()),
         manager: vec![manager.into()],
         name: Some("bench".into()),
         ..StationArgs::default()

@@ -1,5 +1,6 @@
 //! `quiltctl call`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -76,15 +77,7 @@ impl Call {
         }
         let mut results: Vec<_> = calls.join_all().await;
         results.sort_by_key(|(place, _)| *place);
-        let mut results: Vec<_> = results.into_iter().map(|(_, result)| result).collect();
-        if is_selector {
-            // A selector means the instances that offer the command.
-            results.retain(|result| !matches!(result.outcome, "no_command"));
-            if results.is_empty() {
-                let text = format!("no instance that {:?} means offers {:?}", self.target, self.command);
-                return Err(Failure::with_code(crate::exit::REFUSED, text));
-            }
-        }
+        let results: Vec<_> = results.into_iter().map(|(_, result)| result).collect();
         print(session.format, &results, is_selector)?;
         Ok(ExitCode::from(overall(&results)))
     }
@@ -111,13 +104,48 @@ impl Call {
         if let Ok(address @ (Address::Manager | Address::Client(_) | Address::Instance { .. })) = self.target.parse() {
             return Ok(vec![address]);
         }
-        let found = client.resolve(&self.target, &self.command, self.limit).await?;
+        let refused = |text: String| Err(Failure::with_code(crate::exit::REFUSED, text));
+        let mut found = client.resolve(&self.target, &self.command, None).await?;
         if found.is_empty() {
-            let text = format!("{:?} means no instance of a connected station", self.target);
-            return Err(Failure::with_code(crate::exit::REFUSED, text));
+            return refused(format!("{:?} means no instance of a connected station", self.target));
+        }
+        if self.target.contains('=') {
+            found = self.offering(client, found).await;
+            if found.is_empty() {
+                return refused(format!("no instance that {:?} means offers {:?}", self.target, self.command));
+            }
+        }
+        if let Some(limit) = self.limit {
+            found.truncate(limit.of(found.len()));
         }
         let address = |InstanceRef { station, role, instance }| Address::Instance { station, role, instance };
         Ok(found.into_iter().map(address).collect())
+    }
+
+    /// Those of the instances that offer the command, in order: a selector means no others. A station that does not say
+    /// keeps its instances, so that its silence shows among the outcomes.
+    async fn offering(&self, client: &Client, found: Vec<InstanceRef>) -> Vec<InstanceRef> {
+        let stations: BTreeSet<_> = found.iter().map(|one| one.station.clone()).collect();
+        let mut asked = tokio::task::JoinSet::new();
+        for station in stations {
+            let client = client.clone();
+            asked.spawn(async move {
+                let commands = client.commands(&station).await;
+                (station, commands)
+            });
+        }
+        let commands: BTreeMap<_, _> = asked.join_all().await.into_iter().collect();
+        let offers = |one: &InstanceRef| match &commands[&one.station] {
+            Err(_) => true,
+            Ok(commands) => commands.iter().any(|offered| {
+                let (group, name) = self.command.rsplit_once(':').unwrap_or(("", &self.command));
+                offered.role == one.role
+                    && offered.instance == one.instance
+                    && offered.command == name
+                    && (group.is_empty() || offered.group == group)
+            }),
+        };
+        found.into_iter().filter(offers).collect()
     }
 
     /// Prints one JSON line an item.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use quilt_client::Client;
 use quilt_client::control::{Apply, StationView, Wait};
+use quilt_core::daemon::DaemonArgs;
 use quilt_core::signals::{self, Stop};
 use quilt_core::{files, log};
 use quilt_manager::{Manager, ManagerArgs};
@@ -50,10 +51,9 @@ impl Up {
         let mut stop = std::pin::pin!(stop);
         let data_dir = self.data_dir.clone().unwrap_or_else(files::default_data_dir);
         let manager = ManagerArgs {
-            data_dir: Some(data_dir.clone()),
+            daemon: DaemonArgs::with_data_dir(&data_dir),
             listen: self.listen.clone(),
             http: self.http.clone(),
-            ..ManagerArgs::default()
         };
         let manager = Manager::start(&manager.resolve().map_err(anyhow::Error::from)?).await?;
         let address = manager.protocol_addr().to_string();
@@ -61,7 +61,7 @@ impl Up {
         output::line(&format!("listening http {}", manager.http_addr()))?;
         let client = Client::connect(&address, "quiltctl-up").await?;
         let station = StationArgs {
-            data_dir: Some(data_dir),
+            daemon: DaemonArgs::with_data_dir(data_dir),
             manager: vec![address.clone()],
             name: Some(LOCAL.into()),
             ..StationArgs::default()

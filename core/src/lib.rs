@@ -1,8 +1,9 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`settings`], [`log`],
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`daemon`], [`settings`], [`log`],
 //! [`signals`], [`lines`], [`time`].
 
+pub mod daemon;
 pub mod files;
 pub mod lines;
 pub mod log;

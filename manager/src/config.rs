@@ -3,33 +3,22 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use quilt_core::daemon::DaemonArgs;
 use quilt_core::{files, settings};
 use serde::Deserialize;
 
 /// Flags of `quilt-manager`; each is an environment variable and a key of `[manager]` as well.
 #[derive(Args, Debug, Clone, Default)]
 pub struct ManagerArgs {
-    /// Configuration file, instead of quilt.toml in /etc/quilt or $QUILT_CFG_DIR
-    #[arg(long, env = "QUILT_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Folder for everything that must survive a restart
-    #[arg(long, env = "QUILT_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    /// What every daemon takes.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
     /// Where stations and tools connect; port 0 for any
     #[arg(long, env = "QUILT_LISTEN", value_name = "HOST:PORT")]
     pub listen: Option<String>,
     /// Where health, readiness and metrics are served
     #[arg(long, env = "QUILT_HTTP", value_name = "HOST:PORT")]
     pub http: Option<String>,
-    /// File for the log, instead of standard error
-    #[arg(long, env = "QUILT_LOG_FILE", value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// File that holds the process id while the manager runs
-    #[arg(long, env = "QUILT_PID_FILE", value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
-    /// What to log: error, warn, info, debug, trace, or a filter such as quilt_net=debug,info
-    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL")]
-    pub log_level: Option<String>,
 }
 
 /// `[manager]` of a configuration file.
@@ -68,14 +57,14 @@ impl ManagerArgs {
     ///
     /// A file cannot be read or has an unknown key.
     pub fn resolve(self) -> Result<ManagerConfig, settings::SettingsError> {
-        let file: Section = settings::read(self.config.as_deref(), "manager")?;
+        let file: Section = settings::read(self.daemon.config.as_deref(), "manager")?;
         Ok(ManagerConfig {
-            data_dir: self.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
+            data_dir: self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
             listen: self.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7440".into()),
             http: self.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7441".into()),
-            log_file: self.log_file.or(file.log_file),
-            pid_file: self.pid_file.or(file.pid_file),
-            log_level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+            log_file: self.daemon.log_file.or(file.log_file),
+            pid_file: self.daemon.pid_file.or(file.pid_file),
+            log_level: self.daemon.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use quilt_core::daemon::DaemonArgs;
 use quilt_core::{files, settings};
 use quilt_protocol::Name;
 use serde::Deserialize;
@@ -12,12 +13,9 @@ use serde::Deserialize;
 /// Flags of `quilt-station`; each is an environment variable and a key of `[station]` as well.
 #[derive(Args, Debug, Clone, Default)]
 pub struct StationArgs {
-    /// Configuration file, instead of quilt.toml in /etc/quilt or $QUILT_CFG_DIR
-    #[arg(long, env = "QUILT_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Folder for everything that must survive a restart
-    #[arg(long, env = "QUILT_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    /// What every daemon takes.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
     /// Where the manager listens; several are tried in turn
     #[arg(long, env = "QUILT_MANAGER", value_name = "HOST:PORT", value_delimiter = ',')]
     pub manager: Vec<String>,
@@ -30,15 +28,6 @@ pub struct StationArgs {
     /// A role that this station refuses
     #[arg(long, env = "QUILT_BLOCK", value_name = "ROLE", value_delimiter = ',')]
     pub block: Vec<String>,
-    /// File for the log, instead of standard error
-    #[arg(long, env = "QUILT_LOG_FILE", value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// File that holds the process id while the station runs
-    #[arg(long, env = "QUILT_PID_FILE", value_name = "FILE")]
-    pub pid_file: Option<PathBuf>,
-    /// What to log: error, warn, info, debug, trace, or a filter such as quilt_net=debug,info
-    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL")]
-    pub log_level: Option<String>,
 }
 
 /// `[station]` of a configuration file.
@@ -92,7 +81,7 @@ impl StationArgs {
     ///
     /// A file cannot be read or has an unknown key; a name, label or role is malformed.
     pub fn resolve(self) -> anyhow::Result<StationConfig> {
-        let file: Section = settings::read(self.config.as_deref(), "station")?;
+        let file: Section = settings::read(self.daemon.config.as_deref(), "station")?;
         let or = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
         let managers = match file.manager {
             Some(OneOrMany::One(manager)) => manager.split(',').map(str::to_owned).collect(),
@@ -116,7 +105,7 @@ impl StationArgs {
         };
         let blocked = or(self.block, file.block);
         let blocked: Result<_, _> = blocked.iter().map(|role| role.parse()).collect();
-        let data_dir = self.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir);
+        let data_dir = self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir);
         Ok(StationConfig {
             // Keepers leave the folder that the station was started in.
             data_dir: std::path::absolute(&data_dir).with_context(|| data_dir.display().to_string())?,
@@ -125,9 +114,9 @@ impl StationArgs {
             name,
             labels,
             blocked: blocked.context("a role to block")?,
-            log_file: self.log_file.or(file.log_file),
-            pid_file: self.pid_file.or(file.pid_file),
-            log_level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+            log_file: self.daemon.log_file.or(file.log_file),
+            pid_file: self.daemon.pid_file.or(file.pid_file),
+            log_level: self.daemon.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         })
     }
 }

@@ -125,6 +125,19 @@ impl World {
         std::fs::remove_dir_all(self.folder().join("manager")).unwrap();
     }
 
+    /// Copies what a stopped manager remembers, and gives the place of the copy.
+    pub fn back_up_manager(&self) -> PathBuf {
+        let backup = self.folder().join("backup");
+        copy(&self.folder().join("manager"), &backup);
+        backup
+    }
+
+    /// Puts a copy in the place of what a stopped manager remembers.
+    pub fn restore_manager(&self, backup: &Path) {
+        self.forget_manager_data();
+        copy(backup, &self.folder().join("manager"));
+    }
+
     /// Where a station keeps its data.
     pub fn station_folder(&self, name: &str) -> PathBuf {
         self.folder().join("stations").join(name)
@@ -250,6 +263,11 @@ impl Drop for World {
         // Keepers outlive their stations on purpose, and one may be just starting: until none is left.
         while kill_keepers(self.folder.path()) {}
     }
+}
+
+/// Copies a folder as it is.
+pub fn copy(from: &Path, to: &Path) {
+    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
 /// Kills the keepers whose command line names a folder in the world; their programs die with them. Answers whether there

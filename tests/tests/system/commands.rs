@@ -88,6 +88,9 @@ async fn selectors_reach_every_instance_that_offers_the_command() {
     assert_eq!(outcomes, ["reply", "error"], "the program offers no such command and is not listed");
     let one = world.ctl(&["-o", "json", "call", "role=counter", "value", "--limit", "50%"]).await.with_code(0).json();
     assert_eq!(one.as_array().unwrap().len(), 1);
+    // The limit counts instances that offer the command; cam-1 has no program.
+    let one = world.ctl(&["-o", "json", "call", "name=cam-*", "status", "--limit", "1"]).await.with_code(0).json();
+    assert_eq!((one[0]["station"].as_str(), one.as_array().unwrap().len()), (Some("cam-2"), 1));
     world.ctl(&["call", "cam-2/counter", "value"]).await.with_code(0);
     world.ctl(&["call", "room=nowhere", "value"]).await.with_code(4);
     let commands = world.ctl(&["commands", "cam-1", "-o", "json"]).await.with_code(0).json();

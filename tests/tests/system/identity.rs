@@ -1,11 +1,7 @@
 //! Who a station is: clones, equal names, equal machines.
 
 use nix::sys::signal::Signal;
-use quilt_tests::{Fleet, World, clock};
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
-}
+use quilt_tests::{Fleet, World, clock, copy};
 
 /// A fleet with `cam-1`, and a copy of its disk in another machine.
 async fn cloned() -> World {

@@ -79,19 +79,14 @@ async fn a_store_older_than_what_a_station_applied_is_noticed() {
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
     world.end_manager(Signal::SIGTERM).await;
-    let (live, backup) = (world.folder().join("manager"), world.folder().join("backup"));
-    let copy = |from: &std::path::Path, to: &std::path::Path| {
-        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
-    };
-    copy(&live, &backup);
+    let backup = world.back_up_manager();
     world.start_manager().await;
     world
         .eventually("cam-1 is back", async |world| world.stations().await.iter().any(|s| s.state.name() == "connected"))
         .await;
     world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
     world.end_manager(Signal::SIGTERM).await;
-    std::fs::remove_dir_all(&live).unwrap();
-    copy(&backup, &live);
+    world.restore_manager(&backup);
     world.start_manager().await;
     world
         .eventually("cam-1 is unadopted", async |world| {
@@ -149,11 +144,7 @@ async fn an_old_store_that_has_overtaken_the_lost_ones_numbers_is_noticed_all_th
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
     world.end_manager(Signal::SIGTERM).await;
-    let (live, backup) = (world.folder().join("manager"), world.folder().join("backup"));
-    let copy = |from: &std::path::Path, to: &std::path::Path| {
-        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
-    };
-    copy(&live, &backup);
+    let backup = world.back_up_manager();
     world.start_manager().await;
     let connected =
         async |world: &World| world.stations().await.iter().any(|station| station.state.name() == "connected");
@@ -161,8 +152,7 @@ async fn an_old_store_that_has_overtaken_the_lost_ones_numbers_is_noticed_all_th
     world.apply(Fleet::new().with("cam-1/counter/lost", "").text()).await.with_code(0);
     world.end_station("cam-1", Signal::SIGTERM).await;
     world.end_manager(Signal::SIGTERM).await;
-    std::fs::remove_dir_all(&live).unwrap();
-    copy(&backup, &live);
+    world.restore_manager(&backup);
     // The copy goes on for a while, restarts included, before the station comes.
     for number in 0..4 {
         world.start_manager().await;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use quilt_client::{CallOptions, Client, Delivered, Outcome};
+use quilt_core::daemon::DaemonArgs;
 use quilt_core::signals::Stop;
 use quilt_plugin_api::{Command, Items, NoError, RoleContext, RoleError, Streaming, role};
 use quilt_protocol::Address;
@@ -110,7 +111,7 @@ struct Mischievous {
 async fn mischievous() -> Mischievous {
     let world = World::new().await;
     let args = StationArgs {
-        data_dir: Some(world.folder().join("inproc")),
+        daemon: DaemonArgs::with_data_dir(world.folder().join("inproc")),
         manager: vec![world.address.clone()],
         name: Some("bench".into()),
         ..StationArgs::default()
