@@ -272,3 +272,69 @@ async fn callers_with_other_types_are_understood_through_json() {
     assert_eq!(reply, "hello");
     m.end().await;
 }
+
+/// At most one on a station.
+struct Single;
+
+#[role(name = "single", instances = 1)]
+impl Single {
+    async fn start(_: NoConfig, _: &RoleContext) -> Result<Self, RoleError> {
+        Ok(Self)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocked_missing_over_limit_and_mistyped_are_told_in_one_answer() {
+    let world = World::new().await;
+    let args = StationArgs {
+        daemon: DaemonArgs::with_data_dir(world.folder().join("inproc")),
+        manager: vec![world.address.clone()],
+        name: Some("bench".into()),
+        block: vec!["mischief".into()],
+        ..StationArgs::default()
+    };
+    let station = Station::start(args.resolve().unwrap()).await.unwrap();
+    let registered = async |world: &World| world.stations().await.iter().any(|one| one.state.name() == "connected");
+    world.eventually("the station is there", registered).await;
+    world.apply("[station.bench.roles.single.one]\n[station.bench.roles.counter.main]\n").await.with_code(0);
+    let client = world.client().await;
+    client.call("bench/counter/main", &Increment { by: 3 }).await.unwrap();
+    let before = world.show("bench").await;
+
+    let wrong = "[station.bench.roles.single.one]\n[station.bench.roles.single.two]\n\
+                 [station.bench.roles.mischief.main]\n[station.bench.roles.nonsense.main]\n\
+                 [station.bench.roles.counter.main]\nstart = 'x'\n";
+    let file = world.fleet_file("wrong.toml", wrong);
+    let refused = world.ctl(&["apply", "-f", &file, "-o", "json"]).await.with_code(4).json();
+    assert_eq!(refused["rejection"]["code"], "ROLE_BLOCKED");
+    let told = |problem: &serde_json::Value| {
+        let text = |field: &str| problem[field].as_str().unwrap_or("-").to_owned();
+        [text("station"), text("role"), text("instance"), text("key"), text("expected"), text("got")].join(" | ")
+    };
+    let told: Vec<_> = refused["rejection"]["problems"].as_array().unwrap().iter().map(told).collect();
+    assert_eq!(
+        told,
+        [
+            "bench | mischief | main | - | a role that this station does not block | `mischief`, which it is told to \
+             refuse (--block)",
+            "bench | nonsense | main | - | one of the station's roles: `counter`, `mischief`, `process`, `single` | \
+             `nonsense`",
+            "bench | counter | main | start | i64 | string \"x\"",
+            "bench | single | two | - | at most 1 instance of it on a station | 2",
+        ]
+    );
+    let after = world.show("bench").await;
+    // Not even a moment of theirs: each is in its state since the same time.
+    let since = |view: &quilt_client::control::StationView| -> Vec<_> {
+        view.instances.iter().map(|one| (one.instance.clone(), one.state, one.since.clone(), one.restarts)).collect()
+    };
+    assert_eq!((after.desired_revision, &after.rejected), (before.desired_revision, &None));
+    assert_eq!(since(&after), since(&before));
+    assert_eq!(client.call("bench/counter/main", &Value {}).await.unwrap(), 3, "the instance was touched");
+
+    world.ctl(&["apply", "-f", &file, "--force"]).await.with_code(4);
+    world.eventually("it shows as rejected", async |world| world.show("bench").await.rejected.is_some()).await;
+    assert_eq!(client.call("bench/counter/main", &Value {}).await.unwrap(), 3);
+    client.close();
+    station.stop(Stop::All).await;
+}
