@@ -35,9 +35,11 @@ pub(crate) struct Target {
 pub(crate) struct Applied {
     pub(crate) reply: ApplyReply,
     pub(crate) targets: Vec<Target>,
-    /// What fleet files said before, to go back to.
-    pub(crate) before: Fleet,
-    pub(crate) undo: Vec<Change>,
+    /// What fleet files said before and after, to go back.
+    before: Fleet,
+    after: Fleet,
+    /// The entries that the file changed.
+    keys: Vec<EntryKey>,
 }
 
 /// Plans and stores; pushes nothing yet.
@@ -54,12 +56,13 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         reply.rejection = Some(Rejection::new(problems));
     }
     let before = core.state().fleet.clone();
-    let undo = undo(&before, &merged);
+    let after = merged.fleet.clone();
+    let keys: Vec<_> = merged.put.iter().map(|(key, _)| key.clone()).chain(merged.removed.iter().cloned()).collect();
     // Entries that contradict each other cannot be forced: nobody could say what they mean.
     if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
         reply.changes = changes(&targets);
         reply.changes.iter_mut().for_each(|change| change.revision = None);
-        return Ok(Applied { reply, targets: Vec::new(), before, undo });
+        return Ok(Applied { reply, targets: Vec::new(), before, after, keys });
     }
 
     let mut writes: Vec<_> = merged.put.into_iter().map(|(key, entry)| Change::PutEntry(key, entry)).collect();
@@ -77,6 +80,11 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         let mut state = core.state();
         state.fleet = merged.fleet;
         take_desired(&mut state, &targets);
+        if request.wait.is_some() || request.batch.is_some() {
+            // The rollout lets go of them, batch by batch. In the same breath, so that no registration comes between.
+            let holds = targets.iter().filter_map(|target| Some((target.id, target.desired.as_ref()?.revision)));
+            state.held.extend(holds);
+        }
         let all: Vec<_> = state.stations.keys().copied().collect();
         all.into_iter().for_each(|id| state.relabel(id));
     }
@@ -84,7 +92,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     refresh_others(core, &targets).await;
     core.events.add("fleet.applied", None, None, format!("{} by {who}: {changed} stations change", request.source));
     core.note_change();
-    Ok(Applied { reply, targets, before, undo })
+    Ok(Applied { reply, targets, before, after, keys })
 }
 
 /// What would become of every station that the file concerns.
@@ -215,16 +223,6 @@ fn document_of(desired: Option<&Desired>) -> Document {
     desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
 }
 
-/// What puts the entries back as they were.
-fn undo(before: &Fleet, merged: &Merged) -> Vec<Change> {
-    let keys = merged.put.iter().map(|(key, _)| key).chain(&merged.removed);
-    let undo = keys.map(|key| match before.entry(key) {
-        Some(entry) => Change::PutEntry(key.clone(), entry),
-        None => Change::RemoveEntry(key.clone()),
-    });
-    undo.collect()
-}
-
 /// Instances that entries configure differently, for the stations of an apply.
 fn conflicts(core: &Core, fleet: &Fleet, targets: &[Target]) -> Vec<Problem> {
     let state = core.state();
@@ -290,8 +288,12 @@ async fn last_good(core: &Core, target: &Target) -> Option<Desired> {
         return Some(before);
     }
     let history = core.store.history(target.id).await.unwrap_or_default();
-    let good = history.into_iter().find(|desired| desired.good && desired.revision < before.revision);
+    let good = history.into_iter().find(|desired| desired.good && desired.revision <= before.revision);
     Some(good.unwrap_or(before))
+}
+
+fn before_revision(target: &Target) -> Option<Revision> {
+    target.before.as_ref().map(|before| before.revision)
 }
 
 /// How much of an apply is taken back.
@@ -313,10 +315,25 @@ pub(crate) async fn take_back(
 ) -> Result<(), String> {
     let mut earlier = Vec::new();
     for target in which.iter().filter(|target| target.desired.is_some()) {
-        earlier.push((target, last_good(core, target).await));
+        let earlier_one = match how {
+            TakeBack::Whole => last_good(core, target).await,
+            // They were never offered it: they keep what they had, good or not.
+            TakeBack::Stations => target.before.clone(),
+        };
+        earlier.push((target, earlier_one));
     }
-    let mut writes = if how == TakeBack::Whole { applied.undo.clone() } else { Vec::new() };
-    let mut targets = Vec::new();
+    let (mut writes, mut targets) = (Vec::new(), Vec::new());
+    let mut fleet = core.state().fleet.clone();
+    if how == TakeBack::Whole {
+        // Only what is still as this apply left it: others may have applied something since.
+        for key in applied.keys.iter().filter(|key| fleet.entry(key) == applied.after.entry(key)).collect::<Vec<_>>() {
+            fleet.take_entry(key, &applied.before);
+            writes.push(match applied.before.entry(key) {
+                Some(entry) => Change::PutEntry(key.clone(), entry),
+                None => Change::RemoveEntry(key.clone()),
+            });
+        }
+    }
     {
         let mut state = core.state();
         for (target, earlier) in earlier {
@@ -327,6 +344,10 @@ pub(crate) async fn take_back(
             state.last_revision = Revision(state.last_revision.0 + 1);
             let document = document_of(earlier.as_ref());
             let origin = match how {
+                // An older one than before is not what the entries say.
+                TakeBack::Whole if earlier.as_ref().map(|one| one.revision) != before_revision(target) => {
+                    Origin::Pinned
+                }
                 TakeBack::Whole => earlier.as_ref().map_or(Origin::Fleet, |earlier| earlier.origin),
                 TakeBack::Stations => Origin::Pinned,
             };
@@ -343,7 +364,7 @@ pub(crate) async fn take_back(
         let mut state = core.state();
         take_desired(&mut state, &targets);
         if how == TakeBack::Whole {
-            state.fleet = applied.before.clone();
+            state.fleet = fleet;
             let all: Vec<_> = state.stations.keys().copied().collect();
             all.into_iter().for_each(|id| state.relabel(id));
         }

@@ -176,6 +176,20 @@ impl Fleet {
         dropped
     }
 
+    /// Takes one entry, or its absence, from another state of things.
+    pub(crate) fn take_entry(&mut self, key: &EntryKey, from: &Self) {
+        match key {
+            EntryKey::Station(station) => match from.stations.get(station) {
+                Some(entry) => drop(self.stations.insert(station.clone(), entry.clone())),
+                None => drop(self.stations.remove(station)),
+            },
+            EntryKey::Group(group) => match from.groups.get(group) {
+                Some(entry) => drop(self.groups.insert(group.clone(), entry.clone())),
+                None => drop(self.groups.remove(group)),
+            },
+        }
+    }
+
     /// An entry as the store keeps it.
     pub(crate) fn entry(&self, key: &EntryKey) -> Option<Entry> {
         let (source, json) = match key {

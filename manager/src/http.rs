@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Core;
 
 /// How long a client may take to send its request.
-const HEADERS: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(2);
 /// How many HTTP connections are served at once: probes and scrapers, not the public.
 const CONNECTIONS_MAX: usize = 64;
 

@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
     {
         let mut state = core.state();
-        if state.held.contains(&id) {
+        if state.is_held(id) {
             return;
         }
         let Some(live) = state.stations.get_mut(&id).and_then(|station| station.live.as_mut()) else { return };
@@ -48,8 +48,12 @@ async fn push(core: &Arc<Core>, id: StationId) {
                     break;
                 }
                 tokio::time::sleep(AGAIN).await;
-                if let Some(live) = core.state().stations.get_mut(&id).and_then(|station| station.live.as_mut()) {
-                    live.push_again = true;
+                let mut state = core.state();
+                let live = state.stations.get_mut(&id).and_then(|station| station.live.as_mut());
+                match live.filter(|live| live.handle == handle) {
+                    Some(live) => live.push_again = true,
+                    // A newer session has a push of its own.
+                    None => break,
                 }
             }
         }
@@ -59,12 +63,12 @@ async fn push(core: &Arc<Core>, id: StationId) {
 /// What to push next, if anything; otherwise the station counts as not being pushed to.
 fn next(core: &Core, id: StationId) -> Option<(quilt_net::Handle, quilt_protocol::Name, UpdateConfiguration)> {
     let mut state = core.state();
-    let epoch = state.epoch;
+    let (epoch, held) = (state.epoch, state.is_held(id));
     let station = state.stations.get_mut(&id)?;
     let adopted = station.record.adopted;
     let live = station.live.as_mut()?;
     let wanted = std::mem::take(&mut live.push_again);
-    let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted) else {
+    let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted && !held) else {
         live.pushing = false;
         return None;
     };

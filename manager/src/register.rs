@@ -41,8 +41,10 @@ pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> Bo
             // On a task of its own: it must not be cut in two by the end of this session.
             let core_of_task = core.clone();
             core.spawn(async move {
-                apply::refresh(&core_of_task, id).await;
                 push::offer(&core_of_task, id);
+                // Not while an apply plans: it would be given a number that this one overtakes.
+                let _one_at_a_time = core_of_task.applying.lock().await;
+                apply::refresh(&core_of_task, id).await;
             });
         }
         Ok(registered)

@@ -45,11 +45,18 @@ pub(crate) async fn run(
         return Ok(applied.reply);
     };
     let mut rollout = Rollout { core, wait, items, shown: BTreeMap::new() };
-    rollout.follow(request, &mut applied, who).await?;
+    let followed = rollout.follow(request, &mut applied, who).await;
+    if followed.is_err() {
+        rollout.release(applied.targets.iter());
+        apply::push_all(core, applied.targets.iter());
+    }
+    followed?;
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
         apply::take_back(core, &applied, TakeBack::Whole, &all, who).await?;
+        rollout.release(applied.targets.iter());
+        apply::push_all(core, applied.targets.iter());
         applied.reply.rolled_back = true;
         for target in applied.targets.iter().filter(|target| target.desired.is_some()) {
             rollout.show(target.name.as_str(), Phase::RolledBack, "").await;
@@ -68,14 +75,9 @@ struct Rollout<'a> {
 impl Rollout<'_> {
     async fn follow(&mut self, request: &Apply, applied: &mut Applied, who: &str) -> Result<(), String> {
         let size = request.batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
-        let all: Vec<_> = applied.targets.iter().map(|target| target.id).collect();
-        self.core.state().held.extend(&all);
         let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
         for batch in applied.targets.chunks(size) {
-            {
-                let mut state = self.core.state();
-                state.held.retain(|id| !batch.iter().any(|target| target.id == *id));
-            }
+            self.release(batch.iter());
             apply::push_all(self.core, batch.iter());
             let failures = self.follow_batch(batch, until).await;
             applied.reply.timed_out |= failures.values().any(|failure| failure == TIME_IS_OVER);
@@ -84,19 +86,30 @@ impl Rollout<'_> {
                 break;
             }
         }
-        let left: Vec<_> = {
-            let mut state = self.core.state();
-            all.into_iter().filter(|id| state.held.remove(id)).collect()
+        let spared: Vec<_> = {
+            let state = self.core.state();
+            applied.targets.iter().filter(|target| state.is_held(target.id)).collect()
         };
-        if !left.is_empty() && !self.wait.rollback {
+        if !spared.is_empty() && !self.wait.rollback {
             // A rollout that fails halts: whoever had not been offered it keeps what it had.
-            let spared: Vec<_> = applied.targets.iter().filter(|target| left.contains(&target.id)).collect();
             let names: Vec<_> = spared.iter().map(|target| target.name.to_string()).collect();
             let _one_at_a_time = self.core.applying.lock().await;
             apply::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            self.release(applied.targets.iter());
             applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", names.join(", ")));
         }
         Ok(())
+    }
+
+    /// Lets these stations have what was applied, as far as they still should.
+    fn release<'t>(&self, targets: impl Iterator<Item = &'t Target>) {
+        let mut state = self.core.state();
+        for target in targets {
+            let ours = target.desired.as_ref().map(|desired| desired.revision);
+            if ours.is_some() && state.held.get(&target.id) == ours.as_ref() {
+                state.held.remove(&target.id);
+            }
+        }
     }
 
     /// Follows some stations until each has settled or failed. Names those that failed, and why.

@@ -1,6 +1,6 @@
 //! What the manager knows of its fleet now: one structure behind one lock, held for a few lines at a time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use quilt_core::time;
@@ -24,8 +24,8 @@ pub(crate) struct State {
     pub(crate) clients: BTreeMap<Name, Client>,
     /// Newcomers whose identity is live elsewhere.
     pub(crate) quarantined: Vec<Newcomer>,
-    /// Stations whose push waits for its batch.
-    pub(crate) held: HashSet<StationId>,
+    /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
+    pub(crate) held: HashMap<StationId, Revision>,
 }
 
 /// A known station.
@@ -107,7 +107,7 @@ impl State {
             fleet,
             clients: BTreeMap::new(),
             quarantined: Vec::new(),
-            held: HashSet::new(),
+            held: HashMap::new(),
         };
         for record in loaded.stations {
             state.names.insert(record.name.clone(), record.id);
@@ -131,6 +131,12 @@ impl State {
             (Some(_), Some(_)) => Err(format!("{reference} means several stations; use a name or id:<uuid>")),
             (None, _) => Err(format!("there is no station {reference}; `quiltctl stations` lists them")),
         }
+    }
+
+    /// Whether the push of a station's desired configuration waits for its batch.
+    pub(crate) fn is_held(&self, id: StationId) -> bool {
+        let desired = self.stations.get(&id).and_then(|station| station.desired.as_ref());
+        desired.is_some_and(|desired| self.held.get(&id) == Some(&desired.revision))
     }
 
     /// A free name as close to `wished` as can be.

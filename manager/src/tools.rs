@@ -257,6 +257,7 @@ async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<Rev
 }
 
 async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, Failure> {
+    let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
     {
         let mut state = core.state();
@@ -333,6 +334,7 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
 
 /// Lets a quarantined newcomer take the place of the older session.
 async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failure> {
+    let _one_at_a_time = core.applying.lock().await;
     let newcomer = take_newcomer(core, &request.station)?;
     let id = newcomer.registration.id;
     let older = core.state().stations.get(&id).and_then(|station| Some(station.live.as_ref()?.handle.clone()));

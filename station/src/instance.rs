@@ -93,6 +93,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         spec,
         inbox,
         resuming: beginning.resuming,
+        left_over: beginning.resuming,
         stopped: beginning.stopped,
     };
     #[allow(clippy::disallowed_methods, reason = "the supervisor owns it by its sender; it ends when told to")]
@@ -106,7 +107,10 @@ struct Runner {
     spec: Spec,
     inbox: mpsc::Receiver<Order>,
     restarts: Restarts,
+    /// The next start is the first after the station's own.
     resuming: bool,
+    /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
+    left_over: bool,
     stopped: bool,
 }
 
@@ -163,6 +167,8 @@ impl Runner {
         match order {
             Order::Update(spec, done) => {
                 self.abandon().await;
+                // A failure of the old configuration is not one of the new.
+                self.show(State::Waiting, "");
                 self.take(*spec);
                 let _ = done.send(Updated::Paused);
                 Phase::Paused
@@ -189,9 +195,10 @@ impl Runner {
         }
     }
 
-    /// Ends what an earlier station may have left of this instance, if it was not started since.
+    /// Ends what may run of this instance without being held.
     async fn abandon(&mut self) {
-        if std::mem::take(&mut self.resuming) {
+        self.resuming = false;
+        if std::mem::take(&mut self.left_over) {
             abandon(&self.around, &self.key, self.spec.settings.stop_timeout).await;
         }
     }
@@ -293,7 +300,8 @@ impl Runner {
     }
 
     async fn start_role(&mut self) -> Result<Started, String> {
-        let resuming = std::mem::take(&mut self.resuming);
+        let resuming = self.resuming;
+        self.left_over = true;
         let factory = self.around.roles.factory(&self.key.role);
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
@@ -328,7 +336,10 @@ impl Runner {
             Err(text) => Err(text),
         };
         match started {
-            Ok((role, work)) => Ok(Started { role, host, crashed, work, since: Instant::now() }),
+            Ok((role, work)) => {
+                self.resuming = false;
+                Ok(Started { role, host, crashed, work, since: Instant::now() })
+            }
             Err(text) => {
                 host.log(LogLevel::Error, &text);
                 host.end();
@@ -352,7 +363,8 @@ impl Runner {
             Ok(()) => match self.restarts.completed() {
                 Next::Again(delay) => {
                     self.stop_role(started, false).await;
-                    self.show(State::Backoff, until(delay, "completed"));
+                    // A pause between two runs that end well is no trouble.
+                    self.show(State::Completed, until(delay, "done"));
                     Phase::Backoff(delay)
                 }
                 Next::Rest | Next::GiveUp => {
@@ -374,7 +386,8 @@ impl Runner {
         let next = self.restarts.failed(started.since.elapsed(), Instant::now());
         started.host.log(LogLevel::Warn, &text);
         // What is given up leaves its record, so that the next station does not begin it anew.
-        self.stop_role(started, next == Next::GiveUp).await;
+        let over = started.work.is_none();
+        self.stop_role(started, over && next == Next::GiveUp).await;
         self.after_failure(next, text)
     }
 
@@ -518,6 +531,7 @@ impl Runner {
             }
         };
         host.end();
+        self.left_over = ended == Ended::Late;
         self.around.board.update(&self.key, |report| {
             report.pid = None;
             report.attributes.clear();

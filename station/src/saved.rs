@@ -20,6 +20,9 @@ pub(crate) struct Accepted {
     pub(crate) document: String,
 }
 
+/// Its presence says that the record of what was accepted was lost.
+const LOST: &str = "accepted.lost";
+
 /// The station's files.
 pub(crate) struct Saved {
     folder: PathBuf,
@@ -33,9 +36,10 @@ impl Saved {
     /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it and the
     /// manager pushes again.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
-        let was_there = folder.join("accepted.json").exists();
+        let (was_there, lost) = (folder.join("accepted.json").exists(), folder.join(LOST));
         let accepted = read::<Accepted>(&folder.join("accepted.json"))?.filter(|accepted| {
-            let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest;
+            let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest
+                && serde_json::from_str::<Document>(&accepted.document).is_ok();
             if !whole {
                 tracing::error!("accepted.json does not match its digest; set aside");
                 let _ = set_aside(&folder.join("accepted.json"));
@@ -44,7 +48,11 @@ impl Saved {
         });
         let stopped: BTreeSet<String> = read(&folder.join("stopped.json"))?.unwrap_or_default();
         let stopped = Arc::new(Stopped { path: folder.join("stopped.json"), set: Mutex::new(stopped) });
-        let damaged = was_there && accepted.is_none();
+        if was_there && accepted.is_none() {
+            // Remembered across restarts: until the manager pushes, nobody knows what should run here.
+            files::write_atomically(&lost, b"").with_context(|| lost.display().to_string())?;
+        }
+        let damaged = lost.exists();
         Ok(Self { folder: folder.to_owned(), accepted, damaged, stopped })
     }
 
@@ -52,6 +60,9 @@ impl Saved {
     pub(crate) fn accept(&mut self, accepted: Accepted) -> io::Result<()> {
         let bytes = serde_json::to_vec(&accepted)?;
         files::write_atomically(&self.folder.join("accepted.json"), &bytes)?;
+        if std::mem::take(&mut self.damaged) {
+            fs::remove_file(self.folder.join(LOST))?;
+        }
         self.accepted = Some(accepted);
         Ok(())
     }

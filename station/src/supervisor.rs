@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_protocol::control::{Action, Problem, State};
+use quilt_protocol::control::{Action, Problem, ProblemCode, State};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::board::Board;
@@ -137,11 +137,20 @@ impl Supervisor {
         let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         // First: a station that dies while it stops them must not take them for stopped by an operator.
-        self.stopped.retain(|key| key.parse().is_ok_and(|key: Key| wanted.contains_key(&key)));
+        let known: BTreeSet<Key> = wanted.keys().chain(impossible.iter().map(|(spec, _)| &spec.key)).cloned().collect();
+        if complete {
+            self.stopped.retain(|key| key.parse().is_ok_and(|key: Key| known.contains(&key)));
+        }
+        // As long as it is not known what should run here, what is found belongs to whoever is configured next.
+        let resuming = resuming || !self.swept;
         self.end(&vanished, false).await;
         self.show_impossible(&impossible);
         if complete && !std::mem::replace(&mut self.swept, true) {
-            self.sweep(&wanted.keys().cloned().collect()).await;
+            // What cannot be judged now may be again; what is blocked may not run on.
+            let blocked = |problem: &Problem| problem.code == ProblemCode::RoleBlocked;
+            let blocked = impossible.iter().filter(|(_, problem)| blocked(problem)).map(|(spec, _)| &spec.key);
+            let blocked: BTreeSet<_> = blocked.cloned().collect();
+            self.sweep(&known.difference(&blocked).cloned().collect()).await;
         }
 
         let mut begin = self.update(&wanted).await;
