@@ -279,3 +279,44 @@ async fn a_station_that_comes_while_an_apply_is_planned_gets_its_part() {
     world.until_state("cam-1/counter/main", "active").await;
     world.until_state("cam-2/counter/main", "active").await;
 }
+
+#[tokio::test]
+async fn a_rollback_leaves_alone_what_others_applied_meanwhile() {
+    let mut world = World::new().await;
+    for name in ["cam-1", "cam-2"] {
+        world.station(name, &[]).await;
+    }
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let gate = world.folder().join("gate");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; exit 3", gate.display());
+    let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nrestart = {{ policy = \"temporary\" }}\n");
+    let failing = world.fleet_file("failing.toml", clock(&["cam-1"]).with("cam-1/process/fails", &keys).text());
+    let arguments = ["apply", "-f", &failing, "--wait", "20", "--settle", "15", "--rollback"];
+    let rolling = world.ctl(&arguments);
+    let meanwhile = async {
+        world.until_state("cam-1/process/fails", "active").await;
+        let other = world.fleet_file("other.toml", Fleet::new().with("cam-2/counter/other", "").text());
+        world.ctl(&["apply", "-f", &other, "--wait", "--settle", "0"]).await.with_code(0);
+        std::fs::write(&gate, "").unwrap();
+    };
+    let (rolled, ()) = tokio::join!(rolling, meanwhile);
+    assert!(rolled.with_code(4).err.contains("rolled back"));
+    let gone = async |world: &World| world.instance("cam-1/process/fails").await.is_none();
+    world.eventually("the failing instance is gone", gone).await;
+    assert!(world.instance("cam-2/counter/other").await.is_some(), "another's apply was taken back too");
+    // Also in the store: what is desired is the same after a restart.
+    world.end_manager(nix::sys::signal::Signal::SIGKILL).await;
+    world.start_manager().await;
+    world.until_state("cam-2/counter/other", "active").await;
+    world.until_state("cam-1/process/clock", "active").await;
+}
+
+#[tokio::test]
+async fn a_program_that_runs_from_time_to_time_is_healthy_between_runs() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = [\"true\"]\nrestart = { policy = \"permanent\", delay = \"100ms\" }\n";
+    world.apply(Fleet::new().with("cam-1/process/disk", keys).text()).await.with_code(0);
+    let view = world.until_state("cam-1/process/disk", "completed").await;
+    assert_eq!(view.restarts, 0);
+}

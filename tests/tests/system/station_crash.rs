@@ -195,12 +195,22 @@ async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_
 async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
     world.end_station("cam-1", Signal::SIGTERM).await;
     let saved = world.station_folder("cam-1").join("station/accepted.json");
     std::fs::write(&saved, "{ half a fi").unwrap();
+    // Nobody knows what should run here until the manager says: what runs goes on, however often the station starts.
+    world.end_manager(Signal::SIGTERM).await;
+    for _ in 0..3 {
+        world.start_station("cam-1", &[]).await;
+        world.end_station("cam-1", Signal::SIGTERM).await;
+        assert!(is_alive(pid));
+    }
+    world.start_manager().await;
     world.station("cam-1", &[]).await;
     world.until_state("cam-1/counter/main", "active").await;
+    assert_eq!(world.until_state("cam-1/process/clock", "active").await.pid, Some(pid));
     assert!(saved.with_extension("json.damaged").exists());
 }
 
