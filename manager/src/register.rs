@@ -125,6 +125,7 @@ pub(crate) fn admit(
         }
         Some(station) => station.record.adopted && is_ours(core, &state, station, registration.applied, &mut notes),
     };
+    let reason = notes.last().filter(|_| !adopted && known.is_some()).cloned();
     if !adopted {
         notes.push("not adopted: it keeps what it runs, and nothing is pushed; see `quiltctl adopt`".into());
     }
@@ -150,6 +151,7 @@ pub(crate) fn admit(
         applied: registration.applied,
         applying: false,
         instances: by_key(&registration.instances),
+        unadopted: (!adopted).then(|| reason.unwrap_or_else(|| "this manager has no record of it".into())),
         healthy_since: None,
         pushing: false,
         push_again: false,

@@ -45,6 +45,8 @@ pub(crate) struct Live {
     pub(crate) applied: Option<Applied>,
     pub(crate) applying: bool,
     pub(crate) instances: BTreeMap<(Name, Name), InstanceReport>,
+    /// Why it is not adopted, if it is not.
+    pub(crate) unadopted: Option<String>,
     /// Since when it runs this revision well.
     pub(crate) healthy_since: Option<(Revision, Instant)>,
     /// A push is under way; another is wanted after it.
@@ -217,8 +219,11 @@ impl State {
 
     /// Things to look at.
     fn flags(&self, station: &Station, macs: &BTreeMap<String, Vec<Name>>) -> Vec<String> {
-        let mut flags = Vec::new();
         let record = &station.record;
+        let mut flags = Vec::new();
+        if !record.adopted {
+            flags.extend(station.live.as_ref().and_then(|live| live.unadopted.clone()));
+        }
         if record.name.as_str().contains('~') {
             flags.push("its wished name is taken by another station".to_owned());
         }

@@ -105,7 +105,8 @@ pub fn to_bincode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>
 }
 
 /// Decodes a typed body whole. The decoder's limit is the smallest class that the input's own length fits, so that a
-/// short body cannot claim a large allocation.
+/// short body cannot claim a large text. (Through serde, bincode does not count the announced length of sequences; there
+/// serde's own caution holds: it reserves at most 1 MiB for elements that have not arrived.)
 ///
 /// # Errors
 ///

@@ -132,6 +132,14 @@ impl Board {
         changes
     }
 
+    /// Gives back what a report that failed would have told and no registration tells again.
+    pub(crate) fn put_back(&self, emitted: Vec<Emitted>) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = std::mem::replace(&mut inner.emitted, emitted);
+        let room = EMITTED_MAX.saturating_sub(inner.emitted.len());
+        inner.emitted.extend(newer.into_iter().take(room));
+    }
+
     /// Hears of every change.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -98,6 +98,12 @@ impl Push {
             Ok(specs) => specs,
             Err(rejection) => return Verdict::Rejected(Box::new(rejection)),
         };
+        // Taken first: between the disk and the commit nothing may wait, or a session that ends there would leave the one
+        // without the other.
+        let Some(place) = self.supervisor.reserve().await else {
+            let (expected, got) = ("a station that goes on".into(), "one that stops".into());
+            return Verdict::Rejected(Box::new(Rejection::new(vec![Problem { expected, got, ..self.problem() }])));
+        };
         if known != Some(offer)
             && let Err(error) = saved.accept(Accepted { applied: offer, document })
         {
@@ -115,7 +121,7 @@ impl Push {
         let Target { specs: mut all, impossible, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        self.supervisor.commit(Target { specs: all, impossible, resuming: false, complete: true }).await;
+        place.commit(Target { specs: all, impossible, resuming: false, complete: true });
         Verdict::Accepted
     }
 

@@ -222,8 +222,9 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
         gone: changes.gone,
         emitted: changes.emitted,
     };
-    handle
-        .ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER)
-        .await
-        .map_err(|error| error.to_string())
+    let told = handle.ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER).await;
+    told.map_err(|error| {
+        board.put_back(report.emitted);
+        error.to_string()
+    })
 }

@@ -53,7 +53,15 @@ pub(crate) struct Handle {
 impl Handle {
     /// Goes for `target`. Returns at once; the board shows progress.
     pub(crate) async fn commit(&self, target: Target) {
-        let _ = self.sender.send(Message::Commit(target)).await;
+        if let Some(place) = self.reserve().await {
+            place.commit(target);
+        }
+    }
+
+    /// A place for one commit, to be taken before something is done that the commit must follow. None once the station
+    /// stops.
+    pub(crate) async fn reserve(&self) -> Option<Place<'_>> {
+        self.sender.reserve().await.ok().map(Place)
     }
 
     /// Does what an operator wants with one instance.
@@ -68,6 +76,15 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let _ = self.sender.send(Message::ShutDown(detach, reply)).await;
         answer.await.unwrap_or_default()
+    }
+}
+
+/// See [`Handle::reserve`].
+pub(crate) struct Place<'a>(mpsc::Permit<'a, Message>);
+
+impl Place<'_> {
+    pub(crate) fn commit(self, target: Target) {
+        self.0.send(Message::Commit(target));
     }
 }
 

@@ -53,6 +53,8 @@ async fn a_manager_without_memory_lists_stations_as_unadopted_and_touches_nothin
         })
         .await;
     assert_eq!(world.pid("cam-1/process/clock").await, pid, "what it runs is shown, and runs");
+    let flags = world.show("cam-1").await.flags;
+    assert!(flags.iter().any(|flag| flag.contains("no record of it")), "{flags:?}");
 
     // What it runs becomes desired ...
     world.ctl(&["adopt", "cam-1"]).await.with_code(0);
