@@ -253,3 +253,76 @@ fn reaches(start: &str, needs: &BTreeMap<String, &Vec<String>>) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use quilt_plugin_api::{RoleContext, RoleError, factory, role};
+
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct NoConfig {}
+
+    // What the schema says does not matter here.
+    impl schemars::JsonSchema for NoConfig {
+        fn schema_name() -> std::borrow::Cow<'static, str> {
+            "NoConfig".into()
+        }
+        fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            true.into()
+        }
+    }
+
+    mod one {
+        use super::*;
+        pub(super) struct Twin;
+        /// The first.
+        #[role(name = "twin", instances = 1)]
+        impl Twin {
+            async fn start(_: NoConfig, _: &RoleContext) -> Result<Self, RoleError> {
+                Ok(Self)
+            }
+        }
+    }
+
+    mod two {
+        use super::*;
+        pub(super) struct Twin;
+        /// The second.
+        #[role(name = "twin")]
+        impl Twin {
+            fn validate(_: &NoConfig) -> Result<(), RoleError> {
+                panic!("cannot judge")
+            }
+            async fn start(_: NoConfig, _: &RoleContext) -> Result<Self, RoleError> {
+                Ok(Self)
+            }
+        }
+    }
+
+    const DOCUMENT: &str = r#"{"roles":{"twin":{"a":{}}}}"#;
+
+    // Defect 19 of the original: a second factory silently replaced the first, and a bad one took the station down.
+    #[test]
+    fn of_two_roles_with_one_name_the_first_stays() {
+        let roles = RoleTable::new(vec![factory::<one::Twin>(), factory::<two::Twin>()], Vec::new());
+        assert_eq!(roles.offers().len(), 1);
+        assert_eq!(roles.views()[0].doc, "The first.");
+        assert!(plan("s", DOCUMENT, Owner::Fleet, &[], &roles).is_ok());
+    }
+
+    #[test]
+    fn a_role_that_panics_in_validate_refuses_its_own_instance_only() {
+        let roles = RoleTable::new(vec![factory::<two::Twin>()], Vec::new());
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles).unwrap_err();
+        assert_eq!(rejection.problems[0].got, "panicked: cannot judge");
+    }
+
+    #[test]
+    fn local_and_fleet_instances_share_the_limit() {
+        let roles = RoleTable::new(vec![factory::<one::Twin>()], Vec::new());
+        let local = plan("s", r#"{"roles":{"twin":{"mine":{}}}}"#, Owner::Local, &[], &roles).unwrap();
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &local, &roles).unwrap_err();
+        assert!(rejection.message.contains("at most 1 instance"), "{}", rejection.message);
+    }
+}
