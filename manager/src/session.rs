@@ -7,18 +7,24 @@ use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept};
 use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, Refusal};
-use quilt_protocol::session::Closed;
+use quilt_protocol::session::{Budget, Closed, Limits};
 use quilt_protocol::{Address, Hello, Name, Outcome, StationId, Welcome};
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Client;
 use crate::{Core, register, route, tools};
 
+/// Bytes of unfinished bodies that all connections together may hold: however many peers begin large ones, memory stays
+/// bounded.
+const ARRIVING_MAX: usize = 256 << 20;
+
 /// Takes connections until told to stop.
 pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
+    let arriving = Budget::new(ARRIVING_MAX);
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
         core.metrics.connections.inc();
-        let session = accept(stream, |handle| {
+        let limits = Limits { shared: arriving.clone(), ..Limits::default() };
+        let session = accept(stream, limits, |handle| {
             let ungreeted = Mutex::new(Some(ungreeted));
             Arc::new(Session { core: core.clone(), handle, peer, who: OnceLock::new(), ungreeted })
         });

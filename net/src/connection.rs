@@ -137,12 +137,16 @@ where
 }
 
 /// Takes a connection. `service` gets to know the session's [`Handle`] and decides about the peer's greeting.
-pub fn accept<T, S>(stream: T, service: impl FnOnce(Handle) -> Arc<S>) -> impl Future<Output = Closed> + Send + 'static
+pub fn accept<T, S>(
+    stream: T,
+    limits: Limits,
+    service: impl FnOnce(Handle) -> Arc<S>,
+) -> impl Future<Output = Closed> + Send + 'static
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service,
 {
-    let shared = Shared::new(Session::answer(Limits::default(), now()));
+    let shared = Shared::new(Session::answer(limits, now()));
     let service = service(Handle { shared: shared.clone() });
     Driver::new(stream, shared, service)
 }

@@ -11,7 +11,7 @@ use quilt_net::{BoxFuture, ConnectError, Handle, Inbound, NoService, Service};
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Encoding, FleetId, Hello, Outcome, RequestHead, Welcome};
+use quilt_protocol::{Encoding, FleetId, Hello, Limits, Outcome, RequestHead, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -109,7 +109,7 @@ async fn world() -> World {
     let (sender, closed) = mpsc::unbounded_channel();
     let hanging = Arc::new(AtomicUsize::new(0));
     let service = Arc::new(TestService { refuse: false, hanging: hanging.clone(), closed: sender });
-    let server = tokio::spawn(quilt_net::accept(far, |_| service));
+    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
     let (asker, _) = quilt_net::connect(near, hello(), Arc::new(NoService)).await.unwrap();
     World { asker, server, hanging, closed }
 }
@@ -222,7 +222,7 @@ async fn a_peer_that_never_greets_or_speaks_something_else_is_cut() {
         let (mut near, far) = tokio::io::duplex(1024);
         let (sender, _closed) = mpsc::unbounded_channel();
         let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
-        let server = tokio::spawn(quilt_net::accept(far, |_| service));
+        let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
         near.write_all(garbage).await.unwrap();
         let why = server.await.unwrap();
         assert!(matches!(why, Closed::Violation(_)), "{garbage:?}: {why}");
@@ -236,7 +236,7 @@ async fn a_refused_peer_is_told_why() {
     let (near, far) = tokio::io::duplex(1024);
     let (sender, _closed) = mpsc::unbounded_channel();
     let service = Arc::new(TestService { refuse: true, hanging: Arc::default(), closed: sender });
-    tokio::spawn(quilt_net::accept(far, |_| service));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
     match quilt_net::connect(near, hello(), Arc::new(NoService)).await {
         Err(ConnectError::Refused(refusal)) => assert_eq!(refusal.text, "go away"),
         other => panic!("{other:?}"),
@@ -248,7 +248,7 @@ async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
     let (mut near, far) = tokio::io::duplex(4096);
     let (sender, _closed) = mpsc::unbounded_channel();
     let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
-    let server = tokio::spawn(quilt_net::accept(far, |_| service));
+    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
     let mut bytes = Vec::new();
     quilt_protocol::codec::put_frame(&mut bytes, &quilt_protocol::Message::Hello(Box::new(hello())), &[]);
     near.write_all(&bytes).await.unwrap();

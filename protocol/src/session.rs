@@ -13,6 +13,8 @@ mod outbox;
 mod requests;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -39,11 +41,36 @@ pub struct Limits {
     pub unfinished: usize,
     /// How long the greeting may take.
     pub greeting: Duration,
+    /// What all sessions of a process together hold of bodies that are arriving.
+    pub shared: Budget,
+}
+
+/// Bytes that several sessions share. Clones share the same ones.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    left: Arc<AtomicUsize>,
+}
+
+impl Budget {
+    /// So many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { left: Arc::new(AtomicUsize::new(bytes)) }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let take = |left: usize| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::AcqRel);
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 64 << 20, unfinished: 128 << 20, greeting: Duration::from_secs(5) }
+        let unfinished = 128 << 20;
+        Self { body: 64 << 20, unfinished, greeting: Duration::from_secs(5), shared: Budget::new(unfinished) }
     }
 }
 
@@ -550,8 +577,9 @@ impl Session {
         let too_long = whole > self.limits.body;
         let full = self.serving.len() >= IN_FLIGHT_MAX
             || self.outbox.buffered() > BUFFERED_MAX / 2
-            || self.outbox.bulk_bytes() > self.limits.unfinished / 2
-            || (waits && self.arriving + whole > self.limits.unfinished);
+            || self.outbox.bulk_bytes() > self.limits.unfinished / 2;
+        let refused = too_long || !head.is_small();
+        let full = full || (waits && !refused && !self.charge(whole));
         self.note_deadline(serving.deadline);
         let serving = self.serving.entry(number).or_insert(serving);
         if too_long {
@@ -565,7 +593,6 @@ impl Session {
             let text = Bytes::from_static(b"too many requests at once on this connection; try again later");
             self.respond(number, Outcome::Overloaded, Encoding::Json, text);
         } else if waits {
-            self.arriving += whole;
             serving.arriving = Some((head, Arriving::new(whole, part)));
         } else {
             self.events.push_back(Event::Request(number, head, Bytes::copy_from_slice(part)));
@@ -580,7 +607,7 @@ impl Session {
         arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
         if arriving.is_whole() {
             let (head, body) = serving.arriving.take().expect("it was matched above");
-            self.arriving -= body.whole();
+            self.release(body.whole());
             self.events.push_back(Event::Request(number, head, body.into_bytes()));
         }
         Ok(())
@@ -594,7 +621,6 @@ impl Session {
         part: &[u8],
     ) -> Result<(), Violation> {
         check_body(whole, part)?;
-        let room = self.limits.unfinished.saturating_sub(self.arriving);
         let longest = if answer == Answer::Item { ITEM_MAX } else { self.limits.body };
         if let Known::Waiting(asked) = self.asked.find(number) {
             if asked.arriving.is_some() {
@@ -604,13 +630,15 @@ impl Session {
                 asked.credit = asked.credit.checked_sub(1).ok_or(Violation::NoCredit(number))?;
             }
         }
+        let waits = part.len() < whole && matches!(self.asked.find(number), Known::Waiting(_));
+        let fits = whole <= longest && (!waits || self.charge(whole));
         match self.asked.find(number) {
             Known::Never => return Err(Violation::NotAsked(number)),
             Known::Late => self.counters.late += u64::from(answer != Answer::Item),
-            Known::Waiting(_) if part.len() == whole && whole <= longest => {
+            Known::Waiting(_) if !waits && fits => {
                 self.deliver(number, answer, Bytes::copy_from_slice(part));
             }
-            Known::Waiting(_) if whole > room.min(longest) => {
+            Known::Waiting(_) if !fits => {
                 let text = Bytes::from_static(
                     b"the answer is too long, or too many long ones arrive at once on this connection",
                 );
@@ -618,7 +646,6 @@ impl Session {
                 self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
             }
             Known::Waiting(asked) => {
-                self.arriving += whole;
                 asked.arriving = Some((answer, Arriving::new(whole, part)));
             }
         }
@@ -634,7 +661,7 @@ impl Session {
                 arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
                 if arriving.is_whole() {
                     let (answer, body) = asked.arriving.take().expect("it was matched above");
-                    self.arriving -= body.whole();
+                    self.release(body.whole());
                     self.deliver(number, answer, body.into_bytes());
                 }
                 Ok(())
@@ -664,8 +691,21 @@ impl Session {
         }
     }
 
+    /// Counts a body that has begun to arrive, with the length it announced. False, and nothing counted, if there is no
+    /// room for it.
+    fn charge(&mut self, whole: usize) -> bool {
+        let fits = self.arriving + whole <= self.limits.unfinished && self.limits.shared.take(whole);
+        self.arriving += if fits { whole } else { 0 };
+        fits
+    }
+
+    fn release(&mut self, whole: usize) {
+        self.arriving -= whole;
+        self.limits.shared.give_back(whole);
+    }
+
     fn forget_arriving(&mut self, body: Option<Arriving>) {
-        self.arriving -= body.map_or(0, |body| body.whole());
+        self.release(body.map_or(0, |body| body.whole()));
     }
 
     /// Does what has become due.
@@ -757,7 +797,7 @@ impl Session {
                 self.events.push_back(Event::Cancelled(number));
             }
         }
-        self.arriving = 0;
+        self.release(self.arriving);
         self.events.push_back(Event::Closed(why));
     }
 }
@@ -765,6 +805,12 @@ impl Session {
 /// A frame holds at most the body it announces.
 fn check_body(whole: usize, part: &[u8]) -> Result<(), Violation> {
     if part.len() > whole { Err(Violation::BodyTooLong { length: part.len(), limit: whole }) } else { Ok(()) }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.limits.shared.give_back(self.arriving);
+    }
 }
 
 fn length(body: &Bytes) -> u32 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quilt_protocol::error::Violation;
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
-use quilt_protocol::session::{Closed, HEARTBEAT, IN_FLIGHT_MAX, MISSED_MAX};
+use quilt_protocol::session::{Budget, Closed, HEARTBEAT, IN_FLIGHT_MAX, MISSED_MAX};
 use quilt_protocol::version::{SPOKEN, Versions};
 use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Welcome};
 
@@ -447,4 +447,35 @@ fn a_lagging_reader_does_not_make_the_written_part_pile_up() {
 
 fn bytes_bound(waiting: usize) -> bool {
     waiting < 1 << 20
+}
+
+#[test]
+fn sessions_that_share_a_budget_are_bounded_together() {
+    let limits = Limits { shared: Budget::new(100 << 20), ..Limits::default() };
+    let now = Instant::now();
+    let begin = |number| {
+        let message = quilt_protocol::Message::Request { number, head: Box::new(head(15_000)), body: 60 << 20 };
+        let mut bytes = Vec::new();
+        quilt_protocol::codec::put_frame(&mut bytes, &message, &[1]);
+        bytes
+    };
+    let session = || {
+        let mut session = Session::answer(limits.clone(), now);
+        let mut opener = Session::open(hello(), Limits::default(), now);
+        session.handle_bytes(opener.poll_transmit(), now);
+        session.accept(welcome(), 0, now);
+        session
+    };
+    let (mut one, mut two) = (session(), session());
+    one.handle_bytes(&begin(0), now);
+    two.handle_bytes(&begin(0), now);
+    assert_eq!((one.counters().overloaded, two.counters().overloaded), (0, 1));
+    // Whatever way the first ends, its share is free again.
+    drop(one);
+    two.handle_bytes(&begin(1), now);
+    assert_eq!(two.counters().overloaded, 1);
+    two.handle_end("gone");
+    let mut three = session();
+    three.handle_bytes(&begin(0), now);
+    assert_eq!(three.counters().overloaded, 0);
 }
