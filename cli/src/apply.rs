@@ -89,17 +89,32 @@ impl Apply {
         if !self.yes && !self.dry_run && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
             let planned = quilt_client::control::Apply { dry_run: true, ..request.clone() };
             let planned = client.apply(&planned).reply().await?;
-            if planned.rejection.is_none() && !planned.changes.is_empty() && !confirm(&planned)? {
+            if planned.mistakes.is_empty()
+                && planned.rejection.is_none()
+                && !planned.changes.is_empty()
+                && !confirm(&planned)?
+            {
                 return Err(Failure::new("not applied"));
             }
         }
         request.dry_run = self.dry_run;
         let mut applying = client.apply(&request);
         let mut bars = Bars::new();
-        while let Some(progress) = applying.next().await {
-            bars.show(&progress);
-        }
+        // Following an effect has a time of its own.
+        let patience =
+            session.timeout.saturating_add(Duration::from_millis(request.wait.map_or(0, |wait| wait.within_ms)));
+        let followed = tokio::time::timeout(patience, async {
+            while let Some(progress) = applying.next().await {
+                bars.show(&progress);
+            }
+        });
+        let followed = followed.await;
         bars.finish();
+        if followed.is_err() {
+            let text =
+                format!("no answer within {patience:?}; it may have been stored, see `quiltctl history STATION`");
+            return Err(Failure::with_code(NO_ANSWER, text));
+        }
         let reply = applying.reply().await?;
         report(session.format, &source, &reply, self.dry_run)?;
         Ok(code(&reply, self.dry_run))
@@ -141,6 +156,11 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
         let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
         eprintln!("warning: {place}{}", plain(&warning.text));
     }
+    for mistake in &reply.mistakes {
+        let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
+        let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
+        eprintln!("error: {place}{}", plain(&mistake.text));
+    }
     reply.notes.iter().for_each(|note| eprintln!("note: {}", plain(note)));
     if let Some(rejection) = &reply.rejection {
         let problems = rejection.problems.len();
@@ -160,6 +180,7 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
     output::one(format, reply, |reply| {
         let changes: Vec<_> = reply.changes.iter().map(describe).collect();
         match (changes.is_empty(), dry_run) {
+            _ if !reply.mistakes.is_empty() => "nothing was changed".into(),
             (true, _) => "no changes".into(),
             (false, true) => format!("{}\nnothing was changed (dry run)", changes.join("\n")),
             (false, false) => changes.join("\n"),
@@ -168,7 +189,9 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
 }
 
 fn code(reply: &ApplyReply, dry_run: bool) -> ExitCode {
-    let code = if reply.rejection.is_some() {
+    let code = if !reply.mistakes.is_empty() {
+        1
+    } else if reply.rejection.is_some() {
         REFUSED
     } else if reply.timed_out {
         NO_ANSWER

@@ -55,8 +55,8 @@ struct Result1 {
 impl Call {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let body = self.read_body()?;
+        let began = Instant::now();
         let client = session.connect().await?;
-        let options = CallOptions { timeout: session.timeout, idempotent: false, retry: false };
         let targets = self.targets(&client).await?;
         let is_selector = self.target.contains('=');
         if let [only] = &targets[..]
@@ -65,6 +65,9 @@ impl Call {
         {
             return self.stream(&client, only, body, session.format).await;
         }
+        // What it took to find the targets is part of the time that the operator gave.
+        let timeout = session.timeout.saturating_sub(began.elapsed());
+        let options = CallOptions { timeout, idempotent: false, retry: false };
         let mut calls = tokio::task::JoinSet::new();
         for (place, target) in targets.into_iter().enumerate() {
             let (client, command, body, options) =

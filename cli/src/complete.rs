@@ -86,10 +86,19 @@ pub(crate) fn commands() -> ArgValueCompleter {
     })
 }
 
+/// Which manager the line that is being completed means.
+fn manager() -> String {
+    let words: Vec<String> = std::env::args().collect();
+    let joined = words.iter().find_map(|word| word.strip_prefix("--manager="));
+    let apart = words.iter().position(|word| word == "--manager").and_then(|at| words.get(at + 1));
+    let said = joined.or(apart.map(String::as_str)).map(str::to_owned);
+    said.or_else(|| std::env::var("QUILT_MANAGER").ok()).unwrap_or_else(|| "127.0.0.1:7440".into())
+}
+
 fn candidates(names: impl AsyncFn(Client) -> Vec<String> + Send + Sync + 'static) -> ArgValueCompleter {
     ArgValueCompleter::new(move |current: &std::ffi::OsStr| {
         let current = current.to_string_lossy().into_owned();
-        let manager = std::env::var("QUILT_MANAGER").unwrap_or_else(|_| "127.0.0.1:7440".into());
+        let manager = manager();
         let ask = async {
             let client = Client::connect_within(&manager, "quiltctl-completion", PATIENCE).await.ok()?;
             Some(names(client).await)

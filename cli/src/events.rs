@@ -27,7 +27,7 @@ impl Events {
         while let Some(event) = events.next().await {
             match session.format {
                 Format::Table | Format::Wide => output::line(&text(&event))?,
-                _ => output::json_line(&event)?,
+                format => output::item(format, &event)?,
             }
         }
         events.end().await?;

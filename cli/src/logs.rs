@@ -6,12 +6,12 @@ use clap::Args;
 
 use crate::exit::{Failure, REFUSED};
 use crate::output::{self, Format, plain};
-use crate::{Session, complete};
+use crate::{Session, complete, reference};
 
 /// Arguments of `logs`.
 #[derive(Args)]
 pub(crate) struct Logs {
-    /// The station's name
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
     /// role/instance
@@ -39,12 +39,12 @@ impl Logs {
             follow: self.follow,
         };
         let client = session.connect().await?;
-        let mut lines = client.logs(name(&self.station)?, &request);
+        let mut lines = client.logs(reference::name(&client, &self.station).await?, &request);
         while let Some(line) = lines.next().await {
             match session.format {
                 Format::Table => output::line(&plain(&line.text))?,
                 Format::Wide => output::line(&format!("{} {:>5} {}", line.at, line.stream, plain(&line.text)))?,
-                _ => output::json_line(&line)?,
+                format => output::item(format, &line)?,
             }
         }
         lines.end().await?;

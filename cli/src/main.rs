@@ -13,6 +13,7 @@ mod history;
 mod logs;
 mod offers;
 mod output;
+mod reference;
 mod stations;
 mod up;
 

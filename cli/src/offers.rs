@@ -6,19 +6,20 @@ use clap::Args;
 
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
-use crate::{Session, complete};
+use crate::{Session, complete, reference};
 
 /// Arguments of `roles`.
 #[derive(Args)]
 pub(crate) struct Roles {
-    /// The station's name
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
 }
 
 impl Roles {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let roles = session.connect().await?.roles(&name(&self.station)?).await?;
+        let client = session.connect().await?;
+        let roles = client.roles(&reference::name(&client, &self.station).await?).await?;
         output::list(session.format, &roles, &["ROLE", "VERSION", "INSTANCES", "BLOCKED", "WHAT FOR"], |role| {
             let instances = if role.instances == 0 { "any".into() } else { role.instances.to_string() };
             vec![
@@ -36,14 +37,15 @@ impl Roles {
 /// Arguments of `commands`.
 #[derive(Args)]
 pub(crate) struct Commands {
-    /// The station's name
+    /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
 }
 
 impl Commands {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let commands = session.connect().await?.commands(&name(&self.station)?).await?;
+        let client = session.connect().await?;
+        let commands = client.commands(&reference::name(&client, &self.station).await?).await?;
         let wide = session.format == Format::Wide;
         let mut columns = vec!["INSTANCE", "COMMAND", "KIND", "WHAT IT DOES"];
         if wide {
@@ -67,10 +69,6 @@ impl Commands {
         })?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn name(station: &str) -> Result<quilt_protocol::Name, Failure> {
-    station.parse().map_err(|error| Failure::with_code(crate::exit::REFUSED, format!("{error}")))
 }
 
 fn first_line(doc: &str) -> String {

@@ -59,6 +59,17 @@ pub(crate) fn one<T: Serialize>(format: Format, item: &T, text: impl FnOnce(&T) 
     }
 }
 
+/// Prints one item of a stream: a JSON document on a line of its own, or a document of a YAML stream.
+pub(crate) fn item<T: Serialize>(format: Format, item: &T) -> Result<(), Failure> {
+    match format {
+        Format::Yaml => {
+            line("---")?;
+            one(format, item, |_| String::new())
+        }
+        _ => json_line(item),
+    }
+}
+
 /// Prints one JSON document on one line.
 pub(crate) fn json_line<T: Serialize + ?Sized>(item: &T) -> Result<(), Failure> {
     line(&serde_json::to_string(item).expect("views have text keys"))

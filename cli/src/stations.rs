@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use quilt_client::control::{StationState, StationView};
 
-use crate::exit::{Failure, REFUSED};
+use crate::exit::Failure;
 use crate::output::{self, Format, plain};
-use crate::{Session, complete};
+use crate::{Session, complete, reference};
 
 /// Arguments of `stations`.
 #[derive(Args)]
@@ -111,17 +111,10 @@ impl Station {
         let client = session.connect().await?;
         match self {
             Self::Show(One { station }) => {
-                let all = client.stations("").await?;
-                let id = station.strip_prefix("id:");
-                let mac = station.strip_prefix("mac:");
-                let meant = |view: &&StationView| {
-                    view.name == *station
-                        || id.is_some_and(|id| view.id.to_string().starts_with(id))
-                        || mac.is_some_and(|mac| view.mac.as_deref() == Some(mac))
-                };
-                let text = format!("there is no station {station}; `quiltctl stations` lists them");
-                let view = all.iter().find(meant).ok_or_else(|| Failure::with_code(REFUSED, text))?;
-                output::one(session.format, view, show)?;
+                // Several machines may claim the identity; programs get the one that has it, people see all.
+                let views = reference::views(&client, &station).await?;
+                let all = || views.iter().map(show).collect::<Vec<_>>().join("\n\n");
+                output::one(session.format, &views[0], |_| all())?;
             }
             Self::Forget(One { station }) => client.forget(&station).await?,
             Self::Replace(One { station }) => client.replace(&station).await?,

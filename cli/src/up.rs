@@ -143,6 +143,11 @@ async fn follow(
         }
         bars.finish();
         let reply = applying.reply().await?;
+        if let Some(mistake) = reply.mistakes.first() {
+            let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
+            let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
+            return Err(Failure::with_code(REFUSED, format!("{place}{}", mistake.text)));
+        }
         if let Some(rejection) = &reply.rejection {
             for problem in &rejection.problems {
                 let place = source.place_of(problem).map_or_else(String::new, |place| format!(" ({place})"));

@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::log;
+
 /// How to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stop {
@@ -13,7 +15,8 @@ pub enum Stop {
     Detach,
 }
 
-/// Waits for INT or TERM. Call it once, early: from the first call on these signals no longer kill the process.
+/// Waits for INT or TERM. Call it once, early: from the first call on these signals no longer kill the process, nor does
+/// HUP, which opens the log anew.
 ///
 /// # Errors
 ///
@@ -21,10 +24,14 @@ pub enum Stop {
 pub fn stop() -> io::Result<impl Future<Output = Stop>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => Stop::All,
-            _ = terminate.recv() => Stop::Detach,
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Stop::All,
+                _ = terminate.recv() => return Stop::Detach,
+                _ = hangup.recv() => log::reopen(),
+            }
         }
     })
 }

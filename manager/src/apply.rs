@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quilt_core::time;
 use quilt_protocol::control::{
-    Apply, ApplyReply, Document, Plan, Problem, Rejection, StationChange, Verdict, Warning, command,
+    Apply, ApplyReply, Document, Plan, Problem, Rejection, Remark, StationChange, Verdict, command,
 };
 use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
 
@@ -32,6 +32,7 @@ pub(crate) struct Target {
 }
 
 /// What an apply did, for whoever follows its effect.
+#[derive(Default)]
 pub(crate) struct Applied {
     pub(crate) reply: ApplyReply,
     pub(crate) targets: Vec<Target>,
@@ -46,9 +47,15 @@ pub(crate) struct Applied {
 ///
 /// # Errors
 ///
-/// The file is wrong whatever the stations say, or the store did not take it. Nothing was changed.
+/// The store did not take it. Nothing was changed.
 pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Result<Applied, String> {
-    let (merged, mut targets, mut reply) = prepare(core, request)?;
+    let (merged, mut targets, mut reply) = match prepare(core, request) {
+        Ok(prepared) => prepared,
+        Err(mistakes) => {
+            let reply = ApplyReply { mistakes, ..ApplyReply::default() };
+            return Ok(Applied { reply, ..Applied::default() });
+        }
+    };
     let contradictions = conflicts(core, &merged.fleet, &targets);
     let contradicts = !contradictions.is_empty();
     let problems = if contradicts { contradictions } else { plan_all(core, &targets, &mut reply.notes).await };
@@ -96,7 +103,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
 }
 
 /// What would become of every station that the file concerns.
-fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), String> {
+fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), Vec<Remark>> {
     let mut state = core.state();
     let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
     for reference in request.fleet.station.keys() {
@@ -104,7 +111,8 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
         let names: Vec<_> = state.stations.values().filter(meant).map(|one| one.record.name.to_string()).collect();
         if names.len() > 1 {
             let names = names.join(", ");
-            return Err(format!("station `{reference}` means {names}; it must mean one, use a name or \"id:<uuid>\""));
+            let text = format!("station `{reference}` means {names}; it must mean one, use a name or \"id:<uuid>\"");
+            return Err(vec![Remark { at: vec!["station".into(), reference.clone()], text }]);
         }
     }
     for station in state.stations.values() {
@@ -123,7 +131,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
     }
     for group in unmatched {
         let selector = &request.fleet.group.get(group.as_str()).map_or("", |group| &group.selector);
-        reply.warnings.push(Warning {
+        reply.warnings.push(Remark {
             at: vec!["group".into(), group.clone(), "match".into()],
             text: format!("group `{group}`: its selector {selector:?} matches no station"),
         });
@@ -306,13 +314,14 @@ pub(crate) enum TakeBack {
 }
 
 /// Goes back to what ran well before an apply, on these of its stations unless they were given something newer since.
+/// Names those that went back.
 pub(crate) async fn take_back(
     core: &Arc<Core>,
     applied: &Applied,
     how: TakeBack,
     which: &[&Target],
     who: &str,
-) -> Result<(), String> {
+) -> Result<Vec<Name>, String> {
     let mut earlier = Vec::new();
     for target in which.iter().filter(|target| target.desired.is_some()) {
         let earlier_one = match how {
@@ -375,7 +384,7 @@ pub(crate) async fn take_back(
     core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
     push_all(core, targets.iter());
     core.note_change();
-    Ok(())
+    Ok(targets.into_iter().map(|target| target.name).collect())
 }
 
 /// Makes `document` desired for one station.

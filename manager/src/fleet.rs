@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use quilt_protocol::Name;
 use quilt_protocol::control::{
-    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, Problem, ProblemCode, Roles, StationEntry,
+    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, Problem, ProblemCode, Remark, Roles, StationEntry,
 };
 
 use crate::selector::Selector;
@@ -85,8 +85,9 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// A selector or station reference that does not parse.
-    pub(crate) fn merged(&self, file: &FleetFile, source: &str) -> Result<Merged, String> {
+    /// Selectors and station references that do not parse.
+    pub(crate) fn merged(&self, file: &FleetFile, source: &str) -> Result<Merged, Vec<Remark>> {
+        let mut mistakes = Vec::new();
         let (mut fleet, mut put, mut removed, mut notes) = (self.clone(), Vec::new(), Vec::new(), Vec::new());
         let mut taken_over = |what: String, before: Option<&String>| {
             if let Some(before) = before.filter(|before| *before != source) {
@@ -94,7 +95,9 @@ impl Fleet {
             }
         };
         for (station, entry) in &file.station {
-            check_reference(station)?;
+            if let Err(text) = check_reference(station) {
+                mistakes.push(Remark { at: vec!["station".into(), station.clone()], text });
+            }
             taken_over(format!("station `{station}`"), self.stations.get(station).map(|entry| &entry.source));
             let json = serde_json::to_string(entry).expect("entries have text keys");
             put.push((EntryKey::Station(station.clone()), Entry { source: source.into(), json }));
@@ -102,11 +105,14 @@ impl Fleet {
             fleet.stations.insert(station.clone(), sourced);
         }
         for (group, entry) in &file.group {
-            let selector: Selector = entry.selector.parse().map_err(|error| format!("group `{group}`: {error}"))?;
-            if selector.mentions("state") {
-                let text = "a group's stations cannot depend on their `state`, which changes by itself";
-                return Err(format!("group `{group}`: selector {:?}: {text}", entry.selector));
-            }
+            let selector = match group_selector(&entry.selector) {
+                Ok(selector) => selector,
+                Err(text) => {
+                    let at = vec!["group".into(), group.to_string(), "match".into()];
+                    mistakes.push(Remark { at, text: format!("group `{group}`: {text}") });
+                    continue;
+                }
+            };
             taken_over(format!("group `{group}`"), self.groups.get(group).map(|entry| &entry.source));
             let json = serde_json::to_string(entry).expect("entries have text keys");
             put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
@@ -120,7 +126,7 @@ impl Fleet {
                 notes.push(format!("group `{group}` is no longer in {source}; its stations lose its roles"));
             }
         }
-        Ok(Merged { fleet, put, removed, notes })
+        if mistakes.is_empty() { Ok(Merged { fleet, put, removed, notes }) } else { Err(mistakes) }
     }
 
     /// What all entries together say of a station.
@@ -208,6 +214,15 @@ impl Fleet {
 
 fn value(subject: &Subject<'_>, labels: &BTreeMap<String, String>, key: &str) -> Vec<String> {
     (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect())
+}
+
+/// Which stations a group means.
+fn group_selector(text: &str) -> Result<Selector, String> {
+    let selector: Selector = text.parse()?;
+    if selector.mentions("state") {
+        return Err(format!("selector {text:?}: `state` changes by itself; a group cannot depend on it"));
+    }
+    Ok(selector)
 }
 
 fn check_reference(reference: &str) -> Result<(), String> {

@@ -103,7 +103,7 @@ fn quarantine(core: &Core, registration: Registration, handle: Handle) -> Regist
 
 /// Takes a station into the fleet, or lists it as unadopted. What must be durable is returned.
 pub(crate) fn admit(
-    core: &Core,
+    core: &Arc<Core>,
     registration: &Registration,
     handle: &Handle,
     known_past: bool,
@@ -167,6 +167,11 @@ pub(crate) fn admit(
     station.live = Some(live);
     state.relabel(id);
     drop(state);
+    if handle.is_closed() {
+        // Its end may have been told before it was listed, and is not told twice.
+        let (core, handle) = (core.clone(), handle.clone());
+        core.clone().spawn(async move { left(&core, id, &handle, &handle.closed().await) });
+    }
     let kind = if adopted { "station.registered" } else { "station.unadopted" };
     core.events.add(kind, Some(name.as_str()), None, format!("{} {}", registration.facts.hostname, id));
     (Registered { name, adopted, notes }, changes)

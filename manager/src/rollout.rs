@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_net::ItemSink;
+use quilt_protocol::Name;
 use quilt_protocol::control::{
     Apply, ApplyReply, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait, instance_digest,
 };
@@ -54,12 +55,12 @@ pub(crate) async fn run(
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
-        apply::take_back(core, &applied, TakeBack::Whole, &all, who).await?;
+        let gone_back = apply::take_back(core, &applied, TakeBack::Whole, &all, who).await?;
         rollout.release(applied.targets.iter());
         apply::push_all(core, applied.targets.iter());
         applied.reply.rolled_back = true;
-        for target in applied.targets.iter().filter(|target| target.desired.is_some()) {
-            rollout.show(target.name.as_str(), Phase::RolledBack, "").await;
+        for name in gone_back {
+            rollout.show(name.as_str(), Phase::RolledBack, "").await;
         }
     }
     Ok(applied.reply)
@@ -92,9 +93,9 @@ impl Rollout<'_> {
         };
         if !spared.is_empty() && !self.wait.rollback {
             // A rollout that fails halts: whoever had not been offered it keeps what it had.
-            let names: Vec<_> = spared.iter().map(|target| target.name.to_string()).collect();
             let _one_at_a_time = self.core.applying.lock().await;
-            apply::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            let names = apply::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            let names: Vec<_> = names.iter().map(Name::to_string).collect();
             self.release(applied.targets.iter());
             applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", names.join(", ")));
         }

@@ -224,8 +224,9 @@ impl State {
         if !record.adopted {
             flags.extend(station.live.as_ref().and_then(|live| live.unadopted.clone()));
         }
-        if record.name.as_str().contains('~') {
-            flags.push("its wished name is taken by another station".to_owned());
+        let wished = record.name.as_str().rsplit_once('~').map(|(wished, _)| wished);
+        if let Some(wished) = wished.filter(|wished| self.names.contains_key(*wished)) {
+            flags.push(format!("the name {wished} is taken by another station"));
         }
         let same_mac = record.facts.mac.as_ref().and_then(|mac| macs.get(mac)).into_iter().flatten();
         let others: Vec<_> = same_mac.filter(|name| **name != record.name).map(Name::to_string).collect();

@@ -144,18 +144,31 @@ fn find(core: &Core, reference: &str) -> Result<StationId, Failure> {
 
 /// Which instances a target means. The set is fixed here, before anything is sent to any of them.
 async fn resolve(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
-    let mut found = match request.target.parse::<Address>() {
-        Ok(Address::Instance { station, role, instance }) => return Ok(vec![InstanceRef { station, role, instance }]),
-        _ => match request.target.split_once('/') {
-            Some((station, role)) if !request.target.contains('=') => sole_instance(core, station, role)?,
-            _ => selected(core, request)?,
-        },
+    let mut found = match request.target.split('/').collect::<Vec<_>>()[..] {
+        _ if request.target.contains('=') => selected(core, request)?,
+        [_, _, _] => vec![one_instance(core, &request.target)?],
+        [station, role] => sole_instance(core, station, role)?,
+        _ => {
+            let text =
+                format!("{:?} is no target; use station/role/instance, station/role or a selector", request.target);
+            return Err((Outcome::NoTarget, text));
+        }
     };
     found.sort();
     if let Some(limit) = request.limit {
         found.truncate(limit.of(found.len()));
     }
     Ok(found)
+}
+
+/// What `station/role/instance` means; the station may be `id:<uuid>` or `mac:<address>`.
+fn one_instance(core: &Core, target: &str) -> Result<InstanceRef, Failure> {
+    let wrong = || (Outcome::NoTarget, format!("{target:?} is not station/role/instance"));
+    let [station, role, instance] = target.split('/').collect::<Vec<_>>()[..] else { return Err(wrong()) };
+    let name = |text: &str| text.parse::<Name>().map_err(|_| wrong());
+    let (role, instance) = (name(role)?, name(instance)?);
+    let id = find(core, station)?;
+    Ok(InstanceRef { station: core.state().stations[&id].record.name.clone(), role, instance })
 }
 
 fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceRef>, Failure> {
@@ -180,10 +193,6 @@ fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceR
 }
 
 fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
-    if !request.target.contains('=') {
-        let text = format!("{:?} is no target; use station/role/instance, station/role or a selector", request.target);
-        return Err((Outcome::NoTarget, text));
-    }
     let selector: Selector = request.target.parse().map_err(refused)?;
     let state = core.state();
     let matching = state.stations.values().filter(|station| {
@@ -342,6 +351,9 @@ async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failur
         older.goodbye("replaced by an operator");
         older.closed().await;
     }
+    if newcomer.handle.is_closed() {
+        return Err(refused(format!("the newcomer {} has left meanwhile", request.station)));
+    }
     let (registered, changes) = register::admit(core, &newcomer.registration, &newcomer.handle, true);
     core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
     if registered.adopted {
@@ -381,9 +393,7 @@ fn take_newcomer(core: &Core, reference: &str) -> Result<crate::state::Newcomer,
 }
 
 async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Empty, Failure> {
-    let Ok(Address::Instance { station, role, instance }) = request.target.parse() else {
-        return Err((Outcome::NoTarget, format!("{:?} is not station/role/instance", request.target)));
-    };
+    let InstanceRef { station, role, instance } = one_instance(core, &request.target)?;
     let handle = crate::route::station_handle(core, &station)?;
     let order = Control { role, instance, action: request.action };
     let to = Address::Station(station.clone());

@@ -53,7 +53,7 @@ impl Station {
     ///
     /// # Errors
     ///
-    /// The data folder is in use or cannot be written, a drop-in file is wrong.
+    /// The data folder is in use or cannot be written.
     pub async fn start(config: StationConfig) -> anyhow::Result<Self> {
         let folder = config.data_dir.join("station");
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
@@ -61,7 +61,7 @@ impl Station {
         let identity = identity::load(&folder)?;
         let roles = Arc::new(plan::RoleTable::linked(config.blocked.clone()));
         let saved = saved::Saved::open(&folder)?;
-        let local = local::read(&config.roles_dir)?;
+        let local = local::read(&config.roles_dir);
         let board = Arc::new(board::Board::default());
         let commands = Arc::new(commands::Commands::default());
         let link = Arc::new(session::Link::new(identity, config.name.clone()));

@@ -3,27 +3,54 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use quilt_core::settings;
 use quilt_protocol::control::Document;
 
-/// Reads every file: `[ROLE.INSTANCE]` sections. The same instance in two files is an error.
-pub(crate) fn read(folder: &Path) -> anyhow::Result<Document> {
-    let mut document = Document::default();
-    for path in settings::drop_ins(folder)? {
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let roles: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        let file = serde_json::json!({ "roles": roles });
-        let file: Document = serde_json::from_value(file)
-            .with_context(|| format!("{}: expected [ROLE.INSTANCE] sections", path.display()))?;
+/// What the host configures.
+#[derive(Default)]
+pub(crate) struct Local {
+    pub(crate) document: Document,
+    /// Whether every file could be read: otherwise nobody knows all that should run here.
+    pub(crate) whole: bool,
+}
+
+/// Reads every file: `[ROLE.INSTANCE]` sections. A file that is wrong is left out and said to be so; it must not keep the
+/// station from registering. Of an instance in two files the first is taken.
+pub(crate) fn read(folder: &Path) -> Local {
+    let mut local = Local { whole: true, ..Local::default() };
+    let files = settings::drop_ins(folder).unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        local.whole = false;
+        Vec::new()
+    });
+    for path in files {
+        let file = match read_file(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::error!("{error:#}; this file is left out");
+                local.whole = false;
+                continue;
+            }
+        };
         for (role, instances) in file.roles {
+            let known = local.document.roles.entry(role.clone()).or_default();
             for (instance, config) in instances {
-                let earlier = document.roles.entry(role.clone()).or_default().insert(instance.clone(), config);
-                if earlier.is_some() {
-                    bail!("{}: {role}/{instance} is configured by an earlier file too; remove one", path.display());
+                if known.contains_key(&instance) {
+                    let path = path.display();
+                    tracing::error!("{path}: {role}/{instance} is configured by an earlier file too; remove one");
+                } else {
+                    known.insert(instance, config);
                 }
             }
         }
     }
-    Ok(document)
+    local
+}
+
+fn read_file(path: &Path) -> anyhow::Result<Document> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let roles: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    serde_json::from_value(serde_json::json!({ "roles": roles }))
+        .with_context(|| format!("{}: expected [ROLE.INSTANCE] sections", path.display()))
 }

@@ -8,6 +8,7 @@ use quilt_protocol::control::{
 };
 use tokio::sync::Mutex;
 
+use crate::local::Local;
 use crate::plan::{self, RoleTable};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
@@ -17,7 +18,7 @@ use crate::supervisor::{self, Target};
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
     saved: Mutex<Saved>,
-    local: Document,
+    local: Local,
     roles: Arc<RoleTable>,
     supervisor: supervisor::Handle,
     link: Arc<Link>,
@@ -27,24 +28,28 @@ impl Push {
     /// Starts what was accepted before, and what the host configures, without waiting for a manager.
     pub(crate) async fn start(
         saved: Saved,
-        local: Document,
+        local: Local,
         roles: Arc<RoleTable>,
         supervisor: supervisor::Handle,
         link: &Arc<Link>,
     ) -> Arc<Self> {
         let (document, damaged) = (saved.document(), saved.damaged);
         let push = Self { saved: Mutex::new(saved), local, roles, supervisor, link: link.clone() };
-        let mut target = push.local_target();
+        // What was accepted holds until the next push, which would be refused for the clash.
+        let mut local = push.local.document.clone();
+        take_clashes(&mut local, &document);
+        let mut target = push.target(&local);
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         push.add(&mut target, &document, Owner::Fleet);
-        target.complete = !damaged;
+        target.complete &= !damaged;
         push.supervisor.commit(target).await;
         Arc::new(push)
     }
 
-    fn local_target(&self) -> Target {
-        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete: true };
-        self.add(&mut target, &self.local, Owner::Local);
+    fn target(&self, local: &Document) -> Target {
+        let complete = self.local.whole;
+        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete };
+        self.add(&mut target, local, Owner::Local);
         target
     }
 
@@ -76,7 +81,13 @@ impl Push {
 
     /// Says what would become of a document; changes nothing.
     pub(crate) fn plan(&self, document: &str) -> Verdict {
-        match plan::plan(&self.link.name(), document, Owner::Fleet, &self.local_target().specs, &self.roles) {
+        match plan::plan(
+            &self.link.name(),
+            document,
+            Owner::Fleet,
+            &self.target(&self.local.document).specs,
+            &self.roles,
+        ) {
             Ok(_) => Verdict::Accepted,
             Err(rejection) => Verdict::Rejected(Box::new(rejection)),
         }
@@ -90,7 +101,7 @@ impl Push {
             return Verdict::Rejected(Box::new(Rejection::new(vec![wrong])));
         }
         let known = saved.accepted.as_ref().map(|accepted| accepted.applied);
-        let local = self.local_target();
+        let local = self.target(&self.local.document);
         let unchanged = known.is_some_and(|known| known.digest == offer.digest);
         let specs = match plan::plan(&self.link.name(), &document, Owner::Fleet, &local.specs, &self.roles) {
             // What runs stays, even if it could not be accepted anew.
@@ -118,10 +129,10 @@ impl Push {
             return Verdict::Unchanged;
         }
         tracing::info!(revision = %offer.revision, "accepted a configuration");
-        let Target { specs: mut all, impossible, .. } = local;
+        let Target { specs: mut all, impossible, complete, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        place.commit(Target { specs: all, impossible, resuming: false, complete: true });
+        place.commit(Target { specs: all, impossible, resuming: false, complete });
         Verdict::Accepted
     }
 
@@ -151,5 +162,22 @@ impl Push {
             return Some(Problem { expected, got, ..self.problem() });
         }
         None
+    }
+}
+
+/// Leaves out what the fleet configures already, and says so.
+fn take_clashes(local: &mut Document, fleet: &Document) {
+    for (role, instances) in &mut local.roles {
+        let theirs = fleet.roles.get(role);
+        instances.retain(|instance, _| {
+            let clash = theirs.is_some_and(|theirs| theirs.contains_key(instance));
+            if clash {
+                tracing::error!(
+                    "{role}/{instance} is in a drop-in file and in the fleet's configuration; the fleet's runs. Rename or \
+                     remove one: the next push will be refused"
+                );
+            }
+            !clash
+        });
     }
 }

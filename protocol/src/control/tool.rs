@@ -189,8 +189,14 @@ impl std::str::FromStr for Share {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |_| format!("expected a number or a percentage such as 5 or 10%, got {text:?}");
         match text.strip_suffix('%') {
-            Some(percent) => percent.parse().map(Self::Percent).map_err(wrong),
-            None => text.parse().map(Self::Count).map_err(wrong),
+            Some(percent) => match percent.parse().map_err(wrong)? {
+                percent @ 1..=100 => Ok(Self::Percent(percent)),
+                _ => Err(format!("expected 1% to 100%, got {text:?}")),
+            },
+            None => match text.parse().map_err(wrong)? {
+                0 => Err("expected at least 1, got 0".into()),
+                count => Ok(Self::Count(count)),
+            },
         }
     }
 }
@@ -301,7 +307,9 @@ pub struct ApplyReply {
     /// Remarks: entries taken over from another file, stations not known yet.
     pub notes: Vec<String>,
     /// Selectors that match nothing and the like.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Remark>,
+    /// What is wrong with the file whatever stations say; nothing was changed.
+    pub mistakes: Vec<Remark>,
     /// What stations refused. With `force` it was stored all the same.
     pub rejection: Option<Rejection>,
     /// Stations that did not become healthy, and why (only when waiting).
@@ -312,9 +320,9 @@ pub struct ApplyReply {
     pub timed_out: bool,
 }
 
-/// Something in a fleet file that may not be meant so.
+/// Something about a place in a fleet file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Warning {
+pub struct Remark {
     /// Keys that lead to it in the file.
     pub at: Vec<String>,
     /// For people.

@@ -46,6 +46,39 @@ async fn up_shows_the_example_running_answers_a_call_and_ends_without_a_trace() 
 }
 
 #[tokio::test]
+async fn a_station_may_be_meant_by_its_id_everywhere() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
+    let id = format!("id:{}", world.show("cam-1").await.id);
+    let counter = format!("{id}/counter/main");
+    for (verb, expected) in [
+        (&["station", "show", &id][..], "cam-1"),
+        (&["roles", &id], "counter"),
+        (&["commands", &id], "increment"),
+        (&["logs", &id, "process/clock", "-n", "1"], ""),
+        (&["call", &counter, "increment", r#"{"by":3}"#], "3"),
+        (&["stop", &counter], ""),
+        (&["start", &counter], ""),
+        (&["restart", &counter], ""),
+        (&["history", &id], "1"),
+    ] {
+        let done = world.ctl(verb).await.with_code(0);
+        assert!(done.out.contains(expected), "{verb:?}: {done:?}");
+    }
+    let other = "id:01890000-0000-7000-8000-000000000000";
+    for verb in [&["roles", other][..], &["call", &format!("{other}/counter/main"), "get"]] {
+        let refused = world.ctl(verb).await.with_code(4);
+        assert!(refused.err.contains("there is no station id:"), "{refused:?}");
+    }
+    // No share at all is a slip, not "one".
+    world.ctl(&["call", "role=counter", "get", "--limit", "0"]).await.with_code(2);
+    // Items of a stream are documents of their own.
+    let events = world.ctl(&["events", "-o", "yaml"]).await.with_code(0).out;
+    assert!(events.starts_with("---\nnumber: "), "{events}");
+}
+
+#[tokio::test]
 async fn three_stations_register_and_converge_on_a_fleet_file() {
     let mut world = World::new().await;
     for name in ["cam-1", "cam-2", "cam-3"] {

@@ -127,10 +127,12 @@ async fn mistakes_in_the_file_itself_name_line_and_column() {
         ("[station.cam-1]\nlables = { room = 'a' }\n", "f.toml:2:1"),
         ("[station.cam-1.roles.process.a]\nx = \n", "f.toml:2:"),
         ("[station.cam-1.roles.process.a]\n[station.cam-1.roles.process.a]\n", "f.toml:2:"),
-        ("[group.g]\nmatch = 'room=='\n", "selector"),
+        ("[group.g]\nmatch = 'room=='\n", "f.toml:2:1"),
+        ("[station.'id:7']\n[group.g]\nmatch = 'state=connected'\n", "f.toml:3:1"),
+        ("[station.'id:7']\n[group.g]\nmatch = 'state=connected'\n", "f.toml:1:10"),
     ] {
         let file = world.fleet_file("f.toml", text);
-        let error = world.ctl(&["apply", "-f", &file]).await.err;
+        let error = world.ctl(&["apply", "-f", &file]).await.with_code(1).err;
         assert!(error.contains(place), "{place} is not in {error}");
     }
     // The same instance with different settings from two entries, and a group that matches nothing.

@@ -192,6 +192,45 @@ async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_
 }
 
 #[tokio::test]
+async fn a_drop_in_file_that_is_wrong_or_clashes_ends_nothing_and_keeps_the_station_from_nothing() {
+    let mut world = World::new().await;
+    let folder = world.folder().join("config/roles.d");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mine = "[process.mine]\ncommand = ['sleep', '1000']\n";
+    std::fs::write(folder.join("10-mine.toml"), mine).unwrap();
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/theirs", "start = 1\n").text()).await.with_code(0);
+    let pid = world.until_state("cam-1/process/mine", "active").await.pid.unwrap();
+
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    std::fs::write(folder.join("10-mine.toml"), "[process.mine\n").unwrap();
+    std::fs::write(folder.join("20-clash.toml"), "[counter.theirs]\nstart = 2\n").unwrap();
+    world.station("cam-1", &[]).await;
+    assert_eq!(world.until_state("cam-1/counter/theirs", "active").await.attributes["value"], 1);
+    assert!(is_alive(pid), "what the broken file configures runs on until it says something else");
+
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    std::fs::write(folder.join("10-mine.toml"), mine).unwrap();
+    world.station("cam-1", &[]).await;
+    assert_eq!(world.until_state("cam-1/process/mine", "active").await.pid, Some(pid));
+}
+
+#[tokio::test]
+async fn hangup_opens_the_log_anew_and_ends_nothing() {
+    let mut world = World::new().await;
+    let log = world.folder().join("station.log");
+    world.station("cam-1", &["--log-file", log.to_str().unwrap()]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let moved = log.with_extension("1");
+    std::fs::rename(&log, &moved).unwrap();
+    kill(Pid::from_raw(world.station_pid("cam-1") as i32), Signal::SIGHUP).unwrap();
+    world.eventually("the log is there again", async |_| log.exists()).await;
+    world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(0);
+    assert!(std::fs::read_to_string(&log).unwrap().contains("accepted a configuration"));
+    assert!(!std::fs::read_to_string(&moved).unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
