@@ -8,71 +8,28 @@
 //! `handle_*` takes input, `poll_*` gives output. Nothing here blocks, sleeps or allocates for what a peer merely
 //! announces.
 
+mod arrival;
+mod limits;
 mod liveness;
 mod outbox;
 mod requests;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub use self::limits::{Budget, Limits};
 pub use self::liveness::{HEARTBEAT, MISSED_MAX};
 pub use self::requests::IN_FLIGHT_MAX;
 
 use self::liveness::Liveness;
 use self::outbox::{BUFFERED_MAX, Outbox, Placed};
-use self::requests::{Answer, Arriving, Asked, AskedTable, Known, Serving, ServingTable};
-use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, LENGTH_BYTES};
+use self::requests::{Asked, AskedTable, Known, ServingTable};
 use crate::error::Violation;
 use crate::message::{
     BodyOf, Delivered, Encoding, Hello, Message, NO_DEADLINE, Outcome, Refusal, RequestHead, RequestNumber, Welcome,
 };
-use crate::version::SPOKEN;
-
-/// What a session allows its peer. Every limit is checked before memory is taken.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// The longest body, in bytes.
-    pub body: usize,
-    /// Bytes of unfinished bodies, arriving or waiting to leave, that a session holds at once.
-    pub unfinished: usize,
-    /// How long the greeting may take.
-    pub greeting: Duration,
-    /// What all sessions of a process together hold of bodies that are arriving.
-    pub shared: Budget,
-}
-
-/// Bytes that several sessions share. Clones share the same ones.
-#[derive(Clone, Debug)]
-pub struct Budget {
-    left: Arc<AtomicUsize>,
-}
-
-impl Budget {
-    /// So many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self { left: Arc::new(AtomicUsize::new(bytes)) }
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let take = |left: usize| left.checked_sub(bytes);
-        self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.left.fetch_add(bytes, Ordering::AcqRel);
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let unfinished = 128 << 20;
-        Self { body: 64 << 20, unfinished, greeting: Duration::from_secs(5), shared: Budget::new(unfinished) }
-    }
-}
 
 /// The longest item of a stream, in bytes: as many as the window may wait at the other end.
 pub const ITEM_MAX: usize = 1024 * 1024;
@@ -416,298 +373,6 @@ impl Session {
         }
     }
 
-    // ---- input
-
-    /// Takes what arrived. After an error the session is closed and a [`Event::Closed`] says why.
-    pub fn handle_bytes(&mut self, mut input: &[u8], now: Instant) {
-        if self.state == State::Closed {
-            return;
-        }
-        self.liveness.last_heard = now;
-        let result = if self.tail.is_empty() {
-            self.take_frames(&mut input, now)
-        } else {
-            // Complete the one frame that is in pieces, then go on in place.
-            let mut tail = std::mem::take(&mut self.tail);
-            self.fill_tail(&mut tail, &mut input).and_then(|()| {
-                let mut whole = &tail[..];
-                self.take_frames(&mut whole, now)?;
-                tail.drain(..tail.len() - whole.len());
-                if !tail.is_empty() {
-                    self.tail = tail;
-                    return Ok(());
-                }
-                self.tail_by = None;
-                self.take_frames(&mut input, now)
-            })
-        };
-        match result {
-            Ok(()) => self.tail.extend_from_slice(input),
-            Err(violation) => return self.close_for(violation),
-        }
-        match self.tail.is_empty() {
-            true => self.tail_by = None,
-            false => drop(self.tail_by.get_or_insert(now + time_for(FRAME_MAX))),
-        }
-    }
-
-    /// Moves as much of `input` to `tail` as completes the frame that `tail` begins.
-    fn fill_tail(&mut self, tail: &mut Vec<u8>, input: &mut &[u8]) -> Result<(), Violation> {
-        let mut take = |tail: &mut Vec<u8>, wanted: usize| {
-            let (now, later) = input.split_at(wanted.saturating_sub(tail.len()).min(input.len()));
-            tail.extend_from_slice(now);
-            *input = later;
-        };
-        take(tail, LENGTH_BYTES);
-        let Some(length) = tail.first_chunk::<LENGTH_BYTES>() else { return Ok(()) };
-        let length = u32::from_le_bytes(*length) as usize;
-        codec::find_frame(tail, self.frame_limit())?;
-        take(tail, LENGTH_BYTES + length);
-        Ok(())
-    }
-
-    fn frame_limit(&self) -> usize {
-        if self.state == State::Established { FRAME_MAX } else { FRAME_MAX_GREETING }
-    }
-
-    fn take_frames(&mut self, input: &mut &[u8], now: Instant) -> Result<(), Violation> {
-        while self.state != State::Closed {
-            let Some(frame) = codec::find_frame(input, self.frame_limit())? else { return Ok(()) };
-            *input = &input[LENGTH_BYTES + frame.len()..];
-            let greeting = matches!(self.state, State::Greeting | State::AwaitingHello);
-            let (message, body) = codec::read_frame(frame, greeting)?;
-            self.handle_message(message, body, now)?;
-            if self.outbox.buffered() > BUFFERED_MAX {
-                return Err(Violation::NotReading { queued: self.outbox.buffered(), limit: BUFFERED_MAX });
-            }
-        }
-        *input = &[];
-        Ok(())
-    }
-
-    fn handle_message(&mut self, message: Message, part: &[u8], now: Instant) -> Result<(), Violation> {
-        match (self.state, message) {
-            (State::AwaitingHello, Message::Hello(hello)) => match SPOKEN.common(hello.versions) {
-                Some(_) => {
-                    self.state = State::Deciding;
-                    self.events.push_back(Event::Hello(hello));
-                }
-                None => {
-                    let violation = Violation::NoCommonVersion { theirs: hello.versions, ours: SPOKEN };
-                    self.outbox.push(&Message::Refusal(Box::new(Refusal {
-                        code: "version".into(),
-                        text: format!("this side speaks protocol {SPOKEN}, you speak {}", hello.versions),
-                        versions: SPOKEN,
-                        extensions: Default::default(),
-                    })));
-                    return Err(violation);
-                }
-            },
-            (State::Greeting, Message::Welcome(welcome)) => {
-                let interval = Duration::from_millis(welcome.heartbeat_ms.max(1).into());
-                self.liveness = Liveness::new(true, interval, now);
-                self.state = State::Established;
-                self.events.push_back(Event::Established(welcome));
-            }
-            (State::Greeting, Message::Refusal(refusal)) => {
-                let code = refusal.code.clone();
-                self.events.push_back(Event::Refused(refusal));
-                self.close(Closed::Goodbye(code));
-            }
-            (State::Established, Message::Request { number, head, body }) => {
-                self.handle_request(number, head, body as usize, part, now)?;
-            }
-            (State::Established, Message::Response { number, outcome, encoding, body }) => {
-                self.handle_answer(number, Answer::Response(outcome, encoding), body as usize, part)?;
-            }
-            (State::Established, Message::Item { number, body }) => {
-                self.handle_answer(number, Answer::Item, body as usize, part)?;
-            }
-            (State::Established, Message::Chunk { number, of: BodyOf::Request }) => {
-                self.handle_request_chunk(number, part)?;
-            }
-            (State::Established, Message::Chunk { number, of: BodyOf::Answer }) => {
-                self.handle_answer_chunk(number, part)?;
-            }
-            (State::Established, Message::Cancel { number }) => self.stop_serving(number),
-            (State::Established, Message::Credit { number, items }) => {
-                // A credit may cross our response on the wire: late is not wrong.
-                if let Some(serving) = self.serving.get_mut(&number).filter(|serving| serving.streaming) {
-                    serving.credit = serving.credit.saturating_add(items);
-                    self.events.push_back(Event::Credit(number));
-                }
-            }
-            (State::Established, Message::Ping { nonce }) => {
-                let interval = self.liveness.tell_interval();
-                let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
-                self.outbox.push(&Message::Pong { nonce, interval_ms });
-            }
-            (State::Established, Message::Pong { interval_ms, .. }) => {
-                self.liveness.set_interval(Duration::from_millis(interval_ms.max(1).into()), now);
-            }
-            (State::Established, Message::Goodbye { reason }) => self.close(Closed::Goodbye(reason)),
-            (state, got) => return Err(Violation::Unexpected { state: state.name(), got: got.name() }),
-        }
-        Ok(())
-    }
-
-    fn handle_request(
-        &mut self,
-        number: RequestNumber,
-        head: Box<RequestHead>,
-        whole: usize,
-        part: &[u8],
-        now: Instant,
-    ) -> Result<(), Violation> {
-        if self.serving.contains_key(&number) {
-            return Err(Violation::NumberInUse(number));
-        }
-        check_body(whole, part)?;
-        let streaming = head.credit > 0;
-        let serving = Serving { deadline: deadline(&head, now), arriving: None, credit: head.credit, streaming };
-        let waits = part.len() < whole;
-        let serving = match waits {
-            // A body that drips in must not hold its place for long.
-            true => {
-                let arrived = now + time_for(whole);
-                Serving { deadline: Some(serving.deadline.map_or(arrived, |by| by.min(arrived))), ..serving }
-            }
-            false => serving,
-        };
-        let too_long = whole > self.limits.body;
-        let full = self.serving.len() >= IN_FLIGHT_MAX
-            || self.outbox.buffered() > BUFFERED_MAX / 2
-            || self.outbox.bulk_bytes() > self.limits.unfinished / 2;
-        let refused = too_long || !head.is_small();
-        let full = full || (waits && !refused && !self.charge(whole));
-        self.note_deadline(serving.deadline);
-        let serving = self.serving.entry(number).or_insert(serving);
-        if too_long {
-            let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
-            self.respond(number, Outcome::Refused, Encoding::Json, text.into());
-        } else if !head.is_small() {
-            let text = Bytes::from_static(b"the request's head is too long: command, principal or extensions");
-            self.respond(number, Outcome::Refused, Encoding::Json, text);
-        } else if full {
-            self.counters.overloaded += 1;
-            let text = Bytes::from_static(b"too many requests at once on this connection; try again later");
-            self.respond(number, Outcome::Overloaded, Encoding::Json, text);
-        } else if waits {
-            serving.arriving = Some((head, Arriving::new(whole, part)));
-        } else {
-            self.events.push_back(Event::Request(number, head, Bytes::copy_from_slice(part)));
-        }
-        Ok(())
-    }
-
-    fn handle_request_chunk(&mut self, number: RequestNumber, part: &[u8]) -> Result<(), Violation> {
-        // Chunks of a request that was answered or timed out early are still on their way: drop them.
-        let Some(serving) = self.serving.get_mut(&number) else { return Ok(()) };
-        let Some((_, arriving)) = &mut serving.arriving else { return Ok(()) };
-        arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
-        if arriving.is_whole() {
-            let (head, body) = serving.arriving.take().expect("it was matched above");
-            self.release(body.whole());
-            self.events.push_back(Event::Request(number, head, body.into_bytes()));
-        }
-        Ok(())
-    }
-
-    fn handle_answer(
-        &mut self,
-        number: RequestNumber,
-        answer: Answer,
-        whole: usize,
-        part: &[u8],
-    ) -> Result<(), Violation> {
-        check_body(whole, part)?;
-        let longest = if answer == Answer::Item { ITEM_MAX } else { self.limits.body };
-        if let Known::Waiting(asked) = self.asked.find(number) {
-            if asked.arriving.is_some() {
-                return Err(Violation::NotAsked(number));
-            }
-            if answer == Answer::Item {
-                asked.credit = asked.credit.checked_sub(1).ok_or(Violation::NoCredit(number))?;
-            }
-        }
-        let waits = part.len() < whole && matches!(self.asked.find(number), Known::Waiting(_));
-        let fits = whole <= longest && (!waits || self.charge(whole));
-        match self.asked.find(number) {
-            Known::Never => return Err(Violation::NotAsked(number)),
-            Known::Late => self.counters.late += u64::from(answer != Answer::Item),
-            Known::Waiting(_) if !waits && fits => {
-                self.deliver(number, answer, Bytes::copy_from_slice(part));
-            }
-            Known::Waiting(_) if !fits => {
-                let text = Bytes::from_static(
-                    b"the answer is too long, or too many long ones arrive at once on this connection",
-                );
-                self.cancel(number);
-                self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
-            }
-            Known::Waiting(asked) => {
-                asked.arriving = Some((answer, Arriving::new(whole, part)));
-            }
-        }
-        Ok(())
-    }
-
-    fn handle_answer_chunk(&mut self, number: RequestNumber, part: &[u8]) -> Result<(), Violation> {
-        match self.asked.find(number) {
-            Known::Never => Err(Violation::NotAsked(number)),
-            Known::Late => Ok(()),
-            Known::Waiting(asked) => {
-                let Some((_, arriving)) = &mut asked.arriving else { return Err(Violation::NotAsked(number)) };
-                arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
-                if arriving.is_whole() {
-                    let (answer, body) = asked.arriving.take().expect("it was matched above");
-                    self.release(body.whole());
-                    self.deliver(number, answer, body.into_bytes());
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn deliver(&mut self, number: RequestNumber, answer: Answer, body: Bytes) {
-        match answer {
-            Answer::Item => self.events.push_back(Event::Item(number, body)),
-            Answer::Response(outcome, encoding) => {
-                self.asked.remove(number);
-                self.outbox.forget((number, BodyOf::Request));
-                self.events.push_back(Event::Answered(number, outcome, encoding, body));
-            }
-        }
-    }
-
-    fn stop_serving(&mut self, number: RequestNumber) {
-        // Also when it was answered: nobody wants the rest of a long answer any more.
-        self.outbox.forget((number, BodyOf::Answer));
-        if let Some(serving) = self.serving.remove(&number) {
-            match serving.arriving {
-                Some((_, body)) => self.forget_arriving(Some(body)),
-                None => self.events.push_back(Event::Cancelled(number)),
-            }
-        }
-    }
-
-    /// Counts a body that has begun to arrive, with the length it announced. False, and nothing counted, if there is no
-    /// room for it.
-    fn charge(&mut self, whole: usize) -> bool {
-        let fits = self.arriving + whole <= self.limits.unfinished && self.limits.shared.take(whole);
-        self.arriving += if fits { whole } else { 0 };
-        fits
-    }
-
-    fn release(&mut self, whole: usize) {
-        self.arriving -= whole;
-        self.limits.shared.give_back(whole);
-    }
-
-    fn forget_arriving(&mut self, body: Option<Arriving>) {
-        self.release(body.map_or(0, |body| body.whole()));
-    }
-
     /// Does what has become due.
     pub fn handle_timeout(&mut self, now: Instant) {
         match self.state {
@@ -802,11 +467,6 @@ impl Session {
     }
 }
 
-/// A frame holds at most the body it announces.
-fn check_body(whole: usize, part: &[u8]) -> Result<(), Violation> {
-    if part.len() > whole { Err(Violation::BodyTooLong { length: part.len(), limit: whole }) } else { Ok(()) }
-}
-
 impl Drop for Session {
     fn drop(&mut self) {
         self.limits.shared.give_back(self.arriving);
@@ -826,9 +486,4 @@ fn deadline(head: &RequestHead, now: Instant) -> Option<Instant> {
         _ => head.remaining_ms,
     };
     Some(now + Duration::from_millis(remaining_ms.into()))
-}
-
-/// How long so many bytes may take to arrive: 10 s, and a second for each 64 KiB.
-fn time_for(bytes: usize) -> Duration {
-    Duration::from_secs(10 + bytes as u64 / (64 * 1024))
 }

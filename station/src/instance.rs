@@ -8,31 +8,27 @@
 //!                 \---- too often ----> Failed     Paused <- update that needs a restart
 //! ```
 
+mod running;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quilt_core::{files, lines, time};
-use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, Work};
+use quilt_core::time;
+use quilt_plugin_api::{Host as _, LogLevel};
 use quilt_protocol::control::{Action, State};
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::running::abandon;
+
+use self::running::{Started, work_ends};
 use crate::board::Board;
-use crate::catch::catch;
 use crate::commands::Commands;
-use crate::host::InstanceHost;
 use crate::plan::RoleTable;
 use crate::ready;
 use crate::restarts::{Next, Restarts};
 use crate::session::Link;
 use crate::spec::{Key, Spec};
-
-/// How long `start` may take. A ready check has its own time.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an update in place may take.
-const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much longer than its stop time-out a role may take before it is abandoned: it may need that time to kill.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// What instances share.
 #[derive(Clone)]
@@ -112,15 +108,6 @@ struct Runner {
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
     left_over: bool,
     stopped: bool,
-}
-
-/// A role that was started.
-struct Started {
-    role: Box<dyn Instance>,
-    host: Arc<InstanceHost>,
-    crashed: mpsc::Receiver<String>,
-    work: Option<Work>,
-    since: Instant,
 }
 
 enum Phase {
@@ -299,55 +286,6 @@ impl Runner {
         log_dir(&self.around.folder, &self.key)
     }
 
-    async fn start_role(&mut self) -> Result<Started, String> {
-        let resuming = self.resuming;
-        self.left_over = true;
-        let factory = self.around.roles.factory(&self.key.role);
-        let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
-        let folder = instance_dir(&self.around.folder, &self.key);
-        let log = self.log_dir();
-        let made = files::create_private_dir(&folder.join("state")).and_then(|()| lines::Writer::open(&log));
-        let writer = made.map_err(|error| format!("{}: {error}", folder.display()))?;
-        let (crash, crashed) = mpsc::channel(1);
-        let host = Arc::new(InstanceHost::new(
-            self.key.clone(),
-            self.around.board.clone(),
-            self.around.commands.clone(),
-            self.around.link.clone(),
-            Some(writer),
-            crash,
-            self.spec.settings.stop_timeout,
-        ));
-        let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
-        let starting = catch(async { factory.start(&self.spec.config, cx).await });
-        // Not interrupted by orders: a start that was dropped half-way could leave something running.
-        let started = match tokio::time::timeout(START_TIMEOUT, starting).await {
-            Ok(Ok(Ok(role))) => Ok(role),
-            Ok(Ok(Err(error))) => Err(error.to_string()),
-            Ok(Err(panic)) => Err(panic),
-            Err(_) => Err(format!("its start took longer than {START_TIMEOUT:?}")),
-        };
-        let run = async |mut role: Box<dyn Instance>| match catch(role.run()).await {
-            Ok(work) => Ok((role, work)),
-            Err(panic) => Err(panic),
-        };
-        let started = match started {
-            Ok(role) => run(role).await,
-            Err(text) => Err(text),
-        };
-        match started {
-            Ok((role, work)) => {
-                self.resuming = false;
-                Ok(Started { role, host, crashed, work, since: Instant::now() })
-            }
-            Err(text) => {
-                host.log(LogLevel::Error, &text);
-                host.end();
-                Err(text)
-            }
-        }
-    }
-
     async fn active(&mut self, mut started: Started) -> Phase {
         tokio::select! {
             result = work_ends(&mut started.work) => self.ended(started, result).await,
@@ -484,100 +422,6 @@ impl Runner {
     fn state(&self) -> Option<State> {
         self.around.board.get(&self.key).map(|report| report.state)
     }
-
-    /// Tries to update in place; false if the role must be restarted.
-    async fn update_role(&mut self, started: &mut Started, spec: &Spec) -> bool {
-        started.host.set_stop_timeout(spec.settings.stop_timeout);
-        if spec.config == self.spec.config {
-            // Only quilt's own keys changed; the role need not know.
-            return true;
-        }
-        self.around.commands.cancel_calls(&self.key);
-        match tokio::time::timeout(UPDATE_TIMEOUT, catch(started.role.update(&spec.config))).await {
-            Ok(Ok(Ok(()))) => true,
-            Ok(Ok(Err(RoleError::NeedsRestart))) => false,
-            Ok(Ok(Err(error))) => {
-                started.host.log(LogLevel::Warn, &format!("the update in place failed, restarting: {error}"));
-                false
-            }
-            Ok(Err(panic)) => {
-                started.host.log(LogLevel::Error, &format!("the update in place failed, restarting: {panic}"));
-                false
-            }
-            Err(_) => {
-                let text = format!("the update in place took longer than {UPDATE_TIMEOUT:?}, restarting");
-                started.host.log(LogLevel::Error, &text);
-                false
-            }
-        }
-    }
-
-    /// Ends work, commands and tasks, then the role; abandons a role that takes too long.
-    async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
-        let Started { role, host, work, .. } = started;
-        self.around.commands.remove(&self.key);
-        drop(work);
-        let limit = host.stop_timeout().saturating_add(STOP_GRACE);
-        let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
-        let ended = match tokio::time::timeout(limit, stopping).await {
-            Ok(Ok(())) => Ended::InTime,
-            Ok(Err(panic)) => {
-                host.log(LogLevel::Error, &format!("while stopping: {panic}"));
-                Ended::InTime
-            }
-            Err(_) => {
-                host.log(LogLevel::Error, &format!("it did not stop within {limit:?}; abandoned"));
-                Ended::Late
-            }
-        };
-        host.end();
-        self.left_over = ended == Ended::Late;
-        self.around.board.update(&self.key, |report| {
-            report.pid = None;
-            report.attributes.clear();
-        });
-        ended
-    }
-}
-
-fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
-    Place {
-        role: key.role.to_string(),
-        instance: key.instance.to_string(),
-        state_dir: instance_dir(&around.folder, key).join("state"),
-        log_dir: log_dir(&around.folder, key),
-        resuming,
-    }
-}
-
-/// Ends what an earlier station may have left of an instance that is not started again.
-pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) {
-    let Some(factory) = around.roles.factory(&key.role) else { return };
-    if !instance_dir(&around.folder, key).join("state").exists() {
-        return;
-    }
-    let Surroundings { board, commands, link, .. } = around.clone();
-    let (crash, _) = mpsc::channel(1);
-    let host = Arc::new(InstanceHost::new(key.clone(), board, commands, link, None, crash, stop_timeout));
-    let cx = RoleContext::new(host.clone(), place(around, key, true));
-    let limit = stop_timeout.saturating_add(STOP_GRACE);
-    match tokio::time::timeout(limit, catch(async { factory.abandon(cx).await })).await {
-        Ok(Ok(())) => {}
-        Ok(Err(panic)) => host.log(LogLevel::Error, &format!("while ending what was left of it: {panic}")),
-        Err(_) => host.log(LogLevel::Error, &format!("what was left of it did not end within {limit:?}")),
-    }
-    host.end();
-}
-
-/// Waits for the end of an instance's work; for ever if it has none. A panic is a failure.
-async fn work_ends(work: &mut Option<Work>) -> Result<(), String> {
-    let Some(running) = work.as_mut() else { return std::future::pending().await };
-    let result = match catch(running).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(panic),
-    };
-    *work = None;
-    result
 }
 
 fn until(delay: Duration, why: &str) -> String {

@@ -1,5 +1,6 @@
 //! Instances that the host itself configures: drop-in files in `roles.d`, in name order.
 
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
 
@@ -36,11 +37,12 @@ pub(crate) fn read(folder: &Path) -> Local {
         for (role, instances) in file.roles {
             let known = local.document.roles.entry(role.clone()).or_default();
             for (instance, config) in instances {
-                if known.contains_key(&instance) {
-                    let path = path.display();
-                    tracing::error!("{path}: {role}/{instance} is configured by an earlier file too; remove one");
-                } else {
-                    known.insert(instance, config);
+                match known.entry(instance) {
+                    Entry::Vacant(free) => drop(free.insert(config)),
+                    Entry::Occupied(taken) => {
+                        let (path, instance) = (path.display(), taken.key());
+                        tracing::error!("{path}: {role}/{instance} is configured by an earlier file too; remove one");
+                    }
                 }
             }
         }
