@@ -18,6 +18,9 @@ fn golden(name: &str) -> Vec<u8> {
     (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 
+/// What a message is decoded with, its result dropped.
+type Decode<'a> = &'a dyn Fn(&[u8]);
+
 /// How many bytes `work` had allocated at its peak.
 fn peak(work: impl FnOnce()) -> usize {
     let before = ALLOCATED.current_usage();
@@ -37,7 +40,7 @@ fn a_length_that_lies_takes_no_memory_wherever_it_stands() {
     ];
     let frame = |bytes: &[u8]| drop(read_frame(bytes, false));
     let greeting = |bytes: &[u8]| drop(read_frame(bytes, true));
-    let decoders: [(&str, usize, &dyn Fn(&[u8])); 12] = [
+    let decoders: [(&str, usize, Decode<'_>); 12] = [
         ("hello-station", 4, &greeting),
         ("welcome", 4, &greeting),
         ("refusal", 4, &greeting),
