@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use quilt_tests::{Fleet, World, clock, is_alive};
+use quilt_tests::{Fleet, World, clock, copy, is_alive};
 
 /// A program that writes one number a line and appends its own start to a file.
 fn counting(world: &World) -> String {
@@ -288,7 +288,9 @@ async fn an_upgraded_station_takes_back_what_the_old_one_ran() {
     world.end_station("cam-1", Signal::SIGTERM).await;
     // The new version is another file; the old keeper goes on with the old one.
     let upgraded = world.folder().join("quilt-station-new");
-    std::fs::copy(world.binary("quilt-station"), &upgraded).unwrap();
+    // By another process: a child that another test forks now would hold a copy of ours open for writing, and what is open
+    // for writing cannot be run.
+    copy(&world.binary("quilt-station"), &upgraded);
     let mut command = tokio::process::Command::new(&upgraded);
     command.env("QUILT_CFG_DIR", world.folder()).kill_on_drop(true);
     command.arg("--data-dir").arg(world.station_folder("cam-1"));
