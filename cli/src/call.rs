@@ -108,7 +108,7 @@ impl Call {
             return Ok(vec![address]);
         }
         let refused = |text: String| Err(Failure::with_code(crate::exit::REFUSED, text));
-        let mut found = client.resolve(&self.target, &self.command, None).await?;
+        let mut found = client.resolve(&self.target, None).await?;
         if found.is_empty() {
             return refused(format!("{:?} means no instance of a connected station", self.target));
         }

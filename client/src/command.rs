@@ -157,13 +157,8 @@ impl Client {
     /// # Errors
     ///
     /// The manager does not know it, or no answer.
-    pub async fn resolve(
-        &self,
-        target: &str,
-        command_name: &str,
-        limit: Option<Share>,
-    ) -> Result<Vec<InstanceRef>, AskError> {
-        let request = Resolve { target: target.into(), command: command_name.into(), limit };
+    pub async fn resolve(&self, target: &str, limit: Option<Share>) -> Result<Vec<InstanceRef>, AskError> {
+        let request = Resolve { target: target.into(), limit };
         self.ask(command::RESOLVE, &request).await
     }
 

@@ -109,7 +109,8 @@ fn open_current(folder: &Path) -> io::Result<(File, u64)> {
     Ok((file, inode))
 }
 
-/// Reads a log from near its end on, and follows it.
+/// Reads a log from near its end on, a piece at a time, and follows it. What it holds in memory does not depend on how much
+/// is read.
 pub struct Reader {
     folder: PathBuf,
     file: Option<(File, u64)>,
@@ -117,6 +118,9 @@ pub struct Reader {
     partial: Vec<u8>,
     watch: Option<Watch>,
 }
+
+/// How many bytes are read at a time.
+const PIECE: usize = 64 << 10;
 
 /// How a reader hears of new lines.
 enum Watch {
@@ -129,25 +133,81 @@ enum Watch {
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Reader {
-    /// The last `count` lines in `folder` (none if there is no log yet), and a reader that goes on behind them.
+    /// A reader of the log in `folder` that begins with its last `count` lines, or later ones.
     ///
     /// # Errors
     ///
     /// What the operating system says.
-    pub fn open(folder: &Path, count: usize) -> io::Result<(Vec<Line>, Self)> {
-        let mut reader = Self { folder: folder.to_owned(), file: None, partial: Vec::new(), watch: None };
-        let mut lines = Vec::new();
-        if let Ok(mut older) = File::open(folder.join(OLDER)) {
-            let mut text = Vec::new();
-            older.read_to_end(&mut text)?;
-            lines.extend(text.split(|byte| *byte == b'\n').filter_map(parse));
+    pub fn open(folder: &Path, count: usize) -> io::Result<Self> {
+        let mut left = count;
+        let mut begins_with = None;
+        for name in [CURRENT, OLDER] {
+            let mut file = match File::open(folder.join(name)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let (at, lines) = last_lines(&mut file, left)?;
+            file.seek(SeekFrom::Start(at))?;
+            let inode = file.metadata()?.ino();
+            if lines > 0 || begins_with.is_none() {
+                begins_with = Some((file, inode));
+            }
+            left -= lines;
+            if left == 0 {
+                break;
+            }
         }
-        lines.extend(reader.read_more()?);
-        lines.drain(..lines.len().saturating_sub(count));
-        Ok((lines, reader))
+        Ok(Self { folder: folder.to_owned(), file: begins_with, partial: Vec::new(), watch: None })
     }
 
-    /// The lines that have come since; waits for at least one.
+    /// The lines that come next, as many as are read at once; none if there are no more now.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn more(&mut self) -> io::Result<Vec<Line>> {
+        loop {
+            if self.file.is_none() {
+                match File::open(self.folder.join(CURRENT)) {
+                    Ok(file) => {
+                        let inode = file.metadata()?.ino();
+                        self.file = Some((file, inode));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                    Err(error) => return Err(error),
+                }
+            }
+            let (file, inode) = self.file.as_mut().expect("it was opened above");
+            // Whether it was rotated is asked before reading, so that its last lines are read.
+            let rotated = fs::metadata(self.folder.join(CURRENT)).is_ok_and(|now| now.ino() != *inode);
+            let count = (&*file).take(PIECE as u64).read_to_end(&mut self.partial)?;
+            let complete = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let mut lines: Vec<_> = self.partial[..complete].split(|byte| *byte == b'\n').filter_map(parse).collect();
+            self.partial.drain(..complete);
+            if !lines.is_empty() {
+                return Ok(lines);
+            }
+            match (count, rotated) {
+                (0, false) => return Ok(lines),
+                (0, true) => {
+                    // The file that was read should be the older one now; if it is gone, so is what came between.
+                    let older = fs::metadata(self.folder.join(OLDER)).map(|older| older.ino());
+                    let lost = older.is_ok_and(|older| older != *inode);
+                    self.file = None;
+                    self.partial.clear();
+                    if lost {
+                        let text = "lines were lost here: they came faster than they were read".to_owned();
+                        lines.push(Line { at: time::now_text(), stream: "quilt".into(), text });
+                        return Ok(lines);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// As [`Reader::more`], but waits for at least one line.
     ///
     /// # Errors
     ///
@@ -157,65 +217,53 @@ impl Reader {
     ///
     /// Cancel-safe: lines are taken only when they are returned.
     pub async fn next(&mut self) -> io::Result<Vec<Line>> {
-        if self.watch.is_none() {
-            files::create_private_dir(&self.folder)?;
-            let wanted = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-            let watch = Inotify::init().and_then(|inotify| {
-                inotify.watches().add(&self.folder, wanted)?;
-                inotify.into_event_stream([0; 1024])
-            });
-            self.watch = Some(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))));
-        }
         loop {
             // Read after the watch exists, so that nothing falls between.
-            let lines = self.read_more()?;
+            let lines = self.more()?;
             if !lines.is_empty() {
                 return Ok(lines);
             }
-            match self.watch.as_mut().expect("it was made above") {
-                Watch::Poll => tokio::time::sleep(LOOK).await,
-                Watch::Inotify(watch) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
+            match &mut self.watch {
+                None => self.watch = Some(watch(&self.folder)?),
+                Some(Watch::Poll) => tokio::time::sleep(LOOK).await,
+                Some(Watch::Inotify(watch)) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
                     Some(event) => drop(event?),
                     None => return Err(io::ErrorKind::UnexpectedEof.into()),
                 },
             }
         }
     }
+}
 
-    fn read_more(&mut self) -> io::Result<Vec<Line>> {
-        let mut lines = Vec::new();
-        loop {
-            if self.file.is_none() {
-                match File::open(self.folder.join(CURRENT)) {
-                    Ok(mut file) => {
-                        file.seek(SeekFrom::Start(0))?;
-                        let inode = file.metadata()?.ino();
-                        self.file = Some((file, inode));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(lines),
-                    Err(error) => return Err(error),
-                }
+fn watch(folder: &Path) -> io::Result<Watch> {
+    files::create_private_dir(folder)?;
+    let wanted = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+    let watch = Inotify::init().and_then(|inotify| {
+        inotify.watches().add(folder, wanted)?;
+        inotify.into_event_stream([0; 1024])
+    });
+    Ok(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))))
+}
+
+/// Where the last `count` lines of a file begin, and how many there are: `count`, or all. Reads from its end.
+fn last_lines(file: &mut File, count: usize) -> io::Result<(u64, usize)> {
+    let mut at = file.metadata()?.len();
+    let mut piece = vec![0; PIECE];
+    let (mut lines, mut ends_whole) = (0, false);
+    while at > 0 && (lines < count || !ends_whole) {
+        let length = usize::try_from(at).map_or(PIECE, |at| at.min(PIECE));
+        at -= length as u64;
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut piece[..length])?;
+        for (offset, _) in piece[..length].iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            // The first line break from the end ends the last line; each one before it begins one.
+            lines += usize::from(std::mem::replace(&mut ends_whole, true));
+            if ends_whole && (lines == count) {
+                return Ok((at + offset as u64 + 1, lines));
             }
-            let (file, inode) = self.file.as_mut().expect("it was opened above");
-            // Whether it was rotated is asked before reading, so that its last lines are read.
-            let rotated = fs::metadata(self.folder.join(CURRENT)).is_ok_and(|now| now.ino() != *inode);
-            file.read_to_end(&mut self.partial)?;
-            let complete = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-            let rest = self.partial.split_off(complete);
-            let whole = std::mem::replace(&mut self.partial, rest);
-            lines.extend(whole.split(|byte| *byte == b'\n').filter_map(parse));
-            if !rotated {
-                return Ok(lines);
-            }
-            // The file that was read should be the older one now; if it is gone, so is what came between.
-            let older = fs::metadata(self.folder.join(OLDER)).map(|older| older.ino());
-            if older.is_ok_and(|older| older != *inode) {
-                let text = "lines were lost here: they came faster than they were read".to_owned();
-                lines.push(Line { at: time::now_text(), stream: "quilt".into(), text });
-            }
-            self.file = None;
         }
     }
+    Ok((0, lines + usize::from(ends_whole)))
 }
 
 fn parse(line: &[u8]) -> Option<Line> {
@@ -239,8 +287,8 @@ mod tests {
         let mut one = Writer::open(folder.path()).unwrap();
         let mut two = Writer::open(folder.path()).unwrap();
         one.append("out", b"first\nsecond\n").unwrap();
-        let (last, mut reader) = Reader::open(folder.path(), 1).unwrap();
-        assert_eq!(texts(&last), ["second"]);
+        let mut reader = Reader::open(folder.path(), 1).unwrap();
+        assert_eq!(texts(&reader.more().unwrap()), ["second"]);
         let big = "x".repeat(LINE_MAX);
         let writing = std::thread::spawn(move || {
             for number in 0..FILE_MAX as usize / LINE_MAX * 3 / 2 {
@@ -260,12 +308,37 @@ mod tests {
     }
 
     #[test]
+    fn the_last_lines_are_found_from_the_end_across_both_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |number: usize| format!("2026-01-01T00:00:00.000Z out {number}\n");
+        let write = |name: &str, numbers: std::ops::Range<usize>| {
+            fs::write(folder.path().join(name), numbers.map(line).collect::<String>()).unwrap();
+        };
+        write(OLDER, 0..5000);
+        write(CURRENT, 5000..10_000);
+        for count in [0, 1, 2, 4999, 5000, 5001, 7000, 10_000, 20_000] {
+            let mut reader = Reader::open(folder.path(), count).unwrap();
+            let mut numbers = Vec::new();
+            loop {
+                let lines = reader.more().unwrap();
+                if lines.is_empty() {
+                    break;
+                }
+                assert!(lines.len() < 2 * PIECE / line(0).len(), "it was read at once");
+                numbers.extend(lines.iter().map(|line| line.text.parse::<usize>().unwrap()));
+            }
+            let expected: Vec<_> = (10_000 - count.min(10_000)..10_000).collect();
+            assert_eq!(numbers, expected, "the last {count}");
+        }
+    }
+
+    #[test]
     fn a_long_line_is_cut_and_bytes_that_are_no_text_are_shown() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = Writer::open(folder.path()).unwrap();
         writer.append("out", &vec![b'y'; LINE_MAX * 2 + 1]).unwrap();
         writer.append("out", b"\xff\n\n").unwrap();
-        let (lines, _) = Reader::open(folder.path(), 10).unwrap();
+        let lines = Reader::open(folder.path(), 10).unwrap().more().unwrap();
         assert_eq!(lines.len(), 5);
         assert_eq!(texts(&lines)[3..], ["\u{fffd}", ""]);
     }

@@ -1,6 +1,5 @@
 //! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +76,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     for target in &mut targets {
         if let Some(desired) = &mut target.desired {
             (desired.who, desired.source) = (who.to_owned(), request.source.clone());
+            desired.held = request.batch.is_some();
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
         }
     }
@@ -206,6 +206,7 @@ fn new_desired(revision: Revision, document: String, origin: Origin) -> Desired 
         source: String::new(),
         at_ms: time::now_ms(),
         good: false,
+        held: false,
     }
 }
 
@@ -325,6 +326,8 @@ pub(crate) async fn take_back(
     let mut earlier = Vec::new();
     for target in which.iter().filter(|target| target.desired.is_some()) {
         let earlier_one = match how {
+            // Whoever was not offered it keeps what it had, good or not.
+            TakeBack::Whole if core.state().is_held(target.id) => target.before.clone(),
             TakeBack::Whole => last_good(core, target).await,
             // They were never offered it: they keep what they had, good or not.
             TakeBack::Stations => target.before.clone(),
@@ -417,29 +420,52 @@ pub(crate) async fn set_desired(
 /// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
 /// have changed.
 pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
-    let wanted: BTreeMap<StationId, String> = {
-        let state = core.state();
-        let Some(station) = state.stations.get(&id) else { return };
-        let said = with_subject(station, |subject| state.fleet.said_of(subject));
-        let origin = station.desired.as_ref().map(|desired| desired.origin);
-        let ours = match origin {
-            Some(Origin::Pinned | Origin::Adopted) => false,
-            Some(Origin::Fleet) => true,
-            None => said.concerned,
-        };
-        let json = said.document.to_json();
-        let digest = Digest::of(json.as_bytes());
-        let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
-        if !said.conflicts.is_empty() {
-            let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            core.events.add("fleet.conflict", Some(station.record.name.as_str()), None, text);
-            return;
+    let made_anew = made_anew(core, id);
+    match made_anew {
+        Ok(None) => {}
+        Ok(Some(document)) => {
+            if let Err(error) = set_desired(core, id, document, Origin::Fleet, "manager", "registration").await {
+                tracing::error!(station = %id, error, "cannot store a desired configuration");
+            }
         }
-        (ours && differs).then_some((id, json)).into_iter().collect()
-    };
-    for (id, document) in wanted {
-        if let Err(error) = set_desired(core, id, document, Origin::Fleet, "manager", "registration").await {
-            tracing::error!(station = %id, error, "cannot store a desired configuration");
-        }
+        Err((name, text)) => core.events.add("fleet.conflict", Some(name.as_str()), None, text),
     }
+}
+
+/// Whether [`refresh`] would change what is desired.
+pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
+    matches!(made_anew(core, id), Ok(Some(_)))
+}
+
+/// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
+fn made_anew(core: &Core, id: StationId) -> Result<Option<String>, (Name, String)> {
+    let state = core.state();
+    let Some(station) = state.stations.get(&id) else { return Ok(None) };
+    let said = with_subject(station, |subject| state.fleet.said_of(subject));
+    let ours = match station.desired.as_ref().map(|desired| desired.origin) {
+        Some(Origin::Pinned | Origin::Adopted) => false,
+        Some(Origin::Fleet) => true,
+        None => said.concerned,
+    };
+    if !said.conflicts.is_empty() {
+        let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err((station.record.name.clone(), text));
+    }
+    let json = said.document.to_json();
+    let digest = Digest::of(json.as_bytes());
+    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
+    Ok((ours && differs).then_some(json))
+}
+
+/// A station that comes back under another name, of which no entry says anything, keeps what is desired of it until an
+/// apply names it: a new host name must not end what a machine runs. Gives the change to store.
+pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name) -> Option<Change> {
+    let station = state.stations.get(&id)?;
+    let concerned = with_subject(station, |subject| state.fleet.said_of(subject)).concerned;
+    let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
+    state.last_revision = Revision(state.last_revision.0 + 1);
+    let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
+    (desired.who, desired.source) = ("manager".into(), format!("renamed from {before}"));
+    state.stations.get_mut(&id)?.desired = Some(desired.clone());
+    Some(Change::PutDesired(id, Box::new(desired)))
 }

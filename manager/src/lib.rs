@@ -131,6 +131,7 @@ impl Manager {
         tasks.spawn(http.serve(core.clone(), stop.clone()));
         tasks.spawn(session::listen(core.clone(), listener, stop.clone()));
         tasks.spawn(adapt_heartbeats(core.clone(), stop.clone()));
+        rollout::halt_interrupted(&core).await?;
         core.events.add("manager.started", None, None, format!("fleet {fleet}"));
         Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
     }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound};
-use quilt_protocol::control::{Applied, InstanceReport, Registered, Registration, Report};
+use quilt_protocol::control::{
+    Applied, Emitted, InstanceReport, Registered, Registration, Report, StateChange, StationEvent,
+};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Name, Outcome, Revision, StationId};
 
@@ -26,25 +28,34 @@ pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> Bo
             return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
         }
         core.metrics.registrations.inc();
-        if let Some(older) = older_session(&core, id, &handle) {
-            if is_alive(&older).await {
-                return Ok(quarantine(&core, registration, handle));
+        let (registered, changes) = loop {
+            if let Some(older) = older_session(&core, id, &handle) {
+                if is_alive(&older).await {
+                    return Ok(quarantine(&core, registration, handle));
+                }
+                older.goodbye("replaced by a newer session of the same station");
+                older.closed().await;
             }
-            older.goodbye("replaced by a newer session of the same station");
-            older.closed().await;
-        }
-        let known_past = knows_past(&core, id, registration.applied).await;
-        let (registered, changes) = admit(&core, &registration, &handle, known_past);
+            let known_past = knows_past(&core, id, registration.applied).await;
+            // Another session of the same identity may have come while this one waited: then it is the older one.
+            if let Some(admitted) = admit(&core, &registration, &handle, known_past) {
+                break admitted;
+            }
+        };
         core.store.commit(changes).await.map_err(|error| (Outcome::Overloaded, error.to_string()))?;
         core.note_change();
         if registered.adopted {
             // On a task of its own: it must not be cut in two by the end of this session.
             let core_of_task = core.clone();
             core.spawn(async move {
-                push::offer(&core_of_task, id);
+                // What is about to be made anew is not offered first: it might end what the new one has again.
+                if !apply::is_out_of_date(&core_of_task, id) {
+                    push::offer(&core_of_task, id);
+                }
                 // Not while an apply plans: it would be given a number that this one overtakes.
                 let _one_at_a_time = core_of_task.applying.lock().await;
                 apply::refresh(&core_of_task, id).await;
+                push::offer(&core_of_task, id);
             });
         }
         Ok(registered)
@@ -94,23 +105,32 @@ fn quarantine(core: &Core, registration: Registration, handle: Handle) -> Regist
         format!("{} claims the identity {}, which is live elsewhere", registration.facts.hostname, registration.id);
     tracing::warn!(station = %name, "{text}");
     core.events.add("station.quarantined", Some(name.as_str()), None, text.clone());
-    core.state().quarantined.push(Newcomer { registration, handle });
+    core.state().quarantined.push(Newcomer { registration, handle: handle.clone() });
+    if handle.is_closed() {
+        // Its end may have been told before it was listed, and is not told twice.
+        core.state().quarantined.retain(|newcomer| newcomer.handle != handle);
+    }
     core.note_change();
     let note =
         format!("{text}; an operator decides: `quiltctl station replace {name}` or `quiltctl station renew {name}`");
     Registered { name, adopted: false, notes: vec![note] }
 }
 
-/// Takes a station into the fleet, or lists it as unadopted. What must be durable is returned.
+/// Takes a station into the fleet, or lists it as unadopted. What must be durable is returned; nothing if another session
+/// of the same identity is there.
 pub(crate) fn admit(
     core: &Arc<Core>,
     registration: &Registration,
     handle: &Handle,
     known_past: bool,
-) -> (Registered, Vec<Change>) {
+) -> Option<(Registered, Vec<Change>)> {
     let id = registration.id;
     let mut notes = Vec::new();
     let mut state = core.state();
+    let live = state.stations.get(&id).and_then(|station| station.live.as_ref());
+    if live.is_some_and(|live| live.handle != *handle && !live.handle.is_closed()) {
+        return None;
+    }
     let name = state.free_name(&registration.wished_name, id);
     if name != registration.wished_name {
         notes.push(format!("the name {} is taken by another station; this one is {name}", registration.wished_name));
@@ -135,11 +155,13 @@ pub(crate) fn admit(
         adopted,
         labels: registration.labels.clone(),
         facts: registration.facts.clone(),
+        roles: registration.roles.iter().map(|offer| offer.role.clone()).collect(),
         last_seen_ms: time::now_ms(),
         said_goodbye: false,
     };
     let before = known.map(|station| StationRecord { last_seen_ms: record.last_seen_ms, ..station.record.clone() });
-    let changes = match before.as_ref() == Some(&record) {
+    let renamed = before.as_ref().map(|before| before.name.clone()).filter(|before| *before != name);
+    let mut changes = match before.as_ref() == Some(&record) {
         true => Vec::new(),
         false => vec![Change::PutStation(Box::new(record.clone()))],
     };
@@ -147,7 +169,6 @@ pub(crate) fn admit(
     state.names.insert(name.clone(), id);
     let live = Live {
         handle: handle.clone(),
-        roles: registration.roles.clone(),
         applied: registration.applied,
         applying: false,
         instances: by_key(&registration.instances),
@@ -166,6 +187,12 @@ pub(crate) fn admit(
     station.record = record;
     station.live = Some(live);
     state.relabel(id);
+    if let Some(before) = renamed
+        && let Some(kept) = apply::keep_when_renamed(&mut state, id, &before)
+    {
+        notes.push(format!("it was {before}; no entry says what {name} runs, so it keeps what it has"));
+        changes.push(kept);
+    }
     drop(state);
     if handle.is_closed() {
         // Its end may have been told before it was listed, and is not told twice.
@@ -174,7 +201,7 @@ pub(crate) fn admit(
     }
     let kind = if adopted { "station.registered" } else { "station.unadopted" };
     core.events.add(kind, Some(name.as_str()), None, format!("{} {}", registration.facts.hostname, id));
-    (Registered { name, adopted, notes }, changes)
+    Some((Registered { name, adopted, notes }, changes))
 }
 
 /// Whether what a known station applied comes from this store, and this store is no older than it.
@@ -221,30 +248,31 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
 
         let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
         live.applied = report.applied;
-        if live.applying && !report.applying {
-            let revision = report.applied.map_or_else(|| "?".into(), |applied| applied.revision.to_string());
-            core.events.add("push.applied", Some(&name), None, format!("revision {revision}"));
-        }
         live.applying = report.applying;
         for changed in report.changed {
-            let key = (changed.role.clone(), changed.instance.clone());
-            let before = live.instances.get(&key).map(|before| before.state);
-            if before != Some(changed.state) {
-                let kind = format!("instance.{}", changed.state.name());
-                let instance = format!("{}/{}", changed.role, changed.instance);
-                core.events.add(&kind, Some(&name), Some(instance), changed.detail.clone());
-            }
-            live.instances.insert(key, changed);
+            live.instances.insert((changed.role.clone(), changed.instance.clone()), changed);
         }
         for key in report.gone {
-            if live.instances.remove(&key).is_some() {
-                let instance = format!("{}/{}", key.0, key.1);
-                core.events.add("instance.removed", Some(&name), Some(instance), "");
-            }
+            live.instances.remove(&key);
         }
-        for emitted in report.emitted {
-            let instance = format!("{}/{}", emitted.role, emitted.instance);
-            core.events.add(&format!("role.{}", emitted.topic), Some(&name), Some(instance), emitted.body);
+        let revision = report.applied.map_or_else(|| "nothing".into(), |one| format!("revision {}", one.revision));
+        for event in report.events {
+            let (kind, instance, text) = match event {
+                StationEvent::State(change) => {
+                    let StateChange { role, instance, state, detail, .. } = *change;
+                    (format!("instance.{}", state.name()), Some(format!("{role}/{instance}")), detail)
+                }
+                StationEvent::Gone(role, instance) => {
+                    ("instance.removed".into(), Some(format!("{role}/{instance}")), String::new())
+                }
+                StationEvent::Emitted(emitted) => {
+                    let Emitted { role, instance, topic, body, .. } = *emitted;
+                    (format!("role.{topic}"), Some(format!("{role}/{instance}")), body)
+                }
+                StationEvent::Applying => ("push.applying".into(), None, revision.clone()),
+                StationEvent::Applied => ("push.applied".into(), None, revision.clone()),
+            };
+            core.events.add(&kind, Some(&name), instance, text);
         }
     }
     note_health(core, id);

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_net::ItemSink;
-use quilt_protocol::Name;
 use quilt_protocol::control::{
-    Apply, ApplyReply, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait, instance_digest,
+    Apply, ApplyReply, Document, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait, instance_digest,
 };
+use quilt_protocol::{Digest, Name, StationId};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::Core;
 use crate::apply::{self, Applied, TakeBack, Target};
 use crate::state::Station;
+use crate::store::{Change, Origin};
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
 ///
@@ -45,7 +47,7 @@ pub(crate) async fn run(
         apply::push_all(core, applied.targets.iter());
         return Ok(applied.reply);
     };
-    let mut rollout = Rollout { core, wait, items, shown: BTreeMap::new() };
+    let mut rollout = Rollout::new(core, wait, items, &applied.targets);
     let followed = rollout.follow(request, &mut applied, who).await;
     if followed.is_err() {
         rollout.release(applied.targets.iter());
@@ -55,29 +57,67 @@ pub(crate) async fn run(
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
-        let gone_back = apply::take_back(core, &applied, TakeBack::Whole, &all, who).await?;
+        let gone_back = apply::take_back(core, &applied, TakeBack::Whole, &all, who).await;
         rollout.release(applied.targets.iter());
+        let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter());
         applied.reply.rolled_back = true;
         for name in gone_back {
-            rollout.show(name.as_str(), Phase::RolledBack, "").await;
+            rollout.show(name.as_str(), Phase::RolledBack, "");
         }
     }
+    rollout.finish().await;
     Ok(applied.reply)
 }
 
 struct Rollout<'a> {
     core: &'a Arc<Core>,
     wait: Wait,
-    items: Option<ItemSink>,
+    /// Progress, for whoever asked; none once they are gone or far behind.
+    progress: Option<mpsc::Sender<Progress>>,
+    /// Ends when all progress was passed on.
+    passed_on: oneshot::Receiver<()>,
     shown: BTreeMap<String, (Phase, String)>,
+    /// The digest of every instance that each target should run.
+    wanted: BTreeMap<StationId, Wanted>,
 }
 
-impl Rollout<'_> {
+type Wanted = BTreeMap<(Name, Name), Digest>;
+
+/// How long the last progress may take to be passed on.
+const PASSED_ON: Duration = Duration::from_secs(2);
+/// How much progress waits for whoever asked: a rollout never waits for them.
+const PROGRESS_MAX: usize = 4096;
+
+impl<'a> Rollout<'a> {
+    fn new(core: &'a Arc<Core>, wait: Wait, items: Option<ItemSink>, targets: &[Target]) -> Self {
+        let (done, passed_on) = oneshot::channel::<()>();
+        let progress = items.map(|mut items| {
+            let (sender, mut progress) = mpsc::channel(PROGRESS_MAX);
+            core.spawn(async move {
+                let _done = done;
+                while let Some(progress) = progress.recv().await {
+                    if items.send_json::<Progress>(&progress).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            sender
+        });
+        let wanted = targets.iter().map(|target| (target.id, wanted(target))).collect();
+        Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted }
+    }
+
+    /// Waits a little until whoever asked has taken what there was to show: nothing comes after the reply.
+    async fn finish(mut self) {
+        self.progress = None;
+        let _ = tokio::time::timeout(PASSED_ON, self.passed_on).await;
+    }
+
     async fn follow(&mut self, request: &Apply, applied: &mut Applied, who: &str) -> Result<(), String> {
         let size = request.batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
-        let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
         for batch in applied.targets.chunks(size) {
+            let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
             self.release(batch.iter());
             apply::push_all(self.core, batch.iter());
             let failures = self.follow_batch(batch, until).await;
@@ -109,6 +149,10 @@ impl Rollout<'_> {
             let ours = target.desired.as_ref().map(|desired| desired.revision);
             if ours.is_some() && state.held.get(&target.id) == ours.as_ref() {
                 state.held.remove(&target.id);
+                if let Some(desired) = target.desired.as_ref().filter(|desired| desired.held) {
+                    // A crash before this is on disk halts the rollout, which is safe; nobody waits for it.
+                    drop(self.core.store.commit(vec![Change::Release(target.id, desired.revision)]));
+                }
             }
         }
     }
@@ -117,35 +161,48 @@ impl Rollout<'_> {
     async fn follow_batch(&mut self, batch: &[Target], until: Instant) -> BTreeMap<String, String> {
         let settle = Duration::from_millis(self.wait.settle_ms);
         let mut changes = self.core.changed.subscribe();
-        let mut healthy_since = BTreeMap::<String, Instant>::new();
+        let mut healthy_since = BTreeMap::<String, (Instant, u64)>::new();
         loop {
             changes.mark_unchanged();
-            let (mut failures, mut settled) = (BTreeMap::new(), 0);
+            let (mut failures, mut settled, mut next_settled) = (BTreeMap::new(), 0, None::<Instant>);
             let phases: Vec<_> = {
                 let state = self.core.state();
-                batch.iter().map(|target| (target, judge(state.stations.get(&target.id), target))).collect()
+                let judged = |target: &Target| {
+                    let station = state.stations.get(&target.id);
+                    (judge(station, target, &self.wanted[&target.id]), restarts(station))
+                };
+                batch.iter().map(|target| (target, judged(target))).collect()
             };
-            for (target, (phase, detail)) in phases {
+            for (target, ((phase, detail), restarts)) in phases {
                 let name = target.name.to_string();
                 match phase {
                     Phase::Healthy => {
-                        let since = *healthy_since.entry(name.clone()).or_insert_with(Instant::now);
-                        let phase = if since.elapsed() >= settle { Phase::Settled } else { Phase::Healthy };
-                        settled += usize::from(phase == Phase::Settled);
-                        self.show(&name, phase, &detail).await;
+                        let now = (Instant::now(), restarts);
+                        let since = healthy_since.entry(name.clone()).or_insert(now);
+                        if since.1 != restarts {
+                            // It failed and came back between two looks.
+                            *since = now;
+                        }
+                        let settles = since.0 + settle;
+                        let phase = if Instant::now() >= settles { Phase::Settled } else { Phase::Healthy };
+                        match phase {
+                            Phase::Settled => settled += 1,
+                            _ => next_settled = Some(next_settled.map_or(settles, |next| next.min(settles))),
+                        }
+                        self.show(&name, phase, &detail);
                     }
                     Phase::Away => {
                         settled += 1;
-                        self.show(&name, phase, &detail).await;
+                        self.show(&name, phase, &detail);
                     }
                     Phase::Failed | Phase::Rejected => {
-                        self.show(&name, phase, &detail).await;
+                        self.show(&name, phase, &detail);
                         failures.insert(name, detail);
                     }
                     _ => {
                         // It has to stay healthy in one piece.
                         healthy_since.remove(&name);
-                        self.show(&name, phase, &detail).await;
+                        self.show(&name, phase, &detail);
                     }
                 }
             }
@@ -158,8 +215,6 @@ impl Rollout<'_> {
                 });
                 return late.map(|target| (target.name.to_string(), TIME_IS_OVER.to_owned())).collect();
             }
-            let next_settled =
-                healthy_since.values().map(|since| *since + settle).filter(|at| *at > Instant::now()).min();
             let wake = next_settled.map_or(until, |at| at.min(until));
             tokio::select! {
                 _ = changes.changed() => {}
@@ -168,26 +223,59 @@ impl Rollout<'_> {
         }
     }
 
-    async fn show(&mut self, station: &str, phase: Phase, detail: &str) {
+    fn show(&mut self, station: &str, phase: Phase, detail: &str) {
         let shown = (phase, detail.to_owned());
         if self.shown.get(station) == Some(&shown) {
             return;
         }
         self.shown.insert(station.to_owned(), shown);
-        if let Some(items) = &mut self.items {
+        if let Some(items) = &self.progress {
             let progress = Progress { station: station.into(), phase, detail: detail.into() };
-            if items.send_json(&progress).await.is_err() {
-                // Whoever asked is gone; the rollout goes on.
-                self.items = None;
+            if items.try_send(progress).is_err() {
+                // Whoever asked is gone or does not read; the rollout goes on.
+                self.progress = None;
             }
         }
     }
 }
 
+fn wanted(target: &Target) -> Wanted {
+    let roles = target.document.roles.iter();
+    let all = roles.flat_map(|(role, instances)| {
+        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
+    });
+    all.collect()
+}
+
+/// How often instances of a station were restarted, all together.
+fn restarts(station: Option<&Station>) -> u64 {
+    let live = station.and_then(|station| station.live.as_ref());
+    live.map_or(0, |live| live.instances.values().map(|report| u64::from(report.restarts)).sum())
+}
+
+/// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it.
+///
+/// # Errors
+///
+/// The store did not take it.
+pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
+    let held: Vec<_> = core.state().held.drain().collect();
+    for (id, revision) in held {
+        let history = core.store.history(id).await?;
+        let document = history.into_iter().find(|desired| desired.revision < revision && !desired.held);
+        let document = document.map_or_else(|| Document::default().to_json(), |desired| desired.document);
+        let source = format!("revision {revision} was halted: the manager ended during its rollout");
+        apply::set_desired(core, id, document, Origin::Pinned, "manager", &source).await.map_err(anyhow::Error::msg)?;
+        let name = core.state().stations.get(&id).map(|station| station.record.name.to_string());
+        core.events.add("fleet.halted", name.as_deref(), None, source);
+    }
+    Ok(())
+}
+
 const TIME_IS_OVER: &str = "not healthy in time";
 
 /// How far a station is with what is desired of it.
-fn judge(station: Option<&Station>, target: &Target) -> (Phase, String) {
+fn judge(station: Option<&Station>, target: &Target, wanted: &Wanted) -> (Phase, String) {
     let Some(station) = station else { return (Phase::Failed, "it was forgotten".into()) };
     let current = station.desired.as_ref().map(|desired| desired.revision);
     let ours = target.desired.as_ref().or(target.before.as_ref()).map(|desired| desired.revision);
@@ -211,11 +299,7 @@ fn judge(station: Option<&Station>, target: &Target) -> (Phase, String) {
         return (Phase::Applying, String::new());
     }
     let mut waiting = Vec::new();
-    let wanted = target.document.roles.iter().flat_map(|(role, instances)| {
-        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
-    });
-    let wanted: BTreeMap<_, _> = wanted.collect();
-    for (key, digest) in &wanted {
+    for (key, digest) in wanted {
         let name = format!("{}/{}", key.0, key.1);
         match live.instances.get(key).filter(|report| report.digest == *digest) {
             Some(report) if report.state == InstanceState::Failed => {

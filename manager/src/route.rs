@@ -51,7 +51,7 @@ pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, (
 }
 
 /// The most items of one stream that wait here, whatever window the caller asks for.
-const WINDOW_MAX: u32 = 256;
+const WINDOW_MAX: u32 = 64;
 
 fn find(core: &Core, to: &Address) -> Result<Handle, (Outcome, String)> {
     match to {

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::state::Client;
 use crate::{Core, register, route, tools};
 
-/// Bytes of unfinished bodies that all connections together may hold: however many peers begin large ones, memory stays
-/// bounded.
+/// Bytes of bodies that are arriving, or wait for an answer or for whoever takes them, on all connections together: however
+/// many peers send large ones, memory stays bounded.
 const ARRIVING_MAX: usize = 256 << 20;
 
 /// Takes connections until told to stop.

@@ -6,8 +6,8 @@ use std::time::Instant;
 use quilt_core::time;
 use quilt_net::Handle;
 use quilt_protocol::control::{
-    Applied, Document, InstanceReport, InstanceView, Registration, Rejected, Report, RoleOffer, StationState,
-    StationView, instance_digest,
+    Applied, Document, InstanceReport, InstanceView, Registration, Rejected, Report, StationState, StationView,
+    instance_digest,
 };
 use quilt_protocol::{Name, Revision, StationId};
 
@@ -41,7 +41,6 @@ pub(crate) struct Station {
 /// A station with a session.
 pub(crate) struct Live {
     pub(crate) handle: Handle,
-    pub(crate) roles: Vec<RoleOffer>,
     pub(crate) applied: Option<Applied>,
     pub(crate) applying: bool,
     pub(crate) instances: BTreeMap<(Name, Name), InstanceReport>,
@@ -63,6 +62,7 @@ pub(crate) struct Client {
 }
 
 /// A second session of an identity that is live elsewhere.
+#[derive(Clone)]
 pub(crate) struct Newcomer {
     pub(crate) registration: Registration,
     pub(crate) handle: Handle,
@@ -114,6 +114,9 @@ impl State {
         for record in loaded.stations {
             state.names.insert(record.name.clone(), record.id);
             let desired = desired.remove(&record.id);
+            if let Some(held) = desired.as_ref().filter(|desired| desired.held) {
+                state.held.insert(record.id, held.revision);
+            }
             let labels = record.labels.clone();
             let station = Station { record, desired, live: None, rejected: None, labels };
             state.stations.insert(station.record.id, station);
@@ -203,7 +206,7 @@ impl State {
             ip: record.facts.ip.clone(),
             state,
             labels: labels.clone(),
-            roles: live.iter().flat_map(|live| live.roles.iter().map(|offer| offer.role.clone())).collect(),
+            roles: record.roles.clone(),
             desired_revision: desired.as_ref().map(|desired| desired.revision),
             desired_digest: desired.as_ref().map(|desired| desired.digest),
             applied_revision: applied.map(|applied| applied.revision),
@@ -273,10 +276,7 @@ pub(crate) fn with_subject<R>(station: &Station, work: impl FnOnce(&Subject<'_>)
         "hostname" => Some(vec![record.facts.hostname.clone()]),
         "mac" => Some(record.facts.mac.clone().into_iter().collect()),
         "ip" => Some(record.facts.ip.clone().into_iter().collect()),
-        "role" => {
-            let live = station.live.iter();
-            Some(live.flat_map(|live| live.roles.iter().map(|offer| offer.role.to_string())).collect())
-        }
+        "role" => Some(record.roles.iter().map(Name::to_string).collect()),
         _ => None,
     };
     work(&Subject {

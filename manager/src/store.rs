@@ -52,6 +52,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>>;
 
+    /// How many commits wait for the disk.
+    fn backlog(&self) -> usize;
+
     /// At most `limit` events after number `after`, oldest first.
     ///
     /// # Errors
@@ -97,6 +100,9 @@ pub struct StationRecord {
     pub labels: BTreeMap<String, String>,
     /// What it said of its machine.
     pub facts: Facts,
+    /// The roles it could run when it was last heard of: groups that match by role also hold while it is away.
+    #[serde(default)]
+    pub roles: Vec<Name>,
     /// When it was last heard of, in milliseconds since 1970.
     pub last_seen_ms: u64,
     /// Whether it left with a goodbye.
@@ -122,6 +128,8 @@ pub struct Desired {
     pub at_ms: u64,
     /// Whether every instance of it was seen healthy.
     pub good: bool,
+    /// Whether it waits for its batch: the station has not been offered it yet.
+    pub held: bool,
 }
 
 /// Where a desired configuration comes from.
@@ -166,6 +174,8 @@ pub enum Change {
     PutDesired(StationId, Box<Desired>),
     /// Notes that a desired configuration ran well.
     MarkGood(StationId, Revision),
+    /// Notes that a desired configuration does not wait for its batch any more.
+    Release(StationId, Revision),
     /// Remembers a fleet entry.
     PutEntry(EntryKey, Entry),
     /// Forgets a fleet entry.

@@ -7,7 +7,7 @@ use quilt_core::time;
 use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode};
 use quilt_protocol::control::{
     Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef,
-    InstanceReport, OneStation, Resolve, Rollback, Stations, command,
+    InstanceReport, InstanceView, OneStation, Resolve, Rollback, StationView, Stations, command,
 };
 use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
 use serde::Serialize;
@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 
 use crate::selector::{Selector, glob};
 use crate::session::Session;
-use crate::state::with_subject;
 use crate::store::{Change, Desired, Origin};
 use crate::{Core, apply, push, register, rollout};
 
@@ -111,20 +110,23 @@ fn stations(core: &Core, request: &Stations) -> Result<impl Serialize + use<>, F
     };
     let mut views = core.state().views();
     if let Some(selector) = selector {
-        views.retain(|view| {
-            selector.matches(&|key| match key {
-                "name" => vec![view.name.to_string()],
-                "id" => vec![view.id.to_string()],
-                "hostname" => vec![view.hostname.clone()],
-                "mac" => view.mac.clone().into_iter().collect(),
-                "ip" => view.ip.clone().into_iter().collect(),
-                "role" => view.roles.iter().map(Name::to_string).collect(),
-                "state" => vec![view.state.name().to_owned()],
-                label => view.labels.get(label).cloned().into_iter().collect(),
-            })
-        });
+        views.retain(|view| selects(&selector, view));
     }
     Ok(views)
+}
+
+/// Whether an operator's selector means a station.
+fn selects(selector: &Selector, view: &StationView) -> bool {
+    selector.matches(&|key| match key {
+        "name" => vec![view.name.to_string()],
+        "id" => vec![view.id.to_string()],
+        "hostname" => vec![view.hostname.clone()],
+        "mac" => view.mac.clone().into_iter().collect(),
+        "ip" => view.ip.clone().into_iter().collect(),
+        "role" => view.roles.iter().map(Name::to_string).collect(),
+        "state" => vec![view.state.name().to_owned()],
+        label => view.labels.get(label).cloned().into_iter().collect(),
+    })
 }
 
 fn clients(core: &Core) -> Vec<ClientView> {
@@ -194,28 +196,13 @@ fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceR
 
 fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
     let selector: Selector = request.target.parse().map_err(refused)?;
-    let state = core.state();
-    let matching = state.stations.values().filter(|station| {
-        let labels = &station.labels;
-        let state = match (&station.live, station.record.adopted) {
-            (Some(_), true) => "connected",
-            (Some(_), false) => "unadopted",
-            (None, _) => "away",
-        };
-        with_subject(station, |subject| {
-            selector.matches(&|key| match key {
-                "state" => vec![state.to_owned()],
-                key => (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect()),
-            })
-        })
-    });
+    let views = core.state().views();
     let mut found = Vec::new();
-    for station in matching {
-        let Some(live) = &station.live else { continue };
-        for (role, instance) in live.instances.keys() {
+    for view in views.iter().filter(|view| view.state.is_here() && selects(&selector, view)) {
+        for InstanceView { role, instance, .. } in &view.instances {
             if selector.role_pattern().is_none_or(|pattern| glob(pattern, role.as_str())) {
-                let station = station.record.name.clone();
-                found.push(InstanceRef { station, role: role.clone(), instance: instance.clone() });
+                let (role, instance) = (role.clone(), instance.clone());
+                found.push(InstanceRef { station: view.name.clone(), role, instance });
             }
         }
     }
@@ -269,14 +256,21 @@ async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, F
     let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
     {
-        let mut state = core.state();
+        let state = core.state();
         if state.stations[&id].live.is_some() {
             return Err(refused(format!("station {} is connected; stop it first", request.station)));
         }
-        state.stations.remove(&id);
-        state.names.retain(|_, holder| *holder != id);
     }
     core.store.commit(vec![Change::ForgetStation(id)]).await.map_err(|error| refused(error.to_string()))?;
+    {
+        let mut state = core.state();
+        let forgotten = state.stations.remove(&id);
+        state.names.retain(|_, holder| *holder != id);
+        // One that came back in this very moment comes again, as a newcomer.
+        if let Some(live) = forgotten.and_then(|station| station.live) {
+            live.handle.goodbye("forgotten by an operator");
+        }
+    }
     core.events.add("station.forgotten", Some(&request.station), None, format!("{id} by {who}"));
     core.note_change();
     Ok(Empty {})
@@ -344,7 +338,7 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
 /// Lets a quarantined newcomer take the place of the older session.
 async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failure> {
     let _one_at_a_time = core.applying.lock().await;
-    let newcomer = take_newcomer(core, &request.station)?;
+    let newcomer = newcomer(core, &request.station)?;
     let id = newcomer.registration.id;
     let older = core.state().stations.get(&id).and_then(|station| Some(station.live.as_ref()?.handle.clone()));
     if let Some(older) = older {
@@ -354,7 +348,10 @@ async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failur
     if newcomer.handle.is_closed() {
         return Err(refused(format!("the newcomer {} has left meanwhile", request.station)));
     }
-    let (registered, changes) = register::admit(core, &newcomer.registration, &newcomer.handle, true);
+    let Some((registered, changes)) = register::admit(core, &newcomer.registration, &newcomer.handle, true) else {
+        return Err(refused(format!("another session of {} came meanwhile; look again", request.station)));
+    };
+    core.state().quarantined.retain(|one| one.handle != newcomer.handle);
     core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
     if registered.adopted {
         apply::refresh(core, id).await;
@@ -366,7 +363,8 @@ async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failur
 
 /// Gives a quarantined newcomer an identity of its own; it registers again under it.
 async fn renew(core: &Core, request: &OneStation) -> Result<Empty, Failure> {
-    let newcomer = take_newcomer(core, &request.station)?;
+    // It leaves the list when it leaves, to come back under its new identity.
+    let newcomer = newcomer(core, &request.station)?;
     let name = newcomer.registration.wished_name;
     let renewed = newcomer
         .handle
@@ -378,18 +376,15 @@ async fn renew(core: &Core, request: &OneStation) -> Result<Empty, Failure> {
     Ok(Empty {})
 }
 
-fn take_newcomer(core: &Core, reference: &str) -> Result<crate::state::Newcomer, Failure> {
-    let mut state = core.state();
+fn newcomer(core: &Core, reference: &str) -> Result<crate::state::Newcomer, Failure> {
+    let state = core.state();
     let meant = |newcomer: &crate::state::Newcomer| {
         let registration = &newcomer.registration;
         registration.wished_name == *reference
             || reference.strip_prefix("id:") == Some(registration.id.to_string().as_str())
     };
-    let at = state.quarantined.iter().position(meant);
-    match at {
-        Some(at) => Ok(state.quarantined.remove(at)),
-        None => Err((Outcome::NoTarget, format!("no quarantined station is called {reference}"))),
-    }
+    let found = state.quarantined.iter().find(|newcomer| meant(newcomer)).cloned();
+    found.ok_or_else(|| (Outcome::NoTarget, format!("no quarantined station is called {reference}")))
 }
 
 async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Empty, Failure> {

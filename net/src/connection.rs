@@ -213,9 +213,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     }
                 }
                 Event::Item(number, item) => self.shared.with(|inner| {
-                    if let Some(Waiter::Stream(items, _)) = inner.waiting.get(&number) {
-                        // The channel is as long as the credit given, which the session enforces.
-                        let _ = items.try_send(item);
+                    let length = item.len();
+                    // The channel is as long as the credit given, which the session enforces.
+                    let sent = match inner.waiting.get(&number) {
+                        Some(Waiter::Stream(items, _)) => items.try_send(item).is_ok(),
+                        _ => false,
+                    };
+                    if !sent {
+                        inner.session.item_taken(length);
                     }
                 }),
                 Event::Credit(number) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_protocol::message::{Address, RequestNumber};
-use quilt_protocol::session::{Closed, Counters, NotAsked};
+use quilt_protocol::session::{Closed, Counters, NotAsked, UNCHARGED_MAX};
 use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -221,7 +221,7 @@ impl Items {
     /// Cancel-safe: no item is lost.
     pub async fn next(&mut self) -> Option<Bytes> {
         let item = self.receiver.recv().await?;
-        self.granted();
+        self.granted(item.len());
         Some(item)
     }
 
@@ -233,20 +233,34 @@ impl Items {
                 answer = &mut self.pending => return answer,
                 // Taken so that the peer can come to its end.
                 item = self.receiver.recv() => match item {
-                    Some(_) => self.granted(),
+                    Some(item) => self.granted(item.len()),
                     None => return (&mut self.pending).await,
                 },
             }
         }
     }
 
-    fn granted(&mut self) {
+    fn granted(&mut self, length: usize) {
         self.taken += 1;
-        if self.taken * 2 >= self.window
-            && let Ok(number) = self.pending.asked
-        {
-            let items = std::mem::take(&mut self.taken);
-            self.pending.shared.with(|inner| inner.session.grant(number, items));
+        let due = self.pending.asked.ok().filter(|_| self.taken * 2 >= self.window);
+        if due.is_none() && length <= UNCHARGED_MAX {
+            return;
+        }
+        let items = if due.is_some() { std::mem::take(&mut self.taken) } else { 0 };
+        self.pending.shared.with(|inner| {
+            inner.session.item_taken(length);
+            if let Some(number) = due {
+                inner.session.grant(number, items);
+            }
+        });
+    }
+}
+
+impl Drop for Items {
+    fn drop(&mut self) {
+        self.receiver.close();
+        while let Ok(item) = self.receiver.try_recv() {
+            self.pending.shared.with(|inner| inner.session.item_taken(item.len()));
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum Report {
     Waiting(String),
     /// The main process of its work.
     Pid(Option<u32>),
+    /// How its work ended, for people; said before the work returns.
+    Ended(String),
     /// It found again what an earlier station left, begun at this time in milliseconds since 1970.
     FoundAgain(u64),
 }
@@ -65,8 +67,8 @@ pub trait Host: Send + Sync + 'static {
     fn attribute(&self, name: &str, json: Option<String>);
     /// Emits an event with JSON text.
     fn emit(&self, topic: &str, json: String);
-    /// Makes a command callable.
-    fn register(&self, record: CommandRecord, handler: Handler);
+    /// Makes a command callable; false if the instance offers one of that group and name already, which then stays.
+    fn register(&self, record: CommandRecord, handler: Handler) -> bool;
     /// Makes it not callable.
     fn de_register(&self, group: &str, name: &str);
     /// Calls a command of another instance, or the manager, with a JSON body.
@@ -169,6 +171,11 @@ impl RoleContext {
         self.host.report(Report::Waiting(on.into()));
     }
 
+    /// Says how the instance's work ended, to be shown beside `completed`; before the work returns.
+    pub fn ended(&self, how: impl Into<String>) {
+        self.host.report(Report::Ended(how.into()));
+    }
+
     /// Shows the instance as active again.
     pub fn active(&self) {
         self.host.report(Report::Active);
@@ -215,8 +222,8 @@ impl RoleContext {
         }
     }
 
-    pub(crate) fn register_command(&self, record: CommandRecord, handler: Handler) {
-        self.host.register(record, handler);
+    pub(crate) fn register_command(&self, record: CommandRecord, handler: Handler) -> bool {
+        self.host.register(record, handler)
     }
 
     pub(crate) fn de_register_command(&self, group: &str, name: &str) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::RwLock;
 
@@ -129,7 +129,9 @@ impl<R: Role> RoleFactory for Factory<R> {
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
         let config = read_config::<R>(config);
         Box::pin(async move {
-            let role = R::start(config.map_err(RoleError::Rejected)?, &cx).await?;
+            let mut role = R::start(config.map_err(RoleError::Rejected)?, &cx).await?;
+            // Before a command can have the role to itself.
+            let work = role.run(&cx);
             let role: Shared<R> = Arc::new(RwLock::new(Some(role)));
             let mut groups = BTreeMap::<String, CommandGroup>::new();
             for command in R::commands() {
@@ -139,13 +141,15 @@ impl<R: Role> RoleFactory for Factory<R> {
                 group.add(record, command.into_handler(role.clone()));
             }
             groups.values().for_each(CommandGroup::register);
-            Ok(Box::new(Running { role, groups, cx }) as Box<dyn Instance>)
+            Ok(Box::new(Running { role, work: Mutex::new(work), groups, cx }) as Box<dyn Instance>)
         })
     }
 }
 
 struct Running<R> {
     role: Shared<R>,
+    /// Its own work, until it is begun.
+    work: Mutex<Option<Work>>,
     groups: BTreeMap<String, CommandGroup>,
     cx: RoleContext,
 }
@@ -161,10 +165,8 @@ impl<R: Role> Instance for Running<R> {
     }
 
     fn run(&mut self) -> BoxFuture<'_, Option<Work>> {
-        Box::pin(async move {
-            let mut role = self.role.write().await;
-            role.as_mut().expect("the role is taken only by stop").run(&self.cx)
-        })
+        let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(async move { work })
     }
 
     fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {

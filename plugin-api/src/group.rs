@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::RwLock;
 
 use crate::command::{self, Call, Command, CommandRecord, Ended, Handler, Items, Streaming};
-use crate::{BoxFuture, RoleContext};
+use crate::{BoxFuture, LogLevel, RoleContext};
 
 /// A role behind the lock that keeps its commands apart: `&mut self` ones run alone, `&self` ones beside each other.
 /// Empty once the role has stopped.
@@ -42,7 +42,14 @@ pub struct CommandGroup {
 #[derive(Default)]
 struct State {
     registered: bool,
-    responders: BTreeMap<String, (CommandRecord, Handler)>,
+    responders: BTreeMap<String, Responder>,
+}
+
+struct Responder {
+    record: CommandRecord,
+    handler: Handler,
+    /// It is callable. Not so while another group of the same name offers a command of that name.
+    callable: bool,
 }
 
 impl CommandGroup {
@@ -74,45 +81,52 @@ impl CommandGroup {
     pub(crate) fn add(&self, mut record: CommandRecord, handler: Handler) {
         record.group.clone_from(&self.name);
         let mut state = self.state();
-        if state.registered {
-            if state.responders.contains_key(&record.name) {
-                self.cx.de_register_command(&self.name, &record.name);
-            }
-            self.cx.register_command(record.clone(), handler.clone());
+        if let Some(mut earlier) = state.responders.remove(&record.name) {
+            self.withdraw(&mut earlier);
         }
-        state.responders.insert(record.name.clone(), (record, handler));
+        let mut responder = Responder { record, handler, callable: false };
+        if state.registered {
+            self.offer(&mut responder);
+        }
+        state.responders.insert(responder.record.name.clone(), responder);
+    }
+
+    fn offer(&self, responder: &mut Responder) {
+        if !responder.callable {
+            responder.callable = self.cx.register_command(responder.record.clone(), responder.handler.clone());
+            if !responder.callable {
+                let (group, name) = (&self.name, &responder.record.name);
+                self.cx.log(LogLevel::Warn, format!("command `{name}` of a second group {group:?} is not offered"));
+            }
+        }
+    }
+
+    /// Takes back what this group offers, never what another of the same name does.
+    fn withdraw(&self, responder: &mut Responder) {
+        if std::mem::take(&mut responder.callable) {
+            self.cx.de_register_command(&self.name, &responder.record.name);
+        }
     }
 
     /// Forgets who answers `C`. Answers whether there was a responder.
     pub fn remove_responder<C: Command>(&self) -> bool {
         let mut state = self.state();
-        let removed = state.responders.remove(C::NAME).is_some();
-        if removed && state.registered {
-            self.cx.de_register_command(&self.name, C::NAME);
-        }
-        removed
+        let removed = state.responders.remove(C::NAME);
+        removed.map(|mut responder| self.withdraw(&mut responder)).is_some()
     }
 
     /// Makes the group's commands callable. Again is without effect.
     pub fn register(&self) {
         let mut state = self.state();
-        if !state.registered {
-            state.registered = true;
-            for (record, handler) in state.responders.values() {
-                self.cx.register_command(record.clone(), handler.clone());
-            }
-        }
+        state.registered = true;
+        state.responders.values_mut().for_each(|responder| self.offer(responder));
     }
 
     /// Makes them not callable; they stay remembered. Again is without effect.
     pub fn de_register(&self) {
         let mut state = self.state();
-        if state.registered {
-            state.registered = false;
-            for name in state.responders.keys() {
-                self.cx.de_register_command(&self.name, name);
-            }
-        }
+        state.registered = false;
+        state.responders.values_mut().for_each(|responder| self.withdraw(responder));
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -1,6 +1,7 @@
 //! A station in miniature, to test a role without one.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -73,9 +74,15 @@ impl Host for TestHost {
     fn emit(&self, topic: &str, json: String) {
         self.seen().events.push((topic.into(), json));
     }
-    fn register(&self, record: CommandRecord, handler: Handler) {
+    fn register(&self, record: CommandRecord, handler: Handler) -> bool {
         // As a station does: the first that registers a name keeps it.
-        self.seen().commands.entry((record.group, record.name)).or_insert(handler);
+        match self.seen().commands.entry((record.group, record.name)) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(handler);
+                true
+            }
+        }
     }
     fn de_register(&self, group: &str, name: &str) {
         self.seen().commands.remove(&(group.into(), name.into()));

@@ -39,7 +39,7 @@ impl Lamps {
     async fn start(_: NoConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         let groups = GROUPS.with(Arc::clone);
         groups.lock().unwrap().push(CommandGroup::new(Switch::GROUP, cx));
-        groups.lock().unwrap().push(CommandGroup::new("another", cx));
+        groups.lock().unwrap().push(CommandGroup::new(Switch::GROUP, cx));
         Ok(Self { _groups: groups })
     }
 }
@@ -117,8 +117,12 @@ async fn another_group_does_not_disturb_the_first() {
     world.other.responder(says("second"));
     world.other.register();
     assert_eq!(switch(&world).await, reply("first true"));
+    world.other.de_register();
+    assert_eq!(switch(&world).await, reply("first true"));
+    world.other.register();
     drop(world.other);
     assert_eq!(world.lamps.call(Switch { on: true }).await, reply("first true"));
+    assert!(world.lamps.seen().logs[0].contains("second group"), "{:?}", world.lamps.seen().logs);
 }
 
 #[tokio::test]

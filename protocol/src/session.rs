@@ -31,6 +31,8 @@ use crate::message::{
     BodyOf, Delivered, Encoding, Hello, Message, NO_DEADLINE, Outcome, Refusal, RequestHead, RequestNumber, Welcome,
 };
 
+/// Bodies up to so many bytes do not count against the limits: the number of requests in flight bounds them well enough.
+pub const UNCHARGED_MAX: usize = 4096;
 /// The longest item of a stream, in bytes: as many as the window may wait at the other end.
 pub const ITEM_MAX: usize = 1024 * 1024;
 /// How many bytes may wait to be written before streams pause, whatever credit they have.
@@ -243,6 +245,13 @@ impl Session {
         }
     }
 
+    /// Counts an item that was delivered as taken: until then it counts against the limits.
+    pub fn item_taken(&mut self, length: usize) {
+        if length > UNCHARGED_MAX && self.state != State::Closed {
+            self.release(length);
+        }
+    }
+
     /// Ends a request being served. Ignored if it was cancelled meanwhile.
     pub fn respond(&mut self, number: RequestNumber, outcome: Outcome, encoding: Encoding, body: Bytes) {
         let waiting = self.outbox.bulk_bytes();
@@ -254,7 +263,7 @@ impl Session {
             (outcome, body)
         };
         if let Some(serving) = self.serving.remove(&number) {
-            self.forget_arriving(serving.arriving.map(|(_, body)| body));
+            self.release(serving.charged);
             let message = Message::Response { number, outcome, encoding, body: length(&body) };
             self.outbox.push_with_body((number, BodyOf::Answer), message, body);
         }

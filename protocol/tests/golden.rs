@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use quilt_protocol::codec::{from_bincode, put_frame, read_frame, to_bincode};
 use quilt_protocol::control::{
     Applied, Facts, InstanceReport, Owner, Plan, Problem, ProblemCode, Registered, Registration, Rejection, Report,
-    RoleOffer, State, UpdateConfiguration, Verdict,
+    RoleOffer, State, StateChange, StationEvent, UpdateConfiguration, Verdict,
 };
 use quilt_protocol::message::{
     Address, BodyOf, Delivered, Encoding, Hello, Identity, Message, Outcome, Refusal, RequestHead, Trace, Welcome,
@@ -139,7 +139,17 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
         applying: true,
         changed: vec![instance],
         gone: vec![("a".parse().unwrap(), "b".parse().unwrap())],
-        emitted: vec![],
+        events: vec![
+            StationEvent::State(Box::new(StateChange {
+                role: "process".parse().unwrap(),
+                instance: "clock".parse().unwrap(),
+                state: State::Backoff,
+                detail: "exit code 3".into(),
+                at_ms: 1_700_000_000_000,
+            })),
+            StationEvent::Gone("a".parse().unwrap(), "b".parse().unwrap()),
+            StationEvent::Applied,
+        ],
     };
     let problem = Problem {
         code: ProblemCode::RoleBlocked,

@@ -1,17 +1,17 @@
 //! The state of every instance, for whoever wants to know: the manager, instances that need one another, operators.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use quilt_core::time;
 use quilt_protocol::Name;
-use quilt_protocol::control::{Emitted, InstanceReport, State};
+use quilt_protocol::control::{Emitted, InstanceReport, State, StateChange, StationEvent};
 use tokio::sync::watch;
 
 use crate::spec::{Key, Spec};
 
-/// How many events of roles wait for a manager that is away; the oldest are dropped first.
-const EMITTED_MAX: usize = 1000;
+/// How many events wait for a manager that is away; the oldest are dropped first.
+const EVENTS_MAX: usize = 1000;
 
 /// All instances' states.
 #[derive(Default)]
@@ -26,7 +26,7 @@ struct Inner {
     instances: BTreeMap<Key, InstanceReport>,
     /// Changed since the last report.
     dirty: BTreeSet<Key>,
-    emitted: Vec<Emitted>,
+    events: VecDeque<StationEvent>,
     applying: bool,
 }
 
@@ -35,8 +35,17 @@ struct Inner {
 pub(crate) struct Changes {
     pub(crate) changed: Vec<InstanceReport>,
     pub(crate) gone: Vec<(Name, Name)>,
-    pub(crate) emitted: Vec<Emitted>,
+    pub(crate) events: Vec<StationEvent>,
     pub(crate) applying: bool,
+}
+
+impl Inner {
+    fn note(&mut self, event: StationEvent) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
 }
 
 impl Board {
@@ -71,10 +80,12 @@ impl Board {
             if let Some(report) = inner.instances.get_mut(key) {
                 let before = report.state;
                 work(report);
+                inner.dirty.insert(key.clone());
                 if report.state != before {
                     report.since_ms = time::now_ms();
+                    let InstanceReport { role, instance, state, detail, since_ms: at_ms, .. } = report.clone();
+                    inner.note(StationEvent::State(Box::new(StateChange { role, instance, state, detail, at_ms })));
                 }
-                inner.dirty.insert(key.clone());
             }
         });
     }
@@ -89,22 +100,22 @@ impl Board {
     /// Takes an instance off the board.
     pub(crate) fn remove(&self, key: &Key) {
         self.change(|inner| {
-            inner.instances.remove(key);
+            if inner.instances.remove(key).is_some() {
+                inner.note(StationEvent::Gone(key.role.clone(), key.instance.clone()));
+            }
             inner.dirty.insert(key.clone());
         });
     }
 
     pub(crate) fn emit(&self, event: Emitted) {
-        self.change(|inner| {
-            if inner.emitted.len() >= EMITTED_MAX {
-                inner.emitted.remove(0);
-            }
-            inner.emitted.push(event);
-        });
+        self.change(|inner| inner.note(StationEvent::Emitted(Box::new(event))));
     }
 
     pub(crate) fn applying(&self, applying: bool) {
-        self.change(|inner| inner.applying = applying);
+        self.change(|inner| {
+            inner.applying = applying;
+            inner.note(if applying { StationEvent::Applying } else { StationEvent::Applied });
+        });
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<InstanceReport> {
@@ -122,7 +133,7 @@ impl Board {
     pub(crate) fn take_changes(&self) -> Changes {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes = Changes { applying: inner.applying, ..Changes::default() };
-        changes.emitted = std::mem::take(&mut inner.emitted);
+        changes.events = std::mem::take(&mut inner.events).into();
         for key in std::mem::take(&mut inner.dirty) {
             match inner.instances.get(&key) {
                 Some(report) => changes.changed.push(report.clone()),
@@ -133,11 +144,10 @@ impl Board {
     }
 
     /// Gives back what a report that failed would have told and no registration tells again.
-    pub(crate) fn put_back(&self, emitted: Vec<Emitted>) {
+    pub(crate) fn put_back(&self, events: Vec<StationEvent>) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let newer = std::mem::replace(&mut inner.emitted, emitted);
-        let room = EMITTED_MAX.saturating_sub(inner.emitted.len());
-        inner.emitted.extend(newer.into_iter().take(room));
+        let newer = std::mem::replace(&mut inner.events, events.into());
+        newer.into_iter().for_each(|event| inner.note(event));
     }
 
     /// Hears of every change.

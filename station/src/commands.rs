@@ -1,5 +1,6 @@
 //! The commands that instances offer now.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{PoisonError, RwLock};
 
@@ -40,12 +41,19 @@ pub(crate) struct Found {
 }
 
 impl Commands {
-    pub(crate) fn register(&self, key: &Key, record: CommandRecord, handler: Handler) {
+    /// Makes a command callable; false if there is one of that name.
+    pub(crate) fn register(&self, key: &Key, record: CommandRecord, handler: Handler) -> bool {
         let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
         let offered = instances.entry(key.clone()).or_default();
         let name = (record.group.clone(), record.name.clone());
         // The first that registers a name keeps it: a second never takes calls away from it.
-        offered.commands.entry(name).or_insert((record, handler));
+        match offered.commands.entry(name) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert((record, handler));
+                true
+            }
+        }
     }
 
     pub(crate) fn de_register(&self, key: &Key, group: &str, name: &str) {

@@ -1,12 +1,13 @@
 //! What a station does for the roles it runs itself.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{BoxFuture, CallAnswer, CommandRecord, Handler, Host, LogLevel, Report};
 use quilt_protocol::control::{Emitted, State};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -27,10 +28,15 @@ pub(crate) struct InstanceHost {
     link: Arc<Link>,
     log: Mutex<Option<lines::Writer>>,
     tasks: Mutex<JoinSet<()>>,
+    /// Roles may ask from threads of their own.
+    runtime: Handle,
+    /// The run is over: whatever its role still asks for is not for the next one.
+    ended: Mutex<bool>,
     /// Hears of the first panic in a task or command.
     crashed: mpsc::Sender<String>,
     stop_timeout: Mutex<Duration>,
     found_since_ms: Mutex<Option<u64>>,
+    how_it_ended: Mutex<String>,
 }
 
 impl InstanceHost {
@@ -50,9 +56,12 @@ impl InstanceHost {
             link,
             log: Mutex::new(log),
             tasks: Mutex::default(),
+            runtime: Handle::current(),
+            ended: Mutex::new(false),
             crashed,
             stop_timeout: Mutex::new(stop_timeout),
             found_since_ms: Mutex::new(None),
+            how_it_ended: Mutex::default(),
         }
     }
 
@@ -65,31 +74,49 @@ impl InstanceHost {
         *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How its work ended, if it said so.
+    pub(crate) fn how_it_ended(&self) -> String {
+        self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the run is over; it does not end while this is held.
+    fn ended(&self) -> MutexGuard<'_, bool> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends what the instance still has going.
     pub(crate) fn end(&self) {
+        let mut ended = self.ended();
+        *ended = true;
         self.commands.remove(&self.key);
+        drop(ended);
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 }
 
 impl Host for InstanceHost {
     fn spawn(&self, work: BoxFuture<'static, ()>) {
+        if *self.ended() {
+            return;
+        }
         let crashed = self.crashed.clone();
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
+        let work = async move {
             if let Err(panic) = catch(work).await {
                 let _ = crashed.try_send(panic);
             }
-        });
+        };
+        tasks.spawn_on(work, &self.runtime);
     }
 
     #[allow(clippy::disallowed_methods, reason = "a blocking thread cannot be aborted, so nobody need own it")]
     fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        tokio::task::spawn_blocking(work);
+        self.runtime.spawn_blocking(work);
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        let _inside = self.runtime.enter();
         Box::pin(tokio::time::sleep(time))
     }
 
@@ -111,6 +138,13 @@ impl Host for InstanceHost {
     }
 
     fn report(&self, report: Report) {
+        let ended = self.ended();
+        if *ended {
+            return;
+        }
+        if let Report::Ended(how) = &report {
+            self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner).clone_from(how);
+        }
         if let Report::FoundAgain(since_ms) = report {
             *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(since_ms);
         }
@@ -125,10 +159,15 @@ impl Host for InstanceHost {
             Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
             Report::Active | Report::Waiting(_) | Report::FoundAgain(_) => {}
             Report::Pid(pid) => instance.pid = pid,
+            Report::Ended(_) => {}
         });
     }
 
     fn attribute(&self, name: &str, json: Option<String>) {
+        let ended = self.ended();
+        if *ended {
+            return;
+        }
         match json {
             Some(json) if json.len() > JSON_MAX => {
                 self.log(LogLevel::Warn, &format!("attribute `{name}` is longer than {JSON_MAX} bytes; not published"));
@@ -151,7 +190,7 @@ impl Host for InstanceHost {
         self.board.emit(Emitted { role, instance, topic: topic.to_owned(), body, at_ms: time::now_ms() });
     }
 
-    fn register(&self, record: CommandRecord, handler: Handler) {
+    fn register(&self, record: CommandRecord, handler: Handler) -> bool {
         let crashed = self.crashed.clone();
         // A panic ends the call and the instance: what it left half done is not used again.
         let guarded: Handler = Arc::new(move |call| {
@@ -166,11 +205,15 @@ impl Host for InstanceHost {
                 }
             })
         });
-        self.commands.register(&self.key, record, guarded);
+        let ended = self.ended();
+        !*ended && self.commands.register(&self.key, record, guarded)
     }
 
     fn de_register(&self, group: &str, name: &str) {
-        self.commands.de_register(&self.key, group, name);
+        let ended = self.ended();
+        if !*ended {
+            self.commands.de_register(&self.key, group, name);
+        }
     }
 
     fn call(&self, target: String, command: String, body: Bytes, time: Duration) -> BoxFuture<'static, CallAnswer> {

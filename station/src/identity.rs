@@ -34,7 +34,6 @@ pub(crate) fn renew(folder: &Path) -> anyhow::Result<StationId> {
 
 /// Gathers facts; `local` is this end of the connection to the manager.
 pub(crate) fn facts(local: IpAddr) -> Facts {
-    let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let mut more = BTreeMap::from([
         ("os".to_owned(), os_name()),
         ("arch".to_owned(), std::env::consts::ARCH.to_owned()),
@@ -53,10 +52,19 @@ pub(crate) fn facts(local: IpAddr) -> Facts {
         mac: interface.and_then(|name| mac_of(&name)),
         ip: Some(local.to_string()),
         machine_id: read("/etc/machine-id").filter(|id| !id.is_empty()),
-        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        boot_id: boot_id(),
         software: format!("quilt-station {}", env!("CARGO_PKG_VERSION")),
         more,
     }
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+/// Tells this boot of the machine from others.
+pub(crate) fn boot_id() -> Option<String> {
+    read("/proc/sys/kernel/random/boot_id")
 }
 
 fn os_name() -> String {

@@ -8,6 +8,7 @@
 //!                 \---- too often ----> Failed     Paused <- update that needs a restart
 //! ```
 
+mod given_up;
 mod running;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::running::abandon;
 
+use self::given_up::GivenUp;
 use self::running::{Started, work_ends};
 use crate::board::Board;
 use crate::commands::Commands;
@@ -209,6 +211,13 @@ impl Runner {
                     self.show(State::Stopped, "stopped by an operator");
                     return Phase::Idle;
                 }
+                Some(Order::Go) if self.resuming && self.given_up().why(&self.spec).is_some() => {
+                    // An earlier station gave it up, with this configuration: it is not tried again by itself.
+                    let why = self.given_up().why(&self.spec).unwrap_or_default();
+                    self.abandon().await;
+                    self.show(State::Failed, why);
+                    return Phase::Idle;
+                }
                 Some(order) => match self.rest(order).await {
                     Phase::Paused => {}
                     next => return next,
@@ -242,6 +251,7 @@ impl Runner {
 
     async fn start(&mut self) -> Phase {
         self.show(State::Starting, "");
+        self.given_up().clear();
         let began = time::now_text();
         let mut started = match self.start_role().await {
             Ok(started) => started,
@@ -296,17 +306,18 @@ impl Runner {
 
     /// The work of an instance ended.
     async fn ended(&mut self, started: Started, result: Result<(), String>) -> Phase {
+        let how = started.host.how_it_ended();
         match result {
             Err(text) => self.end_failed(started, text).await,
             Ok(()) => match self.restarts.completed() {
                 Next::Again(delay) => {
                     self.stop_role(started, false).await;
                     // A pause between two runs that end well is no trouble.
-                    self.show(State::Completed, until(delay, "done"));
+                    self.show(State::Completed, until(delay, if how.is_empty() { "done" } else { &how }));
                     Phase::Backoff(delay)
                 }
                 Next::Rest | Next::GiveUp => {
-                    self.show(State::Completed, "");
+                    self.show(State::Completed, how);
                     Phase::Completed(started)
                 }
             },
@@ -323,9 +334,7 @@ impl Runner {
     async fn end_failed(&mut self, started: Started, text: String) -> Phase {
         let next = self.restarts.failed(started.since.elapsed(), Instant::now());
         started.host.log(LogLevel::Warn, &text);
-        // What is given up leaves its record, so that the next station does not begin it anew.
-        let over = started.work.is_none();
-        self.stop_role(started, over && next == Next::GiveUp).await;
+        self.stop_role(started, false).await;
         self.after_failure(next, text)
     }
 
@@ -342,10 +351,15 @@ impl Runner {
                 Phase::Backoff(delay)
             }
             Next::GiveUp | Next::Rest => {
+                self.given_up().set(&self.spec, &text);
                 self.show(State::Failed, text);
                 Phase::Idle
             }
         }
+    }
+
+    fn given_up(&self) -> GivenUp {
+        GivenUp::new(&instance_dir(&self.around.folder, &self.key))
     }
 
     async fn backoff(&mut self, delay: Duration) -> Phase {

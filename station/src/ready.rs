@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use quilt_core::lines;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -16,7 +18,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Waits until the check passes; `Err` says what was wrong last when the time is over.
 pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), String> {
-    let mut last = "it was not tried".to_owned();
+    let mut last = "the first attempt got no answer".to_owned();
     let trying = async {
         if let Check::Log(text) = &ready.check {
             last = format!("no line of its log contains {text:?}");
@@ -48,13 +50,13 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), S
 
 /// Waits for a line of this run: lines from before `since` belong to earlier ones.
 async fn wait_for_line(log: &Path, text: &str, since: &str) -> std::io::Result<()> {
-    let (mut lines, mut reader) = lines::Reader::open(log, usize::MAX)?;
+    let mut reader = lines::Reader::open(log, usize::MAX)?;
     loop {
+        let lines = reader.next().await?;
         // RFC 3339 in UTC sorts as text.
         if lines.iter().any(|line| line.at.as_str() >= since && line.text.contains(text)) {
             return Ok(());
         }
-        lines = reader.next().await?;
     }
 }
 
@@ -65,11 +67,12 @@ async fn tcp(address: &str) -> Result<(), String> {
 /// One GET. Only the status line matters, so a client library would be a dependency for nothing.
 async fn http(url: &str) -> Result<(), String> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
     let failed = |error: std::io::Error| format!("{url}: {error}");
     let mut stream = TcpStream::connect(&address).await.map_err(failed)?;
-    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut line = Vec::new();
     while !line.contains(&b'\n') && line.len() < 1024 {
@@ -88,9 +91,24 @@ async fn http(url: &str) -> Result<(), String> {
 async fn run(command: &[String]) -> Result<(), String> {
     let mut program = Command::new(&command[0]);
     program.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    match program.status().await {
+    program.process_group(0);
+    let mut child = program.spawn().map_err(|error| format!("{command:?}: {error}"))?;
+    // What it started ends with it, also when its time is over.
+    let _group = Group(child.id().map(|pid| Pid::from_raw(pid as i32)));
+    match child.wait().await {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{command:?}: {status}")),
         Err(error) => Err(format!("{command:?}: {error}")),
+    }
+}
+
+/// A process group that is killed when this is dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
     }
 }

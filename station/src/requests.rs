@@ -1,9 +1,7 @@
 //! What the manager, and tools through it, ask of a station.
 
-use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -50,6 +48,18 @@ impl Service for Requests {
     fn closed(&self, _: &Closed) {}
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let work = self.work(inbound);
+        Box::pin(async move {
+            // Not on the connection's own task, which must go on reading and beating while a role or the disk takes its
+            // time: what is not ready at once is given a task.
+            tokio::task::yield_now().await;
+            work.await;
+        })
+    }
+}
+
+impl Requests {
+    fn work(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         if let Address::Instance { role, instance, .. } = &inbound.head.to {
             let key = Key { role: role.clone(), instance: instance.clone() };
             return if inbound.head.command == command::LOGS { self.logs(inbound) } else { self.call(key, inbound) };
@@ -136,17 +146,17 @@ impl Requests {
                 return Err((Outcome::Refused, "logs are a stream; ask for one".into()));
             }
             let failed = |error: std::io::Error| (Outcome::Refused, error.to_string());
-            let (mut lines, mut reader) = lines::Reader::open(&log, lines as usize).map_err(failed)?;
+            let mut reader = lines::Reader::open(&log, lines as usize).map_err(failed)?;
             loop {
+                let lines = if follow { reader.next().await } else { reader.more() }.map_err(failed)?;
+                if lines.is_empty() {
+                    return Ok(());
+                }
                 for lines::Line { at, stream, text } in lines {
                     if items.send_json(&LogLine { at, stream, text }).await.is_err() {
                         return Ok(());
                     }
                 }
-                if !follow {
-                    return Ok(());
-                }
-                lines = reader.next().await.map_err(failed)?;
             }
         })
     }
@@ -176,37 +186,27 @@ impl Requests {
             }
         };
         let time = Duration::from_millis(head.remaining_ms.into());
-        let mut answering = Box::pin(self.carry_out(key, &head, body, None));
+        let answering = self.carry_out(key, &head, body, None);
         let (guard, session) = (Guard { dedupe, head }, responder.session());
         Box::pin(async move {
-            // Most calls are ready at once and need no task.
-            let first = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
-            let answer = match first {
-                Poll::Ready(answer) => answer,
-                Poll::Pending => {
-                    // A caller that lost its connection may ask again: what it began is carried out to its end, so that
-                    // the answer is there. One that cancels, or whose time is over, wants it ended.
-                    let (sender, receiver) = oneshot::channel();
-                    #[allow(clippy::disallowed_methods, reason = "owned by AbortUnlessLost, bounded by the deadline")]
-                    let task = tokio::spawn(async move {
-                        let timed_out = (Outcome::TimedOut, Encoding::Json, Bytes::new());
-                        let answer = tokio::time::timeout(time, answering).await.unwrap_or(timed_out);
-                        for joined in guard.done(&answer) {
-                            joined.respond(answer.0, answer.1, answer.2.clone());
-                        }
-                        let _ = sender.send(answer);
-                    });
-                    let abort = AbortUnlessLost { task: task.abort_handle(), session };
-                    let answered = receiver.await;
-                    drop(abort);
-                    let Ok(answer) = answered else { return };
-                    return responder.respond(answer.0, answer.1, answer.2);
+            // A caller that lost its connection may ask again: what it began is carried out to its end, so that the answer is
+            // there. One that cancels, or whose time is over, wants it ended.
+            let (sender, receiver) = oneshot::channel();
+            #[allow(clippy::disallowed_methods, reason = "owned by AbortUnlessLost, bounded by the deadline")]
+            let task = tokio::spawn(async move {
+                let timed_out = (Outcome::TimedOut, Encoding::Json, Bytes::new());
+                let answer = tokio::time::timeout(time, answering).await.unwrap_or(timed_out);
+                for joined in guard.done(&answer) {
+                    joined.respond(answer.0, answer.1, answer.2.clone());
                 }
-            };
-            for joined in guard.done(&answer) {
-                joined.respond(answer.0, answer.1, answer.2.clone());
+                let _ = sender.send(answer);
+            });
+            let abort = AbortUnlessLost { task: task.abort_handle(), session };
+            let answered = receiver.await;
+            drop(abort);
+            if let Ok((outcome, encoding, body)) = answered {
+                responder.respond(outcome, encoding, body);
             }
-            responder.respond(answer.0, answer.1, answer.2);
         })
     }
 

@@ -36,22 +36,28 @@ impl Saved {
     /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it and the
     /// manager pushes again.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
-        let (was_there, lost) = (folder.join("accepted.json").exists(), folder.join(LOST));
-        let accepted = read::<Accepted>(&folder.join("accepted.json"))?.filter(|accepted| {
-            let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest
-                && serde_json::from_str::<Document>(&accepted.document).is_ok();
-            if !whole {
-                tracing::error!("accepted.json does not match its digest; set aside");
-                let _ = set_aside(&folder.join("accepted.json"));
+        let (path, lost) = (folder.join("accepted.json"), folder.join(LOST));
+        let accepted = match read::<Accepted>(&path)?.map(|read| read.and_then(matches_its_digest)) {
+            None => None,
+            Some(Ok(accepted)) => Some(accepted),
+            Some(Err(why)) => {
+                // Remembered across restarts, and before the file is gone: until the manager pushes, nobody knows what should
+                // run here.
+                files::write_atomically(&lost, b"").with_context(|| lost.display().to_string())?;
+                set_aside(&path, &why)?;
+                None
             }
-            whole
-        });
-        let stopped: BTreeSet<String> = read(&folder.join("stopped.json"))?.unwrap_or_default();
-        let stopped = Arc::new(Stopped { path: folder.join("stopped.json"), set: Mutex::new(stopped) });
-        if was_there && accepted.is_none() {
-            // Remembered across restarts: until the manager pushes, nobody knows what should run here.
-            files::write_atomically(&lost, b"").with_context(|| lost.display().to_string())?;
-        }
+        };
+        let path = folder.join("stopped.json");
+        let stopped = match read(&path)? {
+            None => BTreeSet::new(),
+            Some(Ok(stopped)) => stopped,
+            Some(Err(why)) => {
+                set_aside(&path, &why)?;
+                BTreeSet::new()
+            }
+        };
+        let stopped = Arc::new(Stopped { path, set: Mutex::new(stopped) });
         let damaged = lost.exists();
         Ok(Self { folder: folder.to_owned(), accepted, damaged, stopped })
     }
@@ -95,39 +101,50 @@ impl Stopped {
             let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
             set.iter().filter(|key| !keep(key)).cloned().collect()
         };
-        gone.iter().for_each(|key| self.set(key, false));
-    }
-
-    pub(crate) fn set(&self, key: &str, stopped: bool) {
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = if stopped { set.insert(key.to_owned()) } else { set.remove(key) };
-        if changed {
-            let bytes = serde_json::to_vec(&*set).expect("texts serialize");
-            if let Err(error) = files::write_atomically(&self.path, &bytes) {
+        for key in gone {
+            if let Err(error) = self.set(&key, false) {
                 tracing::error!(%error, "cannot record what is stopped");
             }
         }
     }
+
+    /// Records it; nothing is changed if that fails.
+    pub(crate) fn set(&self, key: &str, stopped: bool) -> io::Result<()> {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        if set.contains(key) == stopped {
+            return Ok(());
+        }
+        let mut changed = set.clone();
+        if stopped {
+            changed.insert(key.to_owned());
+        } else {
+            changed.remove(key);
+        }
+        files::write_atomically(&self.path, &serde_json::to_vec(&changed)?)?;
+        *set = changed;
+        Ok(())
+    }
 }
 
-fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<Option<T>> {
+fn matches_its_digest(accepted: Accepted) -> Result<Accepted, String> {
+    let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest
+        && serde_json::from_str::<Document>(&accepted.document).is_ok();
+    if whole { Ok(accepted) } else { Err("it does not match its digest".into()) }
+}
+
+/// What a file holds, or why that cannot be read; nothing if there is no file.
+fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<Option<Result<T, String>>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => {
-            tracing::error!(path = %path.display(), %error, "a damaged file; set aside");
-            set_aside(path).with_context(|| path.display().to_string())?;
-            Ok(None)
-        }
-    }
+    Ok(Some(serde_json::from_slice(&bytes).map_err(|error| error.to_string())))
 }
 
-fn set_aside(path: &Path) -> io::Result<()> {
+fn set_aside(path: &Path, why: &str) -> anyhow::Result<()> {
+    tracing::error!(path = %path.display(), why, "a damaged file; set aside");
     let mut aside = path.as_os_str().to_owned();
     aside.push(".damaged");
-    fs::rename(path, aside)
+    fs::rename(path, aside).with_context(|| path.display().to_string())
 }

@@ -26,6 +26,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 const DIAL: Duration = Duration::from_secs(5);
 /// How long the manager may take to answer a registration or report.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long the last report may take.
+const LAST_REPORT: Duration = Duration::from_secs(1);
 /// At most so many reports are sent in a second; a burst of changes soon after a quiet time is told at once.
 const REPORTS_PER_SECOND: usize = 5;
 /// How long a report waits for changes that come together.
@@ -181,7 +183,8 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
         tokio::select! {
             why = handle.closed() => return why.to_string(),
             () = stop.cancelled() => {
-                let _ = report(handle, service, board).await;
+                // A manager that hangs must not hold up the end of the station.
+                let _ = tokio::time::timeout(LAST_REPORT, report(handle, service, board)).await;
                 handle.goodbye("the station stops");
                 return handle.closed().await.to_string();
             }
@@ -192,7 +195,11 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
                     () = stop.cancelled() => continue,
                 }
                 changes.mark_unchanged();
-                if let Err(error) = report(handle, service, board).await {
+                let reported = tokio::select! {
+                    reported = report(handle, service, board) => reported,
+                    () = stop.cancelled() => continue,
+                };
+                if let Err(error) = reported {
                     // What was not taken is told whole at the next registration.
                     handle.goodbye("a report was not taken");
                     return error;
@@ -220,11 +227,11 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
         applying: changes.applying,
         changed: changes.changed,
         gone: changes.gone,
-        emitted: changes.emitted,
+        events: changes.events,
     };
     let told = handle.ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER).await;
     told.map_err(|error| {
-        board.put_back(report.emitted);
+        board.put_back(report.events);
         error.to_string()
     })
 }

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quilt_protocol::control::{Action, Problem, ProblemCode, State};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::commands::Commands;
@@ -40,14 +42,21 @@ pub(crate) struct Target {
 
 enum Message {
     Commit(Target),
-    Operator(Key, Action, oneshot::Sender<Result<(), String>>),
     ShutDown(bool, oneshot::Sender<Vec<String>>),
 }
 
-/// Talks to the supervisor.
+/// Where each instance takes its orders.
+type Orders = Arc<Mutex<BTreeMap<Key, mpsc::Sender<Order>>>>;
+
+/// Talks to the supervisor, and to instances past it: what it waits for is no affair of theirs.
 #[derive(Clone)]
 pub(crate) struct Handle {
     sender: mpsc::Sender<Message>,
+    orders: Orders,
+    board: Arc<Board>,
+    stopped: Arc<Stopped>,
+    /// The station stops: nothing else is waited for.
+    stopping: CancellationToken,
 }
 
 impl Handle {
@@ -61,18 +70,33 @@ impl Handle {
     /// A place for one commit, to be taken before something is done that the commit must follow. None once the station
     /// stops.
     pub(crate) async fn reserve(&self) -> Option<Place<'_>> {
-        self.sender.reserve().await.ok().map(Place)
+        self.sender.reserve().await.ok().filter(|_| !self.stopping.is_cancelled()).map(Place)
     }
 
     /// Does what an operator wants with one instance.
     pub(crate) async fn operate(&self, key: Key, action: Action) -> Result<(), String> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.sender.send(Message::Operator(key, action, reply)).await;
-        answer.await.unwrap_or_else(|_| Err("the station is stopping".into()))
+        let orders = lock(&self.orders).get(&key).cloned();
+        let Some(orders) = orders else {
+            return Err(match self.board.get(&key) {
+                Some(report) if report.state == State::Failed => format!("{key} cannot run here: {}", report.detail),
+                Some(report) => format!("{key} is {}", report.state),
+                None => format!("this station has no instance {key}"),
+            });
+        };
+        self.stopped
+            .set(&key.to_string(), action == Action::Stop)
+            .map_err(|error| format!("cannot record on the station's disk what is stopped: {error}"))?;
+        let (done, answer) = oneshot::channel();
+        orders.try_send(Order::Operator(action, done)).map_err(|error| match error {
+            TrySendError::Full(_) => format!("{key} has too many orders waiting; it is slow to start or stop"),
+            TrySendError::Closed(_) => format!("{key} is ending"),
+        })?;
+        answer.await.map_err(|_| "the station is stopping".to_owned())
     }
 
     /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.
     pub(crate) async fn shut_down(&self, detach: bool) -> Vec<String> {
+        self.stopping.cancel();
         let (reply, answer) = oneshot::channel();
         let _ = self.sender.send(Message::ShutDown(detach, reply)).await;
         answer.await.unwrap_or_default()
@@ -90,8 +114,15 @@ impl Place<'_> {
 
 /// Starts the supervisor, with nothing to supervise yet.
 pub(crate) fn start(setup: Setup) -> Handle {
-    // Commits and operators' wishes are rare; a sender waits.
+    // Commits are rare; a sender waits.
     let (sender, inbox) = mpsc::channel(16);
+    let handle = Handle {
+        sender,
+        orders: Orders::default(),
+        board: setup.board.clone(),
+        stopped: setup.stopped.clone(),
+        stopping: CancellationToken::new(),
+    };
     let supervisor = Supervisor {
         around: Surroundings {
             folder: setup.folder,
@@ -102,12 +133,16 @@ pub(crate) fn start(setup: Setup) -> Handle {
         },
         stopped: setup.stopped,
         instances: BTreeMap::new(),
+        orders: handle.orders.clone(),
+        ending: Vec::new(),
+        late: Vec::new(),
         impossible: BTreeSet::new(),
-        swept: false,
+        sweep: Sweep::NotYet,
+        stopping: handle.stopping.clone(),
     };
     #[allow(clippy::disallowed_methods, reason = "it ends with shut_down, which is awaited")]
     tokio::spawn(supervisor.run(inbox));
-    Handle { sender }
+    handle
 }
 
 struct Entry {
@@ -119,11 +154,26 @@ struct Supervisor {
     around: Surroundings,
     stopped: Arc<Stopped>,
     instances: BTreeMap<Key, Entry>,
+    orders: Orders,
+    /// Told to end, and not waited for yet.
+    ending: Vec<(Key, oneshot::Receiver<Ended>)>,
+    /// Took too long to end.
+    late: Vec<String>,
     /// Shown as failed because their role cannot be had.
     impossible: BTreeSet<Key>,
-    /// What an earlier station left of instances that should not be has been ended.
-    swept: bool,
+    sweep: Sweep,
+    stopping: CancellationToken,
 }
+
+/// The end of what an earlier station left of instances that should not be.
+enum Sweep {
+    NotYet,
+    UnderWay(tokio::task::JoinHandle<()>),
+    Done,
+}
+
+/// The station stops; what was being done is left to that.
+struct Stopping;
 
 /// How long what an earlier station left of a forgotten instance may take to stop.
 const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
@@ -132,24 +182,40 @@ impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         while let Some(message) = inbox.recv().await {
             match message {
-                Message::Commit(target) => self.commit(target).await,
-                Message::Operator(key, action, reply) => self.operate(&key, action, reply).await,
+                Message::Commit(target) => {
+                    self.around.board.applying(true);
+                    let _ = self.commit(target).await;
+                    self.around.board.applying(false);
+                }
                 Message::ShutDown(detach, reply) => {
-                    let all = self.instances.keys().cloned().collect();
-                    let late = self.end(&all, detach).await;
-                    if !detach {
-                        // Nothing is left behind, also of what could not be started in this station.
-                        self.sweep(&BTreeSet::new()).await;
-                    }
-                    let _ = reply.send(late);
+                    self.shut_down(detach).await;
+                    let _ = reply.send(self.late);
                     return;
                 }
             }
         }
     }
 
-    async fn commit(&mut self, target: Target) {
-        self.around.board.applying(true);
+    async fn shut_down(&mut self, detach: bool) {
+        if !detach {
+            // Those that were ending already.
+            self.ended(false, None).await;
+        }
+        let all: BTreeSet<Key> = self.instances.keys().cloned().collect();
+        for level in self.levels(&all) {
+            self.tell_to_end(&level, detach).await;
+            self.ended(detach, None).await;
+        }
+        if !detach {
+            // Nothing is left behind, also of what could not be started in this station.
+            if let Sweep::UnderWay(sweeping) = std::mem::replace(&mut self.sweep, Sweep::Done) {
+                let _ = sweeping.await;
+            }
+            sweep(self.around.clone(), BTreeSet::new()).await;
+        }
+    }
+
+    async fn commit(&mut self, target: Target) -> Result<(), Stopping> {
         let Target { specs, impossible, resuming, complete } = target;
         let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
@@ -159,22 +225,20 @@ impl Supervisor {
             self.stopped.retain(|key| key.parse().is_ok_and(|key: Key| known.contains(&key)));
         }
         // As long as it is not known what should run here, what is found belongs to whoever is configured next.
-        let resuming = resuming || !self.swept;
-        self.end(&vanished, false).await;
-        self.show_impossible(&impossible);
-        if complete && !std::mem::replace(&mut self.swept, true) {
-            // What cannot be judged now may be again; what is blocked may not run on.
-            let blocked = |problem: &Problem| problem.code == ProblemCode::RoleBlocked;
-            let blocked = impossible.iter().filter(|(_, problem)| blocked(problem)).map(|(spec, _)| &spec.key);
-            let blocked: BTreeSet<_> = blocked.cloned().collect();
-            self.sweep(&known.difference(&blocked).cloned().collect()).await;
+        let resuming = resuming || matches!(self.sweep, Sweep::NotYet);
+        for level in self.levels(&vanished) {
+            self.tell_to_end(&level, false).await;
+            self.wait_until_ended().await?;
         }
+        self.show_impossible(&impossible);
+        self.sweep_once(complete, known, &impossible).await?;
 
-        let mut begin = self.update(&wanted).await;
+        let mut begin = self.update(&wanted).await?;
         for (key, spec) in wanted {
             if !self.instances.contains_key(&key) {
                 let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
                 let orders = instance::make(self.around.clone(), spec.clone(), beginning);
+                lock(&self.orders).insert(key.clone(), orders.clone());
                 self.instances.insert(key.clone(), Entry { spec, orders });
                 begin.insert(key);
             }
@@ -182,20 +246,38 @@ impl Supervisor {
         for key in begin {
             let _ = self.instances[&key].orders.send(Order::Go).await;
         }
-        self.around.board.applying(false);
+        Ok(())
     }
 
-    /// Ends what an earlier station left of instances other than these.
-    async fn sweep(&self, keep: &BTreeSet<Key>) {
-        let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-        for instance in folders(&self.around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
-            let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-            let role = instance.parent().map(name).unwrap_or_default();
-            let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
-            if !keep.contains(&key) && !self.instances.contains_key(&key) {
-                instance::abandon(&self.around, &key, FORGOTTEN_STOP).await;
+    /// Ends what an earlier station left, beside what goes on: it can take its time. Commits that come later wait for it, since
+    /// they may want what is just being ended.
+    async fn sweep_once(
+        &mut self,
+        complete: bool,
+        known: BTreeSet<Key>,
+        impossible: &[(Spec, Problem)],
+    ) -> Result<(), Stopping> {
+        match &mut self.sweep {
+            Sweep::NotYet if complete => {
+                // What cannot be judged now may be again; what is blocked may not run on.
+                let blocked = |problem: &Problem| problem.code == ProblemCode::RoleBlocked;
+                let blocked = impossible.iter().filter(|(_, problem)| blocked(problem)).map(|(spec, _)| &spec.key);
+                let blocked: BTreeSet<_> = blocked.cloned().collect();
+                let mut keep: BTreeSet<_> = known.difference(&blocked).cloned().collect();
+                keep.extend(self.instances.keys().cloned());
+                #[allow(clippy::disallowed_methods, reason = "owned by the supervisor, bounded by the stop time-outs")]
+                let sweeping = tokio::spawn(sweep(self.around.clone(), keep));
+                self.sweep = Sweep::UnderWay(sweeping);
             }
+            Sweep::UnderWay(sweeping) => {
+                tokio::select! {
+                    _ = sweeping => self.sweep = Sweep::Done,
+                    () = self.stopping.cancelled() => return Err(Stopping),
+                }
+            }
+            Sweep::NotYet | Sweep::Done => {}
         }
+        Ok(())
     }
 
     fn show_impossible(&mut self, impossible: &[(Spec, Problem)]) {
@@ -208,81 +290,107 @@ impl Supervisor {
         }
     }
 
-    /// Hands changed specifications over, all at once. Names the instances that were stopped for theirs: they begin
-    /// again only when all have let go of what they had, so that two can swap a port.
-    async fn update(&mut self, wanted: &BTreeMap<Key, Spec>) -> BTreeSet<Key> {
-        let mut answers = Vec::new();
-        for (key, entry) in &mut self.instances {
-            let spec = &wanted[key];
-            if *spec != entry.spec {
+    /// Hands changed specifications over, to those that need others first. Names the instances that were stopped for theirs:
+    /// they begin again only when all have let go of what they had, so that two can swap a port.
+    async fn update(&mut self, wanted: &BTreeMap<Key, Spec>) -> Result<BTreeSet<Key>, Stopping> {
+        let changed = self.instances.iter().filter(|(key, entry)| entry.spec != wanted[*key]);
+        let changed: BTreeSet<Key> = changed.map(|(key, _)| key.clone()).collect();
+        let mut paused = BTreeSet::new();
+        for level in self.levels(&changed) {
+            let mut answers = Vec::new();
+            for key in level {
                 let (done, answer) = oneshot::channel();
                 // A changed configuration starts what an operator stopped.
-                self.stopped.set(&key.to_string(), false);
+                if let Err(error) = self.stopped.set(&key.to_string(), false) {
+                    tracing::error!(%error, "cannot record what is stopped");
+                }
+                let entry = self.instances.get_mut(&key).expect("levels are made of instances that are there");
+                let spec = wanted[&key].clone();
                 let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), done)).await;
-                entry.spec = spec.clone();
-                answers.push((key.clone(), answer));
+                entry.spec = spec;
+                answers.push((key, answer));
+            }
+            for (key, answer) in answers {
+                let answer = tokio::select! {
+                    answer = answer => answer,
+                    () = self.stopping.cancelled() => return Err(Stopping),
+                };
+                if answer != Ok(Updated::InPlace) {
+                    paused.insert(key);
+                }
             }
         }
-        let mut paused = BTreeSet::new();
-        for (key, answer) in answers {
-            if answer.await != Ok(Updated::InPlace) {
-                paused.insert(key);
-            }
-        }
-        paused
+        Ok(paused)
     }
 
-    /// Ends instances, those that need others before those they need. Names those that were late.
-    async fn end(&mut self, keys: &BTreeSet<Key>, detach: bool) -> Vec<String> {
-        let mut late = Vec::new();
-        let mut left = keys.clone();
+    /// Instances in the order in which they end: those that need others before those they need.
+    fn levels(&self, keys: &BTreeSet<Key>) -> Vec<BTreeSet<Key>> {
+        let (mut levels, mut left) = (Vec::new(), keys.clone());
         while !left.is_empty() {
-            let needed: BTreeSet<Key> = left
-                .iter()
-                .flat_map(|key| self.instances[key].spec.settings.needs.iter())
-                .filter_map(|need| need.parse().ok())
-                .collect();
+            let needs = left.iter().flat_map(|key| self.instances[key].spec.settings.needs.iter());
+            let needed: BTreeSet<Key> = needs.filter_map(|need| need.parse().ok()).collect();
             let mut level: BTreeSet<Key> = left.difference(&needed).cloned().collect();
             if level.is_empty() {
                 // A circle cannot be planned, but must not hang a shutdown either.
                 level.clone_from(&left);
             }
-            let mut answers = Vec::new();
-            for key in &level {
-                let entry = self.instances.remove(key).expect("left holds only instances that are there");
-                let (done, answer) = oneshot::channel();
-                let _ = entry.orders.send(Order::End { detach, done }).await;
-                answers.push((key, answer));
-            }
-            for (key, answer) in answers {
-                if answer.await == Ok(Ended::Late) {
-                    late.push(key.to_string());
-                }
-                if !detach {
-                    self.around.board.remove(key);
-                }
-            }
             left = left.difference(&level).cloned().collect();
+            levels.push(level);
         }
-        late
+        levels
     }
 
-    async fn operate(&mut self, key: &Key, action: Action, reply: oneshot::Sender<Result<(), String>>) {
-        let Some(entry) = self.instances.get(key) else {
-            let text = match self.around.board.get(key) {
-                Some(report) => format!("{key} cannot run here: {}", report.detail),
-                None => format!("this station has no instance {key}"),
-            };
-            let _ = reply.send(Err(text));
-            return;
-        };
-        self.stopped.set(&key.to_string(), action == Action::Stop);
-        let (done, answer) = oneshot::channel();
-        let _ = entry.orders.send(Order::Operator(action, done)).await;
-        // One that is slow to stop must not hold up the others.
-        #[allow(clippy::disallowed_methods, reason = "ends with the instance's answer, which is bounded")]
-        tokio::spawn(async move {
-            let _ = reply.send(answer.await.map_err(|_| "the station is stopping".to_owned()));
-        });
+    async fn tell_to_end(&mut self, keys: &BTreeSet<Key>, detach: bool) {
+        for key in keys {
+            let Some(entry) = self.instances.remove(key) else { continue };
+            lock(&self.orders).remove(key);
+            let (done, answer) = oneshot::channel();
+            let _ = entry.orders.send(Order::End { detach, done }).await;
+            self.ending.push((key.clone(), answer));
+        }
     }
+
+    async fn wait_until_ended(&mut self) -> Result<(), Stopping> {
+        let stopping = self.stopping.clone();
+        if self.ended(false, Some(stopping)).await { Ok(()) } else { Err(Stopping) }
+    }
+
+    /// Waits for all that were told to end; false if it was not worth waiting any more.
+    async fn ended(&mut self, detach: bool, unless: Option<CancellationToken>) -> bool {
+        let unless = unless.unwrap_or_default();
+        while let Some((key, answer)) = self.ending.last_mut() {
+            let answer = tokio::select! {
+                answer = answer => answer,
+                () = unless.cancelled() => return false,
+            };
+            if answer == Ok(Ended::Late) {
+                self.late.push(key.to_string());
+            }
+            if !detach {
+                self.around.board.remove(key);
+            }
+            self.ending.pop();
+        }
+        true
+    }
+}
+
+/// Ends what an earlier station left of instances other than these.
+async fn sweep(around: Surroundings, keep: BTreeSet<Key>) {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut ending = tokio::task::JoinSet::new();
+    for instance in folders(&around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
+        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let role = instance.parent().map(name).unwrap_or_default();
+        let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
+        if !keep.contains(&key) {
+            let around = around.clone();
+            ending.spawn(async move { instance::abandon(&around, &key, FORGOTTEN_STOP).await });
+        }
+    }
+    ending.join_all().await;
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,6 +15,7 @@ fn record(name: &str) -> StationRecord {
         adopted: true,
         labels: BTreeMap::from([("room".to_owned(), "a".to_owned())]),
         facts: Facts { hostname: name.into(), ..Facts::default() },
+        roles: vec!["process".parse().unwrap()],
         last_seen_ms: 1,
         said_goodbye: false,
     }
@@ -31,6 +32,7 @@ fn desired(revision: u64) -> Desired {
         source: "fleet.toml".into(),
         at_ms: revision,
         good: false,
+        held: false,
     }
 }
 

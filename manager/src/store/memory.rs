@@ -67,6 +67,11 @@ impl Inner {
                 self.loaded().desired.get_mut(&id).into_iter().for_each(mark);
                 self.history.entry(id).or_default().iter_mut().for_each(mark);
             }
+            Change::Release(id, revision) => {
+                let release = |desired: &mut Desired| desired.held &= desired.revision != revision;
+                self.loaded().desired.get_mut(&id).into_iter().for_each(release);
+                self.history.entry(id).or_default().iter_mut().for_each(release);
+            }
             Change::PutEntry(key, entry) => drop(self.loaded().entries.insert(key, entry)),
             Change::RemoveEntry(key) => drop(self.loaded().entries.remove(&key)),
             Change::RaiseEpoch(epoch) => {
@@ -95,6 +100,10 @@ impl Store for MemoryStore {
         let mut inner = self.inner();
         changes.into_iter().for_each(|change| inner.make(change));
         Box::pin(async { Ok(()) })
+    }
+
+    fn backlog(&self) -> usize {
+        0
     }
 
     fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>> {

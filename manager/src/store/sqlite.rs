@@ -5,7 +5,8 @@
 //! commit): an fsync is then shared by all stations that register in a storm.
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use quilt_net::BoxFuture;
@@ -18,16 +19,15 @@ use super::{Change, Desired, EVENTS_MAX, Entry, HISTORY_MAX, Loaded, Store, Stor
 
 /// How many commits share one transaction at most, so that the first of them is not held up for long.
 const GROUP_MAX: usize = 512;
-/// Commits that may wait; beyond, whoever commits waits too.
-const QUEUE: usize = 4096;
 
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
     CREATE TABLE station (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE desired (
         station TEXT NOT NULL, revision INTEGER NOT NULL, digest TEXT NOT NULL, document TEXT NOT NULL,
         origin TEXT NOT NULL, who TEXT NOT NULL, source TEXT NOT NULL, at_ms INTEGER NOT NULL, good INTEGER NOT NULL,
+        held INTEGER NOT NULL,
         PRIMARY KEY (station, revision)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE entry (key TEXT PRIMARY KEY, source TEXT NOT NULL, json TEXT NOT NULL) STRICT;
@@ -44,7 +44,9 @@ enum Job {
 
 /// A store in one file.
 pub struct SqliteStore {
-    jobs: mpsc::SyncSender<Job>,
+    /// Not bounded itself: each asker waits for its own commits, and events are left out when many wait.
+    jobs: mpsc::Sender<Job>,
+    backlog: Arc<AtomicUsize>,
 }
 
 impl SqliteStore {
@@ -70,12 +72,14 @@ impl SqliteStore {
                 path.display()
             )));
         }
-        let (jobs, inbox) = mpsc::sync_channel(QUEUE);
+        let (jobs, inbox) = mpsc::channel();
+        let backlog = Arc::new(AtomicUsize::new(0));
+        let counted = backlog.clone();
         thread::Builder::new()
             .name("quilt-store".into())
-            .spawn(move || work(connection, &inbox))
+            .spawn(move || work(connection, &inbox, &counted))
             .map_err(|error| StoreError(error.to_string()))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, backlog })
     }
 
     fn read<T: Send + 'static>(
@@ -92,6 +96,7 @@ impl SqliteStore {
         job: Job,
         answer: oneshot::Receiver<Result<T, StoreError>>,
     ) -> BoxFuture<'static, Result<T, StoreError>> {
+        self.backlog.fetch_add(1, Ordering::Relaxed);
         let sent = self.jobs.send(job);
         Box::pin(async move {
             sent.map_err(|_| StoreError("its thread has ended".into()))?;
@@ -122,14 +127,21 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
             .execute("INSERT INTO meta VALUES ('epoch', '0'), ('last_revision', '0'), ('last_event', '0')", [])?;
         transaction.commit()?;
     }
+    if version == 1 {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch("ALTER TABLE desired ADD COLUMN held INTEGER NOT NULL DEFAULT 0")?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.commit()?;
+    }
     Ok(())
 }
 
-fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>) {
+fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &AtomicUsize) {
     while let Ok(first) = inbox.recv() {
         let mut group = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next {
+            backlog.fetch_sub(1, Ordering::Relaxed);
             match job {
                 Job::Commit(changes, reply) => group.push((changes, reply)),
                 Job::Read(read) => {
@@ -185,7 +197,7 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
         Change::PutDesired(id, desired) => {
             let id = id.to_string();
             run(
-                "INSERT INTO desired VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO desired VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 params![
                     id,
                     desired.revision.0 as i64,
@@ -195,7 +207,8 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
                     desired.who,
                     desired.source,
                     desired.at_ms as i64,
-                    desired.good
+                    desired.good,
+                    desired.held
                 ],
             )?;
             run(
@@ -208,6 +221,10 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
         Change::MarkGood(id, revision) => {
             let values = params![id.to_string(), revision.0 as i64];
             run("UPDATE desired SET good = 1 WHERE station = ?1 AND revision = ?2", values)?;
+        }
+        Change::Release(id, revision) => {
+            let values = params![id.to_string(), revision.0 as i64];
+            run("UPDATE desired SET held = 0 WHERE station = ?1 AND revision = ?2", values)?;
         }
         Change::PutEntry(key, entry) => {
             run("INSERT OR REPLACE INTO entry VALUES (?1, ?2, ?3)", params![text(key), entry.source, entry.json])?;
@@ -255,7 +272,7 @@ where
     parsed(&value.ok_or_else(|| damaged(&format!("meta {key} is missing")))?)
 }
 
-const DESIRED: &str = "SELECT station, revision, digest, document, origin, who, source, at_ms, good FROM desired";
+const DESIRED: &str = "SELECT station, revision, digest, document, origin, who, source, at_ms, good, held FROM desired";
 
 fn desired(row: &rusqlite::Row<'_>) -> rusqlite::Result<(StationId, Desired)> {
     let text = |at: usize| row.get::<_, String>(at);
@@ -268,6 +285,7 @@ fn desired(row: &rusqlite::Row<'_>) -> rusqlite::Result<(StationId, Desired)> {
         source: text(6)?,
         at_ms: row.get::<_, i64>(7)? as u64,
         good: row.get(8)?,
+        held: row.get(9)?,
     };
     Ok((parsed(&text(0)?)?, desired))
 }
@@ -308,6 +326,10 @@ impl Store for SqliteStore {
     fn commit(&self, changes: Vec<Change>) -> BoxFuture<'static, Result<(), StoreError>> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Commit(changes, reply), answer)
+    }
+
+    fn backlog(&self) -> usize {
+        self.backlog.load(Ordering::Relaxed)
     }
 
     fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>> {

@@ -180,8 +180,38 @@ pub struct Report {
     pub changed: Vec<InstanceReport>,
     /// Instances that are gone.
     pub gone: Vec<(Name, Name)>,
-    /// What roles emitted, in order.
-    pub emitted: Vec<Emitted>,
+    /// What happened since, in order.
+    pub events: Vec<StationEvent>,
+}
+
+/// Something that happened at a station.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum StationEvent {
+    /// An instance came into a state.
+    State(Box<StateChange>),
+    /// An instance is gone.
+    Gone(Name, Name),
+    /// A role emitted an event of its own.
+    Emitted(Box<Emitted>),
+    /// The station began to change its instances to match its configuration.
+    Applying,
+    /// It did what was to be done at once; what starts, starts.
+    Applied,
+}
+
+/// A state that an instance came into.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StateChange {
+    /// The role.
+    pub role: Name,
+    /// The instance.
+    pub instance: Name,
+    /// The state.
+    pub state: State,
+    /// Why, for people.
+    pub detail: String,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 /// An event of a role instance's own.

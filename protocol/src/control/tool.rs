@@ -80,6 +80,11 @@ impl StationState {
             Self::Quarantined => "quarantined",
         }
     }
+
+    /// Whether it can be asked for something.
+    pub fn is_here(self) -> bool {
+        matches!(self, Self::Connected | Self::Unadopted)
+    }
 }
 
 /// A refused configuration.
@@ -411,8 +416,6 @@ pub struct ControlInstance {
 pub struct Resolve {
     /// `station/role/instance`, `station/role` or a selector.
     pub target: String,
-    /// A selector means the instances that offer this command.
-    pub command: String,
     /// How many at most.
     #[serde(default)]
     pub limit: Option<Share>,

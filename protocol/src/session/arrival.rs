@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::liveness::Liveness;
 use super::outbox::BUFFERED_MAX;
 use super::requests::{Answer, Arriving, IN_FLIGHT_MAX, Known, Serving};
-use super::{Closed, Event, ITEM_MAX, Session, State, deadline};
+use super::{Closed, Event, ITEM_MAX, Session, State, UNCHARGED_MAX, deadline};
 use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, LENGTH_BYTES};
 use crate::error::Violation;
 use crate::message::{BodyOf, Encoding, Message, Outcome, Refusal, RequestHead, RequestNumber};
@@ -160,7 +160,8 @@ impl Session {
         }
         check_body(whole, part)?;
         let streaming = head.credit > 0;
-        let serving = Serving { deadline: deadline(&head, now), arriving: None, credit: head.credit, streaming };
+        let serving =
+            Serving { deadline: deadline(&head, now), arriving: None, charged: 0, credit: head.credit, streaming };
         let waits = part.len() < whole;
         let serving = match waits {
             // A body that drips in must not hold its place for long.
@@ -175,9 +176,11 @@ impl Session {
             || self.outbox.buffered() > BUFFERED_MAX / 2
             || self.outbox.bulk_bytes() > self.limits.unfinished / 2;
         let refused = too_long || !head.is_small();
-        let full = full || (waits && !refused && !self.charge(whole));
+        let charged = if !refused && (waits || whole > UNCHARGED_MAX) { whole } else { 0 };
+        let full = full || (charged > 0 && !self.charge(charged));
         self.note_deadline(serving.deadline);
         let serving = self.serving.entry(number).or_insert(serving);
+        serving.charged = if full { 0 } else { charged };
         if too_long {
             let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
             self.respond(number, Outcome::Refused, Encoding::Json, text.into());
@@ -202,8 +205,8 @@ impl Session {
         let Some((_, arriving)) = &mut serving.arriving else { return Ok(()) };
         arriving.add(part).map_err(|length| Violation::BodyTooLong { length, limit: self.limits.body })?;
         if arriving.is_whole() {
+            // It counts against the limits until it is answered: whoever works on it holds it.
             let (head, body) = serving.arriving.take().expect("it was matched above");
-            self.release(body.whole());
             self.events.push_back(Event::Request(number, head, body.into_bytes()));
         }
         Ok(())
@@ -234,13 +237,7 @@ impl Session {
             Known::Waiting(_) if !waits && fits => {
                 self.deliver(number, answer, Bytes::copy_from_slice(part));
             }
-            Known::Waiting(_) if !fits => {
-                let text = Bytes::from_static(
-                    b"the answer is too long, or too many long ones arrive at once on this connection",
-                );
-                self.cancel(number);
-                self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
-            }
+            Known::Waiting(_) if !fits => self.too_much(number),
             Known::Waiting(asked) => {
                 asked.arriving = Some((answer, Arriving::new(whole, part)));
             }
@@ -265,8 +262,16 @@ impl Session {
         }
     }
 
+    fn too_much(&mut self, number: RequestNumber) {
+        let text =
+            Bytes::from_static(b"the answer is too long, or too many long ones arrive at once on this connection");
+        self.cancel(number);
+        self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
+    }
+
     fn deliver(&mut self, number: RequestNumber, answer: Answer, body: Bytes) {
         match answer {
+            Answer::Item if body.len() > UNCHARGED_MAX && !self.charge(body.len()) => self.too_much(number),
             Answer::Item => self.events.push_back(Event::Item(number, body)),
             Answer::Response(outcome, encoding) => {
                 self.asked.remove(number);
@@ -280,14 +285,14 @@ impl Session {
         // Also when it was answered: nobody wants the rest of a long answer any more.
         self.outbox.forget((number, BodyOf::Answer));
         if let Some(serving) = self.serving.remove(&number) {
-            match serving.arriving {
-                Some((_, body)) => self.forget_arriving(Some(body)),
-                None => self.events.push_back(Event::Cancelled(number)),
+            self.release(serving.charged);
+            if serving.arriving.is_none() {
+                self.events.push_back(Event::Cancelled(number));
             }
         }
     }
 
-    /// Counts a body that has begun to arrive, with the length it announced. False, and nothing counted, if there is no
+    /// Counts a body against the limits, with the length it announced. False, and nothing counted, if there is no
     /// room for it.
     fn charge(&mut self, whole: usize) -> bool {
         let fits = self.arriving + whole <= self.limits.unfinished && self.limits.shared.take(whole);

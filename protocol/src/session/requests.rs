@@ -159,6 +159,8 @@ pub(super) struct Serving {
     pub(super) deadline: Option<Instant>,
     /// The request, while its body is still arriving.
     pub(super) arriving: Option<(Box<RequestHead>, Arriving)>,
+    /// Bytes of its body that count against the limits until it is answered.
+    pub(super) charged: usize,
     /// Items the peer will still take; meaningless unless `streaming`.
     pub(super) credit: u32,
     pub(super) streaming: bool,

@@ -9,16 +9,20 @@
 //! The keeper is blocking code on a few threads: it has one program, and should be small and hard to break. What it
 //! knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before
 //! anybody is told. A lock on `keeper.lock` makes sure that an instance has one keeper. If the keeper itself is
-//! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), so a program is never run twice.
+//! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves ([`leftovers`]), so a program
+//! is never run twice. What a program leaves behind when it ends is ended too.
 
 mod exec;
+pub(crate) mod leftovers;
 mod serve;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, killpg};
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use quilt_core::files;
 use serde::{Deserialize, Serialize};
@@ -87,6 +91,12 @@ pub(crate) struct Run {
     pub(crate) keeper: u32,
     pub(crate) boot_id: String,
     pub(crate) started_ms: u64,
+    /// How long it may take to stop, in milliseconds.
+    #[serde(default)]
+    pub(crate) stop_timeout_ms: u64,
+    /// When its main process began, in clock ticks since the machine did: tells it from a later one of the same number.
+    #[serde(default)]
+    pub(crate) started_ticks: u64,
 }
 
 /// How a run ended; on disk before anybody is told.
@@ -117,8 +127,8 @@ impl std::fmt::Display for Exit {
 pub(crate) enum ToKeeper {
     /// Signal the main process.
     Signal(i32),
-    /// Ask the program to stop; kill its group after so many milliseconds.
-    Stop { timeout_ms: u64 },
+    /// Ask the program to stop; kill its group after so many milliseconds, by default those of its configuration.
+    Stop { timeout_ms: Option<u64> },
     /// Go on so many milliseconds without a station from now on.
     OrphanTimeout(Option<u64>),
 }
@@ -197,56 +207,55 @@ impl Paths {
     }
 }
 
-/// Stops the programs of all keepers below a station's folder of instances, as far as they still run. Answers how many.
+/// Stops the programs of all keepers below a station's folder of instances, as far as they still run, each within its own
+/// stop time-out and all at once. Answers how many.
 pub async fn stop_all(instances: &Path) -> usize {
     let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut stopped = 0;
-    for role in folders(instances) {
-        for instance in folders(&role) {
-            stopped += usize::from(end_left_over(&Paths::new(&instance.join("state")), STOP_TIMEOUT).await);
-        }
+    let mut stopping = tokio::task::JoinSet::new();
+    for instance in folders(instances).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
+        stopping.spawn(async move { end_left_over(&Paths::new(&instance.join("state")), None).await });
     }
-    stopped
+    stopping.join_all().await.into_iter().filter(|ran| *ran).count()
 }
 
-/// Ends what an earlier station left of an instance. Answers whether a program ran.
-pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: std::time::Duration) -> bool {
-    let kept = match paths.is_kept() {
-        Ok(true) => crate::kept::Kept::connect(paths).await.ok(),
-        _ => None,
-    };
-    let ran = kept.is_some();
-    if let Some(kept) = kept {
-        kept.stop(paths, stop_timeout).await;
+/// Ends what an earlier station left of an instance, within the time that its keeper knows if no other is given. Answers
+/// whether a program ran.
+pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>) -> bool {
+    let is_kept = paths.is_kept().unwrap_or_default();
+    if is_kept {
+        match crate::kept::Kept::connect(paths).await {
+            Ok(kept) => drop(kept.stop(paths, stop_timeout).await),
+            Err(_) => force_end(paths).await,
+        }
     } else if let Some(run) = paths.read_run() {
-        kill_leftovers(&run);
+        leftovers::kill(&run);
     }
     let _ = paths.forget();
-    ran
+    is_kept
 }
 
-/// How long a program may take to stop when nobody says otherwise.
-const STOP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a killed keeper may take to be gone.
+const KILLED: Duration = Duration::from_secs(2);
+
+/// Ends a keeper that does not answer, and its program with it.
+pub(crate) async fn force_end(paths: &Paths) {
+    let Some(run) = paths.read_run() else { return };
+    let folder = paths.folder.as_os_str().as_encoded_bytes();
+    let command = fs::read(format!("/proc/{}/cmdline", run.keeper)).unwrap_or_default();
+    // Who has that number now must be a keeper, and this instance's.
+    if command.starts_with(b"quilt-keeper\0") && command.split(|byte| *byte == 0).any(|argument| argument == folder) {
+        let _ = signal::kill(Pid::from_raw(run.keeper as i32), Signal::SIGKILL);
+        let gone = async {
+            while paths.is_kept().unwrap_or_default() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(KILLED, gone).await;
+    }
+    leftovers::kill(&run);
+}
 
 /// The identity of this boot of the machine.
 pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
-/// Kills what is left of a run whose keeper is gone: processes of its group that carry its mark. A stranger that got
-/// the same number, or runs the same command, does not carry it.
-pub(crate) fn kill_leftovers(run: &Run) {
-    if run.boot_id != boot_id() {
-        return;
-    }
-    let mark = format!("{RUN_VARIABLE}={}", run.id);
-    let Ok(processes) = fs::read_dir("/proc") else { return };
-    let marked = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()).any(|pid| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let is_marked = environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
-        is_marked && nix::unistd::getpgid(Some(Pid::from_raw(pid))).is_ok_and(|group| group.as_raw() == run.pid as i32)
-    });
-    if marked {
-        let _ = killpg(Pid::from_raw(run.pid as i32), Signal::SIGKILL);
-    }
 }

@@ -10,7 +10,12 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
 
-use crate::keeper::{Exit, FromKeeper, KEEPER, Paths, Run, Spec, ToKeeper};
+use crate::keeper::{self, Exit, FromKeeper, KEEPER, Paths, Run, Spec, ToKeeper};
+
+/// How long a keeper may take to say what it keeps. One that is frozen never does.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+/// How much longer than the stop time-out a keeper may take to say that its program ended.
+const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// A connection to the keeper of a run.
 pub(crate) struct Kept {
@@ -97,6 +102,7 @@ impl Kept {
         for _ in 0..200 {
             match Self::try_connect(paths).await {
                 Ok(kept) => return Ok(kept),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(error) => last = error,
             }
             if !paths.is_kept()? {
@@ -111,17 +117,26 @@ impl Kept {
         let (_folder, socket) = paths.socket()?;
         let (ears, mouth) = UnixStream::connect(socket).await?.into_split();
         let mut ears = Ears(BufReader::new(ears).lines());
-        let first = ears.0.next_line().await?.unwrap_or_default();
+        let first = tokio::time::timeout(FIRST_WORD, ears.0.next_line()).await??.unwrap_or_default();
         match serde_json::from_str(&first) {
             Ok(FromKeeper::Running(run)) => Ok(Self { run, ears, mouth }),
             _ => Err(io::Error::other("the keeper does not say what it keeps")),
         }
     }
 
-    /// Stops the program and waits for its end.
-    pub(crate) async fn stop(mut self, paths: &Paths, timeout: Duration) -> Exit {
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    /// Stops the program and waits for its end, by force if its keeper does not see to it. Without `timeout` it is the one of
+    /// the program's configuration.
+    pub(crate) async fn stop(mut self, paths: &Paths, timeout: Option<Duration>) -> Exit {
+        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         say(&mut self.mouth, &ToKeeper::Stop { timeout_ms }).await;
-        self.ears.exit(paths, &self.run).await
+        let limit = timeout.unwrap_or(Duration::from_millis(self.run.stop_timeout_ms)).saturating_add(STOP_GRACE);
+        let run = self.run.clone();
+        match tokio::time::timeout(limit, self.ears.exit(paths, &run)).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                keeper::force_end(paths).await;
+                Exit { run: run.id, code: None, signal: None, at_ms: quilt_core::time::now_ms() }
+            }
+        }
     }
 }

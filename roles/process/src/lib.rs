@@ -29,6 +29,8 @@ use kept::{Ears, Found, Kept, say};
 
 /// How many of a failed program's last error lines are shown.
 const LAST_LINES: usize = 5;
+/// How many characters of each.
+const LAST_LINE_MAX: usize = 200;
 
 /// A running program.
 pub struct Process {
@@ -135,10 +137,11 @@ impl Process {
             };
             if exit.code.is_none() && exit.signal.is_none() {
                 // Its keeper was killed, and the program with it; but not what the program had started.
-                keeper::kill_leftovers(&run);
+                keeper::leftovers::kill(&run);
             }
             sender.send_replace(Some(exit.clone()));
             cx.pid(None);
+            cx.ended(exit.to_string());
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match exit.code {
                 Some(code) if success.contains(&code) => Ok(()),
@@ -152,11 +155,14 @@ impl Process {
         if !ended {
             // `run` listened on the other connection; the keeper serves the newest.
             let exit = match Kept::connect(&self.paths).await {
-                Ok(kept) => Some(kept.stop(&self.paths, cx.stop_timeout()).await),
-                Err(_) => None,
+                Ok(kept) => Some(kept.stop(&self.paths, Some(cx.stop_timeout())).await),
+                Err(_) => {
+                    keeper::force_end(&self.paths).await;
+                    None
+                }
             };
             if exit.is_none_or(|exit| exit.code.is_none() && exit.signal.is_none()) {
-                keeper::kill_leftovers(&self.run);
+                keeper::leftovers::kill(&self.run);
             }
         }
         if let Err(error) = self.paths.forget() {
@@ -169,7 +175,7 @@ impl Process {
     async fn detach(self, _: &RoleContext) {}
 
     async fn abandon(cx: &RoleContext) {
-        keeper::end_left_over(&Paths::new(cx.state_dir()), cx.stop_timeout()).await;
+        keeper::end_left_over(&Paths::new(cx.state_dir()), Some(cx.stop_timeout())).await;
     }
 
     /// Replies how the program does.
@@ -200,20 +206,15 @@ impl Process {
     fn tail(&self, request: Tail, mut items: Items<OutputLine>) -> Streaming<NoError> {
         let log = self.log.clone();
         Box::pin(async move {
-            let Ok((mut lines, mut reader)) = lines::Reader::open(&log, request.lines as usize) else { return Ok(()) };
+            let Ok(mut reader) = lines::Reader::open(&log, request.lines as usize) else { return Ok(()) };
             loop {
+                let lines = if request.follow { reader.next().await } else { reader.more() };
+                let Some(lines) = lines.ok().filter(|lines| !lines.is_empty()) else { return Ok(()) };
                 for lines::Line { at, stream, text } in lines {
                     if items.send(&OutputLine { at, stream, text }).await.is_err() {
                         return Ok(());
                     }
                 }
-                if !request.follow {
-                    return Ok(());
-                }
-                lines = match reader.next().await {
-                    Ok(lines) => lines,
-                    Err(_) => return Ok(()),
-                };
             }
         })
     }
@@ -232,7 +233,7 @@ async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Rol
         match Kept::connect(paths).await {
             Ok(kept) if kept.run.digest == spec.digest => return Ok(Found::Running(kept)),
             Ok(kept) => {
-                kept.stop(paths, cx.stop_timeout()).await;
+                kept.stop(paths, Some(cx.stop_timeout())).await;
             }
             // It ended between the look and the connection: its exit is on disk by now.
             Err(_) if !paths.is_kept()? => {}
@@ -241,7 +242,7 @@ async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Rol
     }
     let Some(run) = paths.read_run() else { return Ok(Found::Nothing) };
     if paths.read_exit().is_none_or(|exit| exit.run != run.id) {
-        keeper::kill_leftovers(&run);
+        keeper::leftovers::kill(&run);
     }
     // What ended while nobody watched counts as ending now, once; what ended before is history.
     let counts = cx.resuming() && run.digest == spec.digest && run.boot_id == keeper::boot_id();
@@ -315,11 +316,21 @@ fn signal_number(name: &str) -> Option<i32> {
 
 fn last_error_lines(log: &std::path::Path, since_ms: u64) -> String {
     let since = time::ms_text(since_ms);
-    let lines = lines::Reader::open(log, 200).map(|(lines, _)| lines).unwrap_or_default();
+    let mut lines = Vec::new();
+    if let Ok(mut reader) = lines::Reader::open(log, 200) {
+        while let Ok(more) = reader.more()
+            && !more.is_empty()
+        {
+            lines.extend(more);
+        }
+    }
     let errors: Vec<_> =
         lines.iter().filter(|line| line.stream == "err" && line.at >= since).map(|line| line.text.as_str()).collect();
     match &errors[errors.len().saturating_sub(LAST_LINES)..] {
         [] => String::new(),
-        last => format!("; last lines of its errors: {}", last.join(" | ")),
+        last => {
+            let cut = |line: &&str| line.chars().take(LAST_LINE_MAX).collect::<String>();
+            format!("; last lines of its errors: {}", last.iter().map(cut).collect::<Vec<_>>().join(" | "))
+        }
     }
 }

@@ -8,7 +8,7 @@ use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleEr
 use tokio::sync::mpsc;
 
 use super::{Ended, Runner, Surroundings, instance_dir, log_dir};
-use crate::catch::catch;
+use crate::catch::{catch, catch_now};
 use crate::host::InstanceHost;
 use crate::spec::{Key, Spec};
 
@@ -109,7 +109,9 @@ impl Runner {
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
         let Started { role, host, work, .. } = started;
         self.around.commands.remove(&self.key);
-        drop(work);
+        if let Err(panic) = catch_now(|| drop(work)) {
+            host.log(LogLevel::Error, &format!("while its work was ended: {panic}"));
+        }
         let limit = host.stop_timeout().saturating_add(STOP_GRACE);
         let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
         let ended = match tokio::time::timeout(limit, stopping).await {

@@ -2,20 +2,23 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead as _, BufReader, Read, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::{ExitStatusExt as _, parent_id};
+use std::os::unix::process::parent_id;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::{self, WaitStatus};
 use nix::unistd::Pid;
 use quilt_core::{files, lines, time};
 
-use super::{EXEC, Exit, FromKeeper, Paths, Run, Spec, ToKeeper, boot_id};
+use super::{EXEC, Exit, FromKeeper, Paths, Run, Spec, ToKeeper, boot_id, leftovers};
 
 /// How long output may still come after the program has ended: descendants that left its group hold the pipe open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
@@ -23,8 +26,15 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// How often the group of a program that has ended is looked at.
 const GROUP_LOOK: Duration = Duration::from_millis(20);
 
+/// How the program ended.
+#[derive(Clone, Copy)]
+struct Ended {
+    code: Option<i32>,
+    signal: Option<i32>,
+}
+
 enum Event {
-    Ended(std::process::ExitStatus),
+    Ended(Ended),
     Station(ToKeeper),
     Connected,
     Disconnected,
@@ -34,6 +44,8 @@ enum Event {
 /// Runs as the keeper of one program until it has ended.
 pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     let _ = nix::unistd::setsid();
+    // What the program leaves behind becomes this process's child, and is found.
+    nix::sys::prctl::set_child_subreaper(true)?;
     std::env::set_current_dir("/")?;
     let mut input = String::new();
     io::stdin().read_to_string(&mut input)?;
@@ -78,6 +90,8 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
         keeper: std::process::id(),
         boot_id: boot_id(),
         started_ms: time::now_ms(),
+        stop_timeout_ms: spec.stop_timeout_ms,
+        started_ticks: leftovers::started_ticks(stage.id()),
     };
     let copying = [copy("out", stage.stdout.take(), log)?, copy("err", stage.stderr.take(), log)?];
     // The program begins only when it is on record.
@@ -89,9 +103,10 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     let announced = (station.clone(), events.clone(), run.clone());
     thread::spawn(move || accept(&listener, &announced.0, &announced.1, &announced.2));
     say_ready(&run);
-    let (status, kill_at) = supervise(stage, &run, &spec, events, &inbox);
+    let (ended, kill_at) = supervise(&run, &spec, events, &inbox);
 
-    let exit = Exit { run: run.id.clone(), code: status.code(), signal: status.signal(), at_ms: time::now_ms() };
+    let Ended { code, signal } = ended;
+    let exit = Exit { run: run.id.clone(), code, signal, at_ms: time::now_ms() };
     // What the program left in its group was asked to stop too, and has its time; then it ends, and lets go of the pipes.
     let group = Pid::from_raw(run.pid as i32);
     while let Some(left) = kill_at.map(|at| at.saturating_duration_since(Instant::now())) {
@@ -101,6 +116,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
         let _ = inbox.recv_timeout(left.min(GROUP_LOOK));
     }
     let _ = killpg(group, Signal::SIGKILL);
+    leftovers::kill_descendants();
     let until = Instant::now() + OUTPUT_GRACE;
     for done in copying {
         let _ = done.recv_timeout(until.saturating_duration_since(Instant::now()));
@@ -122,18 +138,9 @@ fn say_ready(run: &Run) {
 }
 
 /// Waits for the end, doing meanwhile what the station asks. Also says until when its group may take to stop.
-fn supervise(
-    mut program: Child,
-    run: &Run,
-    spec: &Spec,
-    events: Sender<Event>,
-    inbox: &mpsc::Receiver<Event>,
-) -> (std::process::ExitStatus, Option<Instant>) {
-    let ended = events;
-    thread::spawn(move || {
-        let status = program.wait().expect("the keeper waits for its own child, once");
-        let _ = ended.send(Event::Ended(status));
-    });
+fn supervise(run: &Run, spec: &Spec, events: Sender<Event>, inbox: &mpsc::Receiver<Event>) -> (Ended, Option<Instant>) {
+    let program = run.pid;
+    thread::spawn(move || wait_for_all(program, &events));
     let (main, group) = (Pid::from_raw(run.pid as i32), Pid::from_raw(run.pid as i32));
     let stop_signal = Signal::try_from(spec.stop_signal).unwrap_or(Signal::SIGTERM);
     let mut kill_at: Option<Instant> = None;
@@ -167,7 +174,7 @@ fn supervise(
             Ok(Event::Station(ToKeeper::OrphanTimeout(ms))) => orphan_timeout = ms.map(Duration::from_millis),
             Ok(Event::Station(ToKeeper::Stop { timeout_ms })) => {
                 if kill_at.is_none() {
-                    kill_at = begin_stop(Duration::from_millis(timeout_ms));
+                    kill_at = begin_stop(Duration::from_millis(timeout_ms.unwrap_or(spec.stop_timeout_ms)));
                 }
             }
             Ok(Event::Terminated) if kill_at.is_none() => {
@@ -180,6 +187,23 @@ fn supervise(
             }
             Err(RecvTimeoutError::Timeout) => kill_at = begin_stop(Duration::from_millis(spec.stop_timeout_ms)),
             Err(RecvTimeoutError::Disconnected) => unreachable!("this function's thread holds a sender"),
+        }
+    }
+}
+
+/// Waits for children for ever and says how the program ended. What it has left behind is waited for as well, so that no
+/// zombies gather.
+fn wait_for_all(program: u32, events: &Sender<Event>) {
+    loop {
+        let (pid, ended) = match wait::waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, Ended { code: Some(code), signal: None }),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Ended { code: None, signal: Some(signal as i32) }),
+            Ok(_) | Err(nix::Error::EINTR) => continue,
+            // No child is left.
+            Err(_) => return,
+        };
+        if pid.as_raw() == program as i32 {
+            let _ = events.send(Event::Ended(ended));
         }
     }
 }
@@ -232,14 +256,33 @@ fn same_peer(one: &UnixStream, other: &UnixStream) -> bool {
     inode(one) == inode(other)
 }
 
+/// How many milliseconds the rest of a line may take to come.
+const LINE_ENDS: u16 = 1000;
+
+/// Waits a little for more.
+fn is_readable(pipe: &impl AsFd) -> bool {
+    let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    !matches!(poll(&mut polled, PollTimeout::from(LINE_ENDS)), Ok(0))
+}
+
 /// Copies one pipe to the log until its end. Lines that cannot be written are lost rather than holding up the program.
-fn copy(stream: &'static str, pipe: Option<impl Read + Send + 'static>, log: &Path) -> io::Result<mpsc::Receiver<()>> {
+fn copy(
+    stream: &'static str,
+    pipe: Option<impl Read + AsFd + Send + 'static>,
+    log: &Path,
+) -> io::Result<mpsc::Receiver<()>> {
     let mut writer = lines::Writer::open(log)?;
     let mut pipe = pipe.expect("it was piped");
     let (done, receiver) = mpsc::channel();
     thread::spawn(move || {
         let (mut buffer, mut partial) = (vec![0; 64 * 1024], Vec::new());
-        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+        loop {
+            if !partial.is_empty() && !is_readable(&pipe) {
+                // A prompt, or a progress bar: shown as it is rather than never.
+                let _ = writer.append(stream, &partial);
+                partial.clear();
+            }
+            let Ok(count @ 1..) = pipe.read(&mut buffer) else { break };
             partial.extend_from_slice(&buffer[..count]);
             let whole = match partial.iter().rposition(|byte| *byte == b'\n') {
                 Some(at) => at + 1,
