@@ -10,7 +10,7 @@ use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use quilt_client::control::{ApplyReply, ChangeKind, Phase, Progress, Share, StationChange, Wait};
 
-use crate::exit::{Failure, NO_ANSWER, PENDING, REFUSED};
+use crate::exit::{Failure, NO_ANSWER, PARTLY, PENDING, REFUSED, USAGE};
 use crate::fleetfile::Source;
 use crate::output::{self, Format, plain};
 use crate::{Session, seconds};
@@ -70,11 +70,16 @@ impl Diff {
 
 impl Apply {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let time = self.wait.unwrap_or(Duration::from_secs(60));
+        if self.wait.is_some() && self.settle > time {
+            let text = format!("--settle {:?} cannot be seen within --wait {time:?}", self.settle);
+            return Err(Failure::with_code(USAGE, text));
+        }
         let source = Source::read(&self.file)?;
         let client = session.connect().await?;
         let waits = self.wait.is_some() || self.rollback || self.batch.is_some();
-        let wait = waits.then(|| Wait {
-            within_ms: self.wait.unwrap_or(Duration::from_secs(60)).as_millis() as u64,
+        let wait = waits.then_some(Wait {
+            within_ms: time.as_millis() as u64,
             settle_ms: self.settle.as_millis() as u64,
             rollback: self.rollback,
         });
@@ -116,8 +121,8 @@ impl Apply {
             return Err(Failure::with_code(NO_ANSWER, text));
         }
         let reply = applying.reply().await?;
-        report(session.format, &source, &reply, self.dry_run)?;
-        Ok(code(&reply, self.dry_run))
+        report(session.format, &source, &reply, self.dry_run, waits)?;
+        Ok(code(&reply, self.dry_run, waits))
     }
 }
 
@@ -149,8 +154,8 @@ fn describe(change: &StationChange) -> String {
     lines.join("\n")
 }
 
-/// Remarks to standard error, the result to standard output.
-fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) -> Result<(), Failure> {
+/// What there is to say of a file beside its effect, to standard error.
+pub(crate) fn remark(source: &Source, reply: &ApplyReply) {
     for warning in &reply.warnings {
         let keys: Vec<_> = warning.at.iter().map(String::as_str).collect();
         let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
@@ -162,6 +167,11 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
         eprintln!("error: {place}{}", plain(&mistake.text));
     }
     reply.notes.iter().for_each(|note| eprintln!("note: {}", plain(note)));
+}
+
+/// Remarks to standard error, the result to standard output.
+fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool, waited: bool) -> Result<(), Failure> {
+    remark(source, reply);
     if let Some(rejection) = &reply.rejection {
         let problems = rejection.problems.len();
         let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
@@ -170,6 +180,9 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
             let place = source.place_of(problem).map_or_else(String::new, |place| format!(" ({place})"));
             eprintln!("  {}{place}", plain(&problem.to_string()));
         }
+    }
+    if waited && !reply.away.is_empty() {
+        eprintln!("not there: {}", reply.away.join(", "));
     }
     for (station, failure) in &reply.failures {
         eprintln!("{station}: {}", plain(failure));
@@ -181,6 +194,7 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
         let changes: Vec<_> = reply.changes.iter().map(describe).collect();
         match (changes.is_empty(), dry_run) {
             _ if !reply.mistakes.is_empty() => "nothing was changed".into(),
+            (false, false) if !reply.stored => format!("{}\nnothing was changed", changes.join("\n")),
             (true, _) => "no changes".into(),
             (false, true) => format!("{}\nnothing was changed (dry run)", changes.join("\n")),
             (false, false) => changes.join("\n"),
@@ -188,7 +202,7 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool) ->
     })
 }
 
-fn code(reply: &ApplyReply, dry_run: bool) -> ExitCode {
+fn code(reply: &ApplyReply, dry_run: bool, waited: bool) -> ExitCode {
     let code = if !reply.mistakes.is_empty() {
         1
     } else if reply.rejection.is_some() {
@@ -199,6 +213,9 @@ fn code(reply: &ApplyReply, dry_run: bool) -> ExitCode {
         REFUSED
     } else if dry_run && !reply.changes.is_empty() {
         PENDING
+    } else if waited && !reply.away.is_empty() {
+        // Whoever waits wants to know that it runs: there it does not.
+        if reply.away.len() < reply.targets { PARTLY } else { NO_ANSWER }
     } else {
         0
     };

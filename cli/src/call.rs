@@ -1,17 +1,18 @@
 //! `quiltctl call`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Args;
-use quilt_client::control::{InstanceRef, Share};
-use quilt_client::{Answer, CallOptions, Client, Delivered, Outcome};
+use quilt_client::control::{ASK_FOR_STREAM, InstanceRef, Share};
+use quilt_client::{Answer, AskError, CallOptions, Client, Delivered, Outcome};
 use quilt_protocol::Address;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 use crate::exit::{Failure, PARTLY, code_of};
 use crate::output::{self, Format, plain};
@@ -52,37 +53,74 @@ struct Result1 {
     code: u8,
 }
 
+/// How many calls are under way at once; the session takes 1,024.
+const AT_ONCE: usize = 256;
+
 impl Call {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let body = self.read_body()?;
-        let began = Instant::now();
+        let until = Instant::now() + session.timeout;
         let client = session.connect().await?;
-        let targets = self.targets(&client).await?;
         let is_selector = self.target.contains('=');
+        let mut targets = match self.targets(&client).await {
+            Ok(targets) => targets,
+            Err(AskError::Ended { outcome, text }) if session.format.is_for_programs() => {
+                let answer = Answer { outcome, encoding: quilt_protocol::Encoding::Json, body: text.into() };
+                let result = result(None, answer, Duration::ZERO);
+                print(session.format, std::slice::from_ref(&result), is_selector)?;
+                return Ok(ExitCode::from(result.code));
+            }
+            Err(error) => return Err(error.into()),
+        };
         if let [only] = &targets[..]
-            && !is_selector
-            && streams(&client, only, &self.command).await
+            && matches!(only, Address::Manager)
+            && matches!(self.command.rsplit(':').next(), Some("events"))
         {
             return self.stream(&client, only, body, session.format).await;
         }
-        // What it took to find the targets is part of the time that the operator gave.
-        let timeout = session.timeout.saturating_sub(began.elapsed());
-        let options = CallOptions { timeout, idempotent: false, retry: false };
-        let mut calls = tokio::task::JoinSet::new();
-        for (place, target) in targets.into_iter().enumerate() {
-            let (client, command, body, options) =
-                (client.clone(), self.command.clone(), body.clone(), options.clone());
-            calls.spawn(async move {
-                let began = Instant::now();
-                let answer = client.call_json(&target, &command, body, &options).await;
-                (place, result(&target, answer, began))
-            });
+        let limit = self.limit.map_or(usize::MAX, |limit| limit.of(targets.len()));
+        let mut results = Vec::new();
+        // A selector means the instances that offer the command: those that do not are passed over, and others take their
+        // place under the limit.
+        while !targets.is_empty() && results.len() < limit {
+            let later = targets.split_off(targets.len().min(limit - results.len()));
+            let asked = std::mem::replace(&mut targets, later);
+            if let [only] = &asked[..] {
+                let (answer, elapsed) = ask(&client, only, &self.command, body.clone(), until).await;
+                if answer.outcome == Outcome::Refused && answer.text().ends_with(ASK_FOR_STREAM) {
+                    return self.stream(&client, only, body, session.format).await;
+                }
+                results.push(result(Some(only), answer, elapsed));
+            } else {
+                results.extend(self.call_all(&client, asked, &body, until).await);
+            }
+            if is_selector {
+                results.retain(|result| result.outcome != Outcome::NoCommand.name());
+            }
         }
-        let mut results: Vec<_> = calls.join_all().await;
-        results.sort_by_key(|(place, _)| *place);
-        let results: Vec<_> = results.into_iter().map(|(_, result)| result).collect();
+        if results.is_empty() {
+            let text = format!("no instance that {:?} means offers {:?}", self.target, self.command);
+            return Err(Failure::with_code(crate::exit::REFUSED, text));
+        }
         print(session.format, &results, is_selector)?;
         Ok(ExitCode::from(overall(&results)))
+    }
+
+    /// Calls all of them, side by side; the results are in the same order.
+    async fn call_all(&self, client: &Client, asked: Vec<Address>, body: &Bytes, until: Instant) -> Vec<Result1> {
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let mut calls = tokio::task::JoinSet::new();
+        for (number, target) in asked.into_iter().enumerate() {
+            let (client, command, body, places) = (client.clone(), self.command.clone(), body.clone(), places.clone());
+            calls.spawn(async move {
+                let _place = places.acquire_owned().await;
+                let (answer, elapsed) = ask(&client, &target, &command, body, until).await;
+                (number, result(Some(&target), answer, elapsed))
+            });
+        }
+        let mut results = calls.join_all().await;
+        results.sort_by_key(|(number, _)| *number);
+        results.into_iter().map(|(_, result)| result).collect()
     }
 
     fn read_body(&self) -> Result<Bytes, Failure> {
@@ -103,52 +141,17 @@ impl Call {
         Ok(text.into())
     }
 
-    async fn targets(&self, client: &Client) -> Result<Vec<Address>, Failure> {
+    async fn targets(&self, client: &Client) -> Result<Vec<Address>, AskError> {
         if let Ok(address @ (Address::Manager | Address::Client(_) | Address::Instance { .. })) = self.target.parse() {
             return Ok(vec![address]);
         }
-        let refused = |text: String| Err(Failure::with_code(crate::exit::REFUSED, text));
-        let mut found = client.resolve(&self.target, None).await?;
+        let found = client.resolve(&self.target, None).await?;
         if found.is_empty() {
-            return refused(format!("{:?} means no instance of a connected station", self.target));
-        }
-        if self.target.contains('=') {
-            found = self.offering(client, found).await;
-            if found.is_empty() {
-                return refused(format!("no instance that {:?} means offers {:?}", self.target, self.command));
-            }
-        }
-        if let Some(limit) = self.limit {
-            found.truncate(limit.of(found.len()));
+            let text = format!("{:?} means no instance of a connected station", self.target);
+            return Err(AskError::Ended { outcome: Outcome::NoTarget, text });
         }
         let address = |InstanceRef { station, role, instance }| Address::Instance { station, role, instance };
         Ok(found.into_iter().map(address).collect())
-    }
-
-    /// Those of the instances that offer the command, in order: a selector means no others. A station that does not say
-    /// keeps its instances, so that its silence shows among the outcomes.
-    async fn offering(&self, client: &Client, found: Vec<InstanceRef>) -> Vec<InstanceRef> {
-        let stations: BTreeSet<_> = found.iter().map(|one| one.station.clone()).collect();
-        let mut asked = tokio::task::JoinSet::new();
-        for station in stations {
-            let client = client.clone();
-            asked.spawn(async move {
-                let commands = client.commands(&station).await;
-                (station, commands)
-            });
-        }
-        let commands: BTreeMap<_, _> = asked.join_all().await.into_iter().collect();
-        let offers = |one: &InstanceRef| match &commands[&one.station] {
-            Err(_) => true,
-            Ok(commands) => commands.iter().any(|offered| {
-                let (group, name) = self.command.rsplit_once(':').unwrap_or(("", &self.command));
-                offered.role == one.role
-                    && offered.instance == one.instance
-                    && offered.command == name
-                    && (group.is_empty() || offered.group == group)
-            }),
-        };
-        found.into_iter().filter(offers).collect()
     }
 
     /// Prints one JSON line an item.
@@ -168,35 +171,31 @@ impl Call {
         if answer.outcome == Outcome::Reply {
             return Ok(ExitCode::SUCCESS);
         }
-        let result = result(target, answer, began);
+        let result = result(Some(target), answer, began.elapsed());
         let code = result.code;
         print(format, &[result], false)?;
         Ok(ExitCode::from(code))
     }
 }
 
-/// Whether the command of this instance answers with a stream, as far as its station says.
-async fn streams(client: &Client, target: &Address, command: &str) -> bool {
-    match target {
-        Address::Manager => matches!(command.rsplit(':').next(), Some("events")),
-        Address::Instance { station, role, instance } => {
-            let commands = client.commands(station).await.unwrap_or_default();
-            let name = command.rsplit(':').next().unwrap_or(command);
-            commands
-                .iter()
-                .any(|one| one.role == *role && one.instance == *instance && one.command == name && one.streaming)
-        }
-        _ => false,
+async fn ask(client: &Client, target: &Address, command: &str, body: Bytes, until: Instant) -> (Answer, Duration) {
+    let began = Instant::now();
+    let timeout = until.saturating_duration_since(began);
+    let options = CallOptions { timeout, idempotent: false, retry: false };
+    let mut answer = client.call_json(target, command, body, &options).await;
+    if answer.outcome == Outcome::TimedOut && answer.body.is_empty() {
+        answer.body = format!("no answer within {timeout:.1?}; it may have been carried out").into();
     }
+    (answer, began.elapsed())
 }
 
-fn result(target: &Address, answer: Answer, began: Instant) -> Result1 {
+fn result(target: Option<&Address>, answer: Answer, elapsed: Duration) -> Result1 {
     let (station, role, instance) = match target {
-        Address::Instance { station, role, instance } => {
+        Some(Address::Instance { station, role, instance }) => {
             (Some(station.to_string()), Some(role.to_string()), Some(instance.to_string()))
         }
-        Address::Station(station) => (Some(station.to_string()), None, None),
-        Address::Manager | Address::Client(_) => (None, None, None),
+        Some(Address::Station(station)) => (Some(station.to_string()), None, None),
+        Some(Address::Manager | Address::Client(_)) | None => (None, None, None),
     };
     let (mut reply, mut error, mut delivered) = (None, None, None);
     match answer.outcome {
@@ -211,13 +210,13 @@ fn result(target: &Address, answer: Answer, began: Instant) -> Result1 {
         }
         _ => error = Some(answer.text().into()),
     }
-    let elapsed_ms = (began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+    let elapsed_ms = (elapsed.as_secs_f64() * 1e6).round() / 1e3;
     let (outcome, code) = (answer.outcome.name(), code_of(answer.outcome));
     Result1 { station, role, instance, outcome, reply, error, delivered, elapsed_ms, code }
 }
 
 fn print(format: Format, results: &[Result1], many: bool) -> Result<(), Failure> {
-    if !matches!(format, Format::Table | Format::Wide) {
+    if format.is_for_programs() {
         return output::list(format, results, &[], |_| Vec::new());
     }
     if let [result] = results

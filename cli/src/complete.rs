@@ -92,7 +92,9 @@ fn manager() -> String {
     let joined = words.iter().find_map(|word| word.strip_prefix("--manager="));
     let apart = words.iter().position(|word| word == "--manager").and_then(|at| words.get(at + 1));
     let said = joined.or(apart.map(String::as_str)).map(str::to_owned);
-    said.or_else(|| std::env::var("QUILT_MANAGER").ok()).unwrap_or_else(|| "127.0.0.1:7440".into())
+    let said = said.or_else(|| std::env::var("QUILT_MANAGER").ok());
+    // A wrong configuration file is said when the command runs, not while its words are typed.
+    crate::Session::new(said, None, None).map(|session| session.manager).unwrap_or_default()
 }
 
 fn candidates(names: impl AsyncFn(Client) -> Vec<String> + Send + Sync + 'static) -> ArgValueCompleter {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use quilt_client::control::Action;
 
-use crate::exit::Failure;
+use crate::exit::{Failure, USAGE};
 use crate::{Session, complete};
 
 /// Names an instance.
@@ -18,6 +18,9 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) async fn run(self, session: &Session, action: Action) -> Result<ExitCode, Failure> {
+        if self.target.split('/').count() != 3 {
+            return Err(Failure::with_code(USAGE, format!("{:?} is not station/role/instance", self.target)));
+        }
         session.connect().await?.control(&self.target, action).await?;
         Ok(ExitCode::SUCCESS)
     }

@@ -24,7 +24,7 @@ impl Events {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let client = session.connect().await?;
         let mut events = client.events(self.after, self.follow);
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next_within(session.patience(self.follow)).await? {
             match session.format {
                 Format::Table | Format::Wide => output::line(&text(&event))?,
                 format => output::item(format, &event)?,

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use quilt_client::{AskError, ConnectFailure, Outcome};
 
+/// The command line is wrong.
+pub(crate) const USAGE: u8 = 2;
 /// Changes are pending (`diff`, `--dry-run`).
 pub(crate) const PENDING: u8 = 3;
 /// Refused, or failed there.
@@ -58,6 +60,9 @@ impl From<AskError> for Failure {
         let text = match error {
             // The text says it; the outcome's name adds nothing for people.
             AskError::Ended { text, .. } if !text.is_empty() => text,
+            AskError::Ended { outcome: Outcome::TimedOut, .. } => {
+                "timed_out: no answer in time (see --timeout); it may have been carried out".into()
+            }
             other => other.to_string(),
         };
         Self { code, text }

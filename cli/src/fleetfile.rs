@@ -19,7 +19,11 @@ impl Source {
     /// Reads and parses a file.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::new(format!("{}: {error}", path.display()));
-        let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let text = match path.as_os_str() == "-" {
+            true => std::io::read_to_string(std::io::stdin()),
+            false => fs::read_to_string(path),
+        };
+        let text = text.map_err(|error| failed(&error))?;
         let fleet = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let at = error.span().map(|span| line_and_column(&text, span.start));
             let place = at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
@@ -30,6 +34,9 @@ impl Source {
 
     /// The name under which the manager remembers the file.
     pub(crate) fn name(&self) -> String {
+        if self.path.as_os_str() == "-" {
+            return "-".into();
+        }
         let absolute = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         absolute.to_string_lossy().into_owned()
     }

@@ -52,7 +52,10 @@ pub(crate) struct Rollback {
 impl Rollback {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let revision = session.connect().await?.rollback(&self.station, self.to.map(Revision)).await?;
-        eprintln!("rolled back {} as revision {revision}; it stays so until the next apply", self.station);
+        let done = serde_json::json!({ "station": self.station, "revision": revision });
+        output::one(session.format, &done, |_| {
+            format!("rolled back {} as revision {revision}; it stays so until the next apply", self.station)
+        })?;
         Ok(ExitCode::SUCCESS)
     }
 }

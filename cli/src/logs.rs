@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::exit::{Failure, REFUSED};
+use crate::exit::{Failure, USAGE};
 use crate::output::{self, Format, plain};
 use crate::{Session, complete, reference};
 
@@ -27,7 +27,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let wrong = |text: String| Failure::with_code(REFUSED, text);
+        let wrong = |text: String| Failure::with_code(USAGE, text);
         let Some((role, instance)) = self.instance.split_once('/') else {
             return Err(wrong(format!("{:?} is not role/instance", self.instance)));
         };
@@ -40,7 +40,7 @@ impl Logs {
         };
         let client = session.connect().await?;
         let mut lines = client.logs(reference::name(&client, &self.station).await?, &request);
-        while let Some(line) = lines.next().await {
+        while let Some(line) = lines.next_within(session.patience(self.follow)).await? {
             match session.format {
                 Format::Table => output::line(&plain(&line.text))?,
                 Format::Wide => output::line(&format!("{} {:>5} {}", line.at, line.stream, plain(&line.text)))?,

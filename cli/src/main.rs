@@ -20,8 +20,10 @@ mod up;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use quilt_client::Client;
+use quilt_core::settings;
+use serde::Deserialize;
 
 use exit::Failure;
 use output::Format;
@@ -30,15 +32,15 @@ use output::Format;
 #[derive(Parser)]
 #[command(name = "quiltctl", version, max_term_width = 110)]
 struct Cli {
-    /// Where the manager listens
-    #[arg(long, global = true, env = "QUILT_MANAGER", value_name = "HOST:PORT", default_value = "127.0.0.1:7440")]
-    manager: String,
+    /// Where the manager listens; 127.0.0.1:7440 unless a configuration file says otherwise
+    #[arg(long, global = true, env = "QUILT_MANAGER", value_name = "HOST:PORT", value_parser = address)]
+    manager: Option<String>,
     /// How to print results
-    #[arg(short, long, global = true, env = "QUILT_OUTPUT", value_enum, default_value_t = Format::Table)]
-    output: Format,
-    /// How long to wait for an answer, in seconds (or as 500ms, 2m)
-    #[arg(long, global = true, env = "QUILT_TIMEOUT", value_name = "S", default_value = "15", value_parser = seconds)]
-    timeout: Duration,
+    #[arg(short, long, global = true, env = "QUILT_OUTPUT", value_enum)]
+    output: Option<Format>,
+    /// How long to wait for an answer, in seconds (or as 500ms, 2m); 15 s unless a configuration file says otherwise
+    #[arg(long, global = true, env = "QUILT_TIMEOUT", value_name = "S", value_parser = seconds)]
+    timeout: Option<Duration>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -91,11 +93,53 @@ pub(crate) struct Session {
     pub(crate) format: Format,
 }
 
+/// `[client]` of a configuration file.
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Section {
+    manager: Option<String>,
+    #[serde(with = "humantime_serde")]
+    timeout: Option<Duration>,
+    output: Option<String>,
+}
+
 impl Session {
+    /// What flags and environment say, over what the files say.
+    fn new(manager: Option<String>, timeout: Option<Duration>, format: Option<Format>) -> Result<Self, Failure> {
+        let file: Section = settings::read(None, "client").map_err(|error| Failure::new(error.to_string()))?;
+        let of_file = file.output.map(|name| {
+            Format::from_str(&name, true).map_err(|_| {
+                Failure::new(format!(
+                    "output = {name:?} in section [client], expected table, wide, json, jsonl or yaml"
+                ))
+            })
+        });
+        let manager = match manager.or(file.manager) {
+            None => "127.0.0.1:7440".into(),
+            Some(manager) => address(&manager).map_err(|error| Failure::with_code(2, error))?,
+        };
+        Ok(Self {
+            manager,
+            timeout: timeout.or(file.timeout).unwrap_or(Duration::from_secs(15)),
+            format: format.or(of_file.transpose()?).unwrap_or(Format::Table),
+        })
+    }
+
+    /// How long a stream may be silent; one that is followed may be so for ever.
+    pub(crate) fn patience(&self, follow: bool) -> Option<Duration> {
+        (!follow).then_some(self.timeout)
+    }
+
     /// Connects to the manager.
     pub(crate) async fn connect(&self) -> Result<Client, Failure> {
         Ok(Client::connect_within(&self.manager, "quiltctl", self.timeout).await?)
     }
+}
+
+/// Checks that it can be an address at all.
+fn address(text: &str) -> Result<String, String> {
+    let is_address = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if is_address { Ok(text.to_owned()) } else { Err(format!("{text:?} is not HOST:PORT")) }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -109,8 +153,8 @@ fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let Cli { manager, output, timeout, verb } = Cli::parse();
-    let session = Session { manager, timeout, format: output };
-    match run(session, verb) {
+    let ran = Session::new(manager, timeout, output).and_then(|session| run(session, verb));
+    match ran {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("quiltctl: {failure}");

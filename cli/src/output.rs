@@ -23,6 +23,13 @@ pub(crate) enum Format {
     Yaml,
 }
 
+impl Format {
+    /// Whether programs read it: then failures are documents as well.
+    pub(crate) fn is_for_programs(self) -> bool {
+        !matches!(self, Self::Table | Self::Wide)
+    }
+}
+
 /// Prints a list: as documents, or as a table with `columns` and a row made of each.
 pub(crate) fn list<T: Serialize>(
     format: Format,

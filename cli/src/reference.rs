@@ -4,7 +4,7 @@ use quilt_client::Client;
 use quilt_client::control::StationView;
 use quilt_protocol::Name;
 
-use crate::exit::{Failure, REFUSED};
+use crate::exit::{Failure, REFUSED, USAGE};
 
 /// Every station that a name, `id:<uuid>` or `mac:<address>` means: several if one identity is claimed by two machines.
 ///
@@ -14,7 +14,9 @@ use crate::exit::{Failure, REFUSED};
 pub(crate) async fn views(client: &Client, reference: &str) -> Result<Vec<StationView>, Failure> {
     let selector = match reference.split_once(':') {
         Some((key @ ("id" | "mac"), value)) => format!("{key}={}", value.to_ascii_lowercase()),
-        _ => format!("name={}", reference.parse::<Name>().map_err(|error| refused(error.to_string()))?),
+        _ => {
+            format!("name={}", reference.parse::<Name>().map_err(|error| Failure::with_code(USAGE, error.to_string()))?)
+        }
     };
     let views = client.stations(&selector).await?;
     match &views[..] {
@@ -36,7 +38,7 @@ pub(crate) async fn name(client: &Client, reference: &str) -> Result<Name, Failu
     if reference.contains(':') {
         return Ok(views(client, reference).await?.swap_remove(0).name);
     }
-    reference.parse().map_err(|error| refused(format!("{error}")))
+    reference.parse().map_err(|error| Failure::with_code(USAGE, format!("{error}")))
 }
 
 fn refused(text: String) -> Failure {

@@ -24,11 +24,12 @@ mod command;
 mod push;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quilt_net::{ConnectError, Handle, NoService, dial};
-use quilt_protocol::message::{Hello, Identity};
+use quilt_protocol::message::{Hello, Identity, PERSON};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Name, Welcome};
 use serde::Serialize;
@@ -71,6 +72,14 @@ pub enum ConnectFailure {
         /// Why.
         #[source]
         error: ConnectError,
+    },
+    /// Something answers, and does not greet in time.
+    #[error("{manager}: no greeting within {time:?}; is it a quilt manager, and does it work?")]
+    Late {
+        /// Where.
+        manager: String,
+        /// How long it was waited for.
+        time: Duration,
     },
     /// The tool's own name will not do.
     #[error(transparent)]
@@ -138,6 +147,7 @@ impl Client {
 }
 
 async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle, Welcome), ConnectFailure> {
+    let until = tokio::time::Instant::now() + timeout;
     let stream = dial(manager, timeout)
         .await
         .map_err(|error| ConnectFailure::Unreachable { manager: manager.to_owned(), error })?;
@@ -147,9 +157,17 @@ async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle
         fleet: None,
         identity: Identity::Tool(wished.clone()),
         features: Vec::new(),
-        extensions: Default::default(),
+        extensions: BTreeMap::from([(PERSON.to_owned(), person().into_bytes())]),
     };
-    quilt_net::connect(stream, hello, Arc::new(NoService))
-        .await
-        .map_err(|error| ConnectFailure::Declined { manager: manager.to_owned(), error })
+    let late = |_| ConnectFailure::Late { manager: manager.to_owned(), time: timeout };
+    let greeted = tokio::time::timeout_at(until, quilt_net::connect(stream, hello, Arc::new(NoService)));
+    greeted.await.map_err(late)?.map_err(|error| ConnectFailure::Declined { manager: manager.to_owned(), error })
+}
+
+/// Who runs this tool, for the histories that the manager keeps.
+fn person() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let user = user.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name);
+    let host = hostname::get().map(|host| host.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{user}@{host}")
 }

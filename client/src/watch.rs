@@ -1,6 +1,7 @@
 //! Seeing what is, and what happens.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use quilt_net::{AskError, Items, decode, encode};
 use quilt_protocol::control::{ClientView, Empty, Events, FleetEvent, LogLine, Logs, StationView, Stations, command};
@@ -25,6 +26,17 @@ impl<T: DeserializeOwned> JsonItems<T> {
                 return Some(item);
             }
         }
+    }
+
+    /// As [`JsonItems::next`], and no longer than `time` if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The time is over.
+    pub async fn next_within(&mut self, time: Option<Duration>) -> Result<Option<T>, AskError> {
+        let Some(time) = time else { return Ok(self.next().await) };
+        let late = |_| AskError::Ended { outcome: Outcome::TimedOut, text: format!("nothing came within {time:?}") };
+        tokio::time::timeout(time, self.next()).await.map_err(late)
     }
 
     /// How the stream ended.

@@ -146,6 +146,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
         }
         if !station.record.adopted {
             reply.notes.push(format!("station {} is not adopted; nothing is pushed to it", station.record.name));
+            reply.away.push(station.record.name.to_string());
             continue;
         }
         let before = station.desired.clone();
@@ -158,8 +159,17 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
         });
         let (id, name) = (station.record.id, station.record.name.clone());
         let was_live = station.live.is_some();
+        if !was_live {
+            reply.away.push(name.to_string());
+        }
         targets.push(Target { id, name, document: said.document, before, desired, was_live });
     }
+    reply.targets = targets.len()
+        + state
+            .stations
+            .values()
+            .filter(|station| !station.record.adopted && reply.away.contains(&station.record.name.to_string()))
+            .count();
     // Numbers are given out here, so that none is given twice; one that is not used is a gap, which is allowed.
     if !request.dry_run {
         state.last_revision = revision;
@@ -420,11 +430,16 @@ pub(crate) async fn set_desired(
 /// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
 /// have changed.
 pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
+    refresh_as(core, id, "manager", "registration").await;
+}
+
+/// As [`refresh`], on somebody's behalf.
+pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) {
     let made_anew = made_anew(core, id);
     match made_anew {
         Ok(None) => {}
         Ok(Some(document)) => {
-            if let Err(error) = set_desired(core, id, document, Origin::Fleet, "manager", "registration").await {
+            if let Err(error) = set_desired(core, id, document, Origin::Fleet, who, source).await {
                 tracing::error!(station = %id, error, "cannot store a desired configuration");
             }
         }

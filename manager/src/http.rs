@@ -134,8 +134,11 @@ fn answer(core: &Core, method: &Method, path: &str) -> Response<Full<Bytes>> {
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match (method, path) {
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, plain, "ok\n".to_owned()),
-        // It listens only once its store is read, so what answers is ready.
-        (&Method::GET | &Method::HEAD, "/readyz") => (StatusCode::OK, plain, "ready\n".to_owned()),
+        // It listens only once its store is read, so what answers is ready, unless the store takes nothing now.
+        (&Method::GET | &Method::HEAD, "/readyz") => match core.store.trouble() {
+            None => (StatusCode::OK, plain, "ready\n".to_owned()),
+            Some(trouble) => (StatusCode::SERVICE_UNAVAILABLE, plain, format!("the store: {trouble}\n")),
+        },
         (&Method::GET | &Method::HEAD, "/version") => {
             let version = serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"),

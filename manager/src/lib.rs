@@ -67,6 +67,7 @@ pub(crate) struct Core {
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
     pub(crate) tasks: TaskTracker,
+    stop: CancellationToken,
     pub(crate) metrics: http::Metrics,
     pub(crate) started: Instant,
 }
@@ -86,6 +87,11 @@ impl Core {
     #[allow(clippy::disallowed_methods, reason = "the tracker owns it")]
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(work);
+    }
+
+    /// Waits; false if the manager stops meanwhile.
+    pub(crate) async fn pause(&self, time: Duration) -> bool {
+        self.stop.run_until_cancelled(tokio::time::sleep(time)).await.is_some()
     }
 
     /// How often a station should be heard of.
@@ -118,6 +124,7 @@ impl Manager {
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
             tasks: tasks.clone(),
+            stop: stop.clone(),
             metrics: http::Metrics::new(),
             started: Instant::now(),
         });
@@ -162,7 +169,9 @@ impl Manager {
             tracing::warn!(left = self.tasks.len(), "stopped without waiting for all connections");
         }
         // Everything asked of the store before this is on disk after it.
-        let _ = self.core.store.events(u64::MAX, 1).await;
+        if let Err(error) = self.core.store.close().await {
+            tracing::warn!(%error, "the store was not put in order");
+        }
     }
 }
 

@@ -44,10 +44,9 @@ async fn push(core: &Arc<Core>, id: StationId) {
             Ok(verdict) => take_verdict(core, id, &handle, offered, verdict),
             Err(error) => {
                 tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
-                if handle.is_closed() {
+                if handle.is_closed() || !core.pause(AGAIN).await {
                     break;
                 }
-                tokio::time::sleep(AGAIN).await;
                 let mut state = core.state();
                 let live = state.stations.get_mut(&id).and_then(|station| station.live.as_mut());
                 match live.filter(|live| live.handle == handle) {

@@ -299,8 +299,9 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
             live.healthy_since = Some(since);
             let core_of_task = core.clone();
             core.spawn(async move {
-                tokio::time::sleep(SETTLED).await;
-                mark_good(&core_of_task, id, since);
+                if core_of_task.pause(SETTLED).await {
+                    mark_good(&core_of_task, id, since);
+                }
             });
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept};
 use quilt_protocol::control::command;
-use quilt_protocol::message::{Identity, Refusal};
+use quilt_protocol::message::{Identity, PERSON, Refusal};
 use quilt_protocol::session::{Budget, Closed, Limits};
 use quilt_protocol::{Address, Hello, Name, Outcome, StationId, Welcome};
 use tokio_util::sync::CancellationToken;
@@ -18,19 +18,32 @@ use crate::{Core, register, route, tools};
 /// many peers send large ones, memory stays bounded.
 const ARRIVING_MAX: usize = 256 << 20;
 
+/// How many characters of a person's name are kept.
+const PERSON_MAX: usize = 100;
+
 /// Takes connections until told to stop.
 pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
     let arriving = Budget::new(ARRIVING_MAX);
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
         core.metrics.connections.inc();
         let limits = Limits { shared: arriving.clone(), ..Limits::default() };
+        let evicted = ungreeted.evicted();
         let session = accept(stream, limits, |handle| {
             let ungreeted = Mutex::new(Some(ungreeted));
-            Arc::new(Session { core: core.clone(), handle, peer, who: OnceLock::new(), ungreeted })
+            Arc::new(Session {
+                core: core.clone(),
+                handle,
+                peer,
+                who: OnceLock::new(),
+                person: OnceLock::new(),
+                ungreeted,
+            })
         });
         core.spawn(async move {
-            let why = session.await;
-            tracing::debug!(%peer, %why, "connection ended");
+            tokio::select! {
+                why = session => tracing::debug!(%peer, %why, "connection ended"),
+                () = evicted => {}
+            }
         });
     }
 }
@@ -41,6 +54,8 @@ pub(crate) struct Session {
     pub(crate) handle: Handle,
     pub(crate) peer: SocketAddr,
     who: OnceLock<Who>,
+    /// Which person a tool says it acts for.
+    person: OnceLock<String>,
     /// Counts the connection as not greeted until it has.
     ungreeted: Mutex<Option<quilt_net::Ungreeted>>,
 }
@@ -60,6 +75,12 @@ impl Session {
             Some(Who::Tool(name)) => format!("tool:{name}"),
             None => "nobody".into(),
         }
+    }
+
+    /// The same with what the tool says of the person who uses it, for histories: as good as the tool's word.
+    pub(crate) fn who(&self) -> String {
+        let person = self.person.get().map_or_else(String::new, |person| format!(" ({person})"));
+        self.principal() + &person
     }
 
     pub(crate) fn station(&self) -> Option<StationId> {
@@ -99,6 +120,10 @@ impl Service for Session {
             }
         };
         tracing::debug!(peer = %self.peer, ?who, software = hello.software, "greeted");
+        if let Some(person) = hello.extensions.get(PERSON) {
+            let person = String::from_utf8_lossy(person).chars().filter(|c| !c.is_control()).take(PERSON_MAX).collect();
+            let _ = self.person.set(person);
+        }
         self.who.set(who).expect("a connection greets once");
         Ok(Welcome {
             version: 0,

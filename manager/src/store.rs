@@ -52,6 +52,16 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>>;
 
+    /// Puts everything that was asked for on disk, in one file, before the manager ends.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn close(&self) -> BoxFuture<'static, Result<(), StoreError>>;
+
+    /// Why the last commit failed, if it did.
+    fn trouble(&self) -> Option<String>;
+
     /// How many commits wait for the disk.
     fn backlog(&self) -> usize;
 

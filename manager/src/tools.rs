@@ -57,7 +57,7 @@ fn refused(text: impl Into<String>) -> Failure {
 
 /// Answers a tool.
 pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
-    let (core, who) = (session.core.clone(), session.principal());
+    let (core, who) = (session.core.clone(), session.who());
     let name = inbound.head.command.clone();
     // `quiltctl call manager stations` need not say the group.
     let name = if name.contains(':') { name } else { format!("quilt:{name}") };
@@ -316,7 +316,7 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
     }
     core.events.add("station.adopted", Some(record.name.as_str()), None, format!("by {who}"));
     if request.replace {
-        apply::refresh(core, id).await;
+        apply::refresh_as(core, id, who, "adopt --replace").await;
         let desired = core.state().stations[&id].desired.clone();
         match desired {
             Some(desired) if desired.revision > seen_revision => push::offer(core, id),

@@ -1,21 +1,19 @@
 //! Where connections come from.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::sync::Notify;
 
 /// How many connections the kernel holds for us: after a manager's restart the whole fleet comes within a second.
 const BACKLOG: u32 = 4096;
-/// How many connections may be open without having greeted.
+/// How many connections may be open without having greeted. One more, and the oldest goes of the source that has the most:
+/// whoever opens connections without end closes their own, and others have time to greet.
 const UNGREETED_MAX: usize = 1024;
-/// From how many on the number per source address is limited too.
-const NEARLY_FULL: usize = UNGREETED_MAX * 3 / 4;
-/// How many of one source address then.
-const PER_SOURCE_MAX: usize = 16;
 /// How long to wait when out of descriptors, instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -23,25 +21,48 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    ungreeted: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    ungreeted: Arc<Mutex<Table>>,
+}
+
+/// In the order in which they came.
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    all: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+}
+
+impl Table {
+    fn make_room(&mut self) {
+        let mut sources = BTreeMap::<IpAddr, usize>::new();
+        self.all.values().for_each(|(from, _)| *sources.entry(*from).or_default() += 1);
+        let busiest = sources.into_iter().max_by_key(|(_, count)| *count).map(|(from, _)| from);
+        let oldest = self.all.iter().find(|(_, (from, _))| Some(*from) == busiest).map(|(number, _)| *number);
+        if let Some((from, evicted)) = oldest.and_then(|oldest| self.all.remove(&oldest)) {
+            tracing::debug!(%from, "too many connections that do not greet; the oldest is closed");
+            evicted.notify_one();
+        }
+    }
 }
 
 /// Counts one connection as not greeted until it is dropped.
 #[derive(Debug)]
 pub struct Ungreeted {
-    from: IpAddr,
-    table: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    number: u64,
+    evicted: Arc<Notify>,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Ungreeted {
+    /// Ready when the connection has to make room for others; never once this is dropped.
+    pub fn evicted(&self) -> impl Future<Output = ()> + Send + 'static {
+        let evicted = self.evicted.clone();
+        async move { evicted.notified().await }
+    }
 }
 
 impl Drop for Ungreeted {
     fn drop(&mut self) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = table.get_mut(&self.from) {
-            *count -= 1;
-            if *count == 0 {
-                table.remove(&self.from);
-            }
-        }
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).all.remove(&self.number);
     }
 }
 
@@ -85,14 +106,11 @@ impl Listener {
     pub async fn accept(&self) -> (TcpStream, SocketAddr, Ungreeted) {
         loop {
             match self.socket.accept().await {
-                Ok((stream, from)) => match self.admit(from.ip()) {
-                    Some(ungreeted) => {
-                        // Writes are gathered by the driver; Nagle would only add delay.
-                        let _ = stream.set_nodelay(true);
-                        return (stream, from, ungreeted);
-                    }
-                    None => tracing::debug!(peer = %from, "too many connections that do not greet; closed"),
-                },
+                Ok((stream, from)) => {
+                    // Writes are gathered by the driver; Nagle would only add delay.
+                    let _ = stream.set_nodelay(true);
+                    return (stream, from, self.admit(from.ip()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -101,15 +119,16 @@ impl Listener {
         }
     }
 
-    fn admit(&self, from: IpAddr) -> Option<Ungreeted> {
+    fn admit(&self, from: IpAddr) -> Ungreeted {
+        let evicted = Arc::new(Notify::new());
         let mut table = self.ungreeted.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = table.values().sum();
-        let of_source = table.get(&from).copied().unwrap_or(0);
-        if all >= UNGREETED_MAX || (all >= NEARLY_FULL && of_source >= PER_SOURCE_MAX) {
-            return None;
+        if table.all.len() >= UNGREETED_MAX {
+            table.make_room();
         }
-        *table.entry(from).or_default() += 1;
-        Some(Ungreeted { from, table: self.ungreeted.clone() })
+        table.next += 1;
+        let number = table.next;
+        table.all.insert(number, (from, evicted.clone()));
+        Ungreeted { number, evicted, table: self.ungreeted.clone() }
     }
 }
 

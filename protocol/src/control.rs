@@ -9,6 +9,9 @@ mod tool;
 pub use self::station::*;
 pub use self::tool::*;
 
+/// What a station's refusal of a plain call ends with when the command answers with a stream.
+pub const ASK_FOR_STREAM: &str = "answers with a stream; ask for one";
+
 /// Command names, so that both ends spell them alike.
 pub mod command {
     /// Station to manager: [`Registration`](super::Registration) for [`Registered`](super::Registered).

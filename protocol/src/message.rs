@@ -102,6 +102,9 @@ pub enum BodyOf {
     Answer,
 }
 
+/// The extension of [`Hello`] under which a tool says which person uses it, as `user@host`.
+pub const PERSON: &str = "quilt.person";
+
 /// Who connects, and what it speaks. The layout of this and of [`Welcome`] and [`Refusal`] never changes: they are what
 /// lets versions differ. Growth goes through `features` and `extensions`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use quilt_core::lines;
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, SessionState};
 use quilt_plugin_api as api;
-use quilt_protocol::control::{CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command};
+use quilt_protocol::control::{
+    ASK_FOR_STREAM, CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command,
+};
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::Refusal;
 use quilt_protocol::session::Closed;
@@ -265,7 +267,7 @@ impl Requests {
             return Err((Outcome::SchemaMismatch, text));
         }
         if found.streaming != streaming {
-            let text = if streaming { "does not answer with a stream" } else { "answers with a stream; ask for one" };
+            let text = if streaming { "does not answer with a stream" } else { ASK_FOR_STREAM };
             return Err((Outcome::Refused, format!("{:?} {text}", head.command)));
         }
         Ok(found)

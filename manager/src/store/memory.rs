@@ -102,6 +102,14 @@ impl Store for MemoryStore {
         Box::pin(async { Ok(()) })
     }
 
+    fn close(&self) -> BoxFuture<'static, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     fn backlog(&self) -> usize {
         0
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use quilt_net::BoxFuture;
@@ -47,7 +47,11 @@ pub struct SqliteStore {
     /// Not bounded itself: each asker waits for its own commits, and events are left out when many wait.
     jobs: mpsc::Sender<Job>,
     backlog: Arc<AtomicUsize>,
+    trouble: Trouble,
 }
+
+/// Why the last commit failed, if it did.
+type Trouble = Arc<Mutex<Option<String>>>;
 
 impl SqliteStore {
     /// Opens the store in `path`, or makes it.
@@ -65,6 +69,7 @@ impl SqliteStore {
         }
         let mut connection = Connection::open(path).map_err(named)?;
         prepare(&mut connection).map_err(named)?;
+        keep_private(path).map_err(|error| StoreError(format!("{}: {error}", path.display())))?;
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(named)?;
         if version != SCHEMA_VERSION {
             return Err(StoreError(format!(
@@ -75,11 +80,13 @@ impl SqliteStore {
         let (jobs, inbox) = mpsc::channel();
         let backlog = Arc::new(AtomicUsize::new(0));
         let counted = backlog.clone();
+        let trouble = Trouble::default();
+        let noted = trouble.clone();
         thread::Builder::new()
             .name("quilt-store".into())
-            .spawn(move || work(connection, &inbox, &counted))
+            .spawn(move || work(connection, &inbox, &counted, &noted))
             .map_err(|error| StoreError(error.to_string()))?;
-        Ok(Self { jobs, backlog })
+        Ok(Self { jobs, backlog, trouble })
     }
 
     fn read<T: Send + 'static>(
@@ -109,6 +116,20 @@ fn wrong(error: impl std::fmt::Display) -> StoreError {
     StoreError(error.to_string())
 }
 
+/// Only their owner may read the store's files: they hold what programs are given as secrets.
+fn keep_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        match std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -136,7 +157,7 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &AtomicUsize) {
+fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &AtomicUsize, trouble: &Trouble) {
     while let Ok(first) = inbox.recv() {
         let mut group = Vec::new();
         let mut next = Some(first);
@@ -146,21 +167,29 @@ fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &Atomi
                 Job::Commit(changes, reply) => group.push((changes, reply)),
                 Job::Read(read) => {
                     // A read sees every commit that was asked for before it.
-                    commit(&mut connection, std::mem::take(&mut group));
+                    commit(&mut connection, std::mem::take(&mut group), trouble);
                     read(&connection);
                 }
             }
             next = if group.len() < GROUP_MAX { inbox.try_recv().ok() } else { None };
         }
-        commit(&mut connection, group);
+        commit(&mut connection, group, trouble);
     }
 }
 
-fn commit(connection: &mut Connection, group: Vec<(Vec<Change>, Reply<()>)>) {
+fn commit(connection: &mut Connection, group: Vec<(Vec<Change>, Reply<()>)>, trouble: &Trouble) {
     if group.is_empty() {
         return;
     }
-    match make_all(connection, group.iter().map(|(changes, _)| changes)) {
+    let made = make_all(connection, group.iter().map(|(changes, _)| changes));
+    let now = made.as_ref().err().map(ToString::to_string);
+    let before = std::mem::replace(&mut *trouble.lock().unwrap_or_else(PoisonError::into_inner), now.clone());
+    match (before, now) {
+        (None, Some(error)) => tracing::error!(error, "the store does not take what changes"),
+        (Some(_), None) => tracing::info!("the store takes what changes again"),
+        _ => {}
+    }
+    match made {
         Ok(()) => group.into_iter().for_each(|(_, reply)| drop(reply.send(Ok(())))),
         // One bad apple: each alone, so that only the bad one fails.
         Err(_) if group.len() > 1 => {
@@ -326,6 +355,14 @@ impl Store for SqliteStore {
     fn commit(&self, changes: Vec<Change>) -> BoxFuture<'static, Result<(), StoreError>> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Commit(changes, reply), answer)
+    }
+
+    fn close(&self) -> BoxFuture<'static, Result<(), StoreError>> {
+        self.read(|connection| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn backlog(&self) -> usize {

@@ -319,6 +319,12 @@ pub struct ApplyReply {
     pub rejection: Option<Rejection>,
     /// Stations that did not become healthy, and why (only when waiting).
     pub failures: BTreeMap<String, String>,
+    /// How many stations this concerns.
+    #[serde(default)]
+    pub targets: usize,
+    /// Stations that this concerns and that do not have it yet: they are away, or not adopted.
+    #[serde(default)]
+    pub away: Vec<String>,
     /// Whether the configuration before was made desired again.
     pub rolled_back: bool,
     /// Whether the time was over before every station answered (only when waiting).
