@@ -13,6 +13,7 @@ mod history;
 mod logs;
 mod offers;
 mod output;
+mod plugin;
 mod reference;
 mod stations;
 mod up;
@@ -80,6 +81,9 @@ enum Verb {
     Call(call::Call),
     /// Show the log of an instance
     Logs(logs::Logs),
+    /// Look at plugins: roles that third parties wrote
+    #[command(subcommand)]
+    Plugin(plugin::Plugin),
     /// Show what happened in the fleet
     Events(events::Events),
     /// Print a script that completes words in a shell
@@ -151,6 +155,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
+    quilt_station::become_plugin_host_if_asked();
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let Cli { manager, output, timeout, verb } = Cli::parse();
     let ran = Session::new(manager, timeout, output).and_then(|session| run(session, verb));
@@ -182,6 +187,7 @@ async fn run(session: Session, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Restart(target) => target.run(&session, quilt_client::control::Action::Restart).await,
         Verb::Call(call) => call.run(&session).await,
         Verb::Logs(logs) => logs.run(&session).await,
+        Verb::Plugin(plugin) => plugin.run(&session).await,
         Verb::Events(events) => events.run(&session).await,
         Verb::Completions(completions) => completions.run(&mut Cli::command()),
     }

@@ -47,7 +47,7 @@ impl Up {
         let began = Instant::now();
         let source = self.file.as_deref().map(Source::read).transpose()?;
         log::init(None, &self.log_level)?;
-        let stop = signals::stop()?;
+        let stop = signals::stop(|| {})?;
         let mut stop = std::pin::pin!(stop);
         let data_dir = self.data_dir.clone().unwrap_or_else(files::default_data_dir);
         let manager = ManagerArgs {

@@ -5,11 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 /// The log file of this process.
 static LOG: OnceLock<LogFile> = OnceLock::new();
+
+type Reload = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+/// How the filter is changed.
+static RELOAD: OnceLock<Reload> = OnceLock::new();
+/// Who hears of another filter.
+static ON_CHANGE: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
 
 struct LogFile {
     path: PathBuf,
@@ -47,6 +52,38 @@ pub fn reopen() {
     }
 }
 
+/// Takes another filter from now on.
+///
+/// # Errors
+///
+/// It does not parse; the old one goes on.
+pub fn set_level(level: &str) -> io::Result<()> {
+    let filter = parse(level)?;
+    if let Some(reload) = RELOAD.get() {
+        reload(filter).map_err(io::Error::other)?;
+        ON_CHANGE.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|heard| heard());
+    }
+    Ok(())
+}
+
+/// As [`set_level`] for a daemon that reads its configuration again: says what became of it.
+pub fn reload_level(level: &str) {
+    match set_level(level) {
+        Ok(()) => tracing::info!(level, "read the configuration again"),
+        Err(error) => tracing::error!("the log level stays as it was: {error}"),
+    }
+}
+
+/// Has `heard` called whenever the filter changes.
+pub fn on_change(heard: fn()) {
+    ON_CHANGE.lock().unwrap_or_else(PoisonError::into_inner).push(heard);
+}
+
+fn parse(level: &str) -> io::Result<EnvFilter> {
+    EnvFilter::try_new(level)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("log level {level:?}: {error}")))
+}
+
 /// Starts logging: to `file` if given, else to stderr. `level` is a filter such as `info` or `quilt_net=debug,info`.
 /// A second call, as when two daemons share a process, changes nothing.
 ///
@@ -54,22 +91,27 @@ pub fn reopen() {
 ///
 /// The file cannot be opened, or the filter does not parse.
 pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
-    let filter = EnvFilter::try_new(level)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("log level {level:?}: {error}")))?;
-    let builder = fmt::Subscriber::builder().with_env_filter(filter).with_target(false);
+    let builder = fmt::Subscriber::builder().with_env_filter(parse(level)?).with_target(false);
     // A log that cannot be written must not end whoever writes it.
     let builder = builder.log_internal_errors(false);
-    let started = match file {
+    match file {
         Some(path) => {
             let log = LOG.get_or_init(|| LogFile { path: path.to_owned(), file: Mutex::new(None) });
             log.open()?;
-            builder.with_ansi(false).with_writer(|| Appender).try_init()
+            let builder = builder.with_ansi(false).with_writer(|| Appender).with_filter_reloading();
+            let reload = builder.reload_handle();
+            if builder.try_init().is_ok() {
+                let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
+            }
         }
         None => {
             let colour = io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-            builder.with_ansi(colour).with_writer(io::stderr).try_init()
+            let builder = builder.with_ansi(colour).with_writer(io::stderr).with_filter_reloading();
+            let reload = builder.reload_handle();
+            if builder.try_init().is_ok() {
+                let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
+            }
         }
-    };
-    drop(started);
+    }
     Ok(())
 }

@@ -16,12 +16,12 @@ pub enum Stop {
 }
 
 /// Waits for INT or TERM. Call it once, early: from the first call on these signals no longer kill the process, nor does
-/// HUP, which opens the log anew.
+/// HUP, which opens the log anew and has `reload` read the configuration again.
 ///
 /// # Errors
 ///
 /// What the operating system says.
-pub fn stop() -> io::Result<impl Future<Output = Stop>> {
+pub fn stop(reload: impl Fn()) -> io::Result<impl Future<Output = Stop>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -30,7 +30,10 @@ pub fn stop() -> io::Result<impl Future<Output = Stop>> {
             tokio::select! {
                 _ = interrupt.recv() => return Stop::All,
                 _ = terminate.recv() => return Stop::Detach,
-                _ = hangup.recv() => log::reopen(),
+                _ = hangup.recv() => {
+                    log::reopen();
+                    reload();
+                }
             }
         }
     })

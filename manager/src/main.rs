@@ -30,9 +30,14 @@ fn main() -> ExitCode {
 // One thread: callers and connections then never pay for waking another core (measured in docs/performance.md).
 #[tokio::main(flavor = "current_thread")]
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    let config = cli.manager.resolve()?;
+    let args = cli.manager;
+    let config = args.clone().resolve()?;
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
-    let stop = signals::stop()?;
+    let reload = move || match args.clone().resolve() {
+        Ok(config) => log::reload_level(&config.log_level),
+        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+    };
+    let stop = signals::stop(reload)?;
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
     let manager = Manager::start(&config).await?;
     // Whoever started it may have stopped listening.

@@ -237,6 +237,7 @@ pub(crate) fn report(session: &Session, id: StationId, inbound: Inbound) -> BoxF
 }
 
 fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report) {
+    let mut offered_again = false;
     {
         let mut state = core.state();
         if let Some(newcomer) = state.quarantined.iter_mut().find(|newcomer| newcomer.handle == *handle) {
@@ -249,6 +250,15 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
         let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
         live.applied = report.applied;
         live.applying = report.applying;
+        if let Some(roles) = report.roles {
+            let names: Vec<_> = roles.iter().map(|offer| offer.role.to_string()).collect();
+            core.events.add("station.roles", Some(&name), None, names.join(", "));
+            let mut record = station.record.clone();
+            record.roles = roles.into_iter().map(|offer| offer.role).collect();
+            drop(core.store.commit(vec![Change::PutStation(Box::new(record.clone()))]));
+            station.record = record;
+            offered_again = true;
+        }
         for changed in report.changed {
             live.instances.insert((changed.role.clone(), changed.instance.clone()), changed);
         }
@@ -274,6 +284,15 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
             };
             core.events.add(&kind, Some(&name), instance, text);
         }
+    }
+    if offered_again {
+        // What was refused for want of a role may be taken now; groups that match by role may match now.
+        let core_of_task = core.clone();
+        core.spawn(async move {
+            push::offer(&core_of_task, id);
+            let _one_at_a_time = core_of_task.applying.lock().await;
+            apply::refresh(&core_of_task, id).await;
+        });
     }
     note_health(core, id);
     core.note_change();

@@ -9,7 +9,14 @@ use crate::Core;
 use crate::session::Session;
 
 /// What tools may ask a station's own agent; everything else is between it and the manager.
-const OPEN: [&str; 3] = [command::COMMANDS, command::ROLES, command::LOGS];
+const OPEN: [&str; 6] = [
+    command::COMMANDS,
+    command::ROLES,
+    command::LOGS,
+    command::PLUGINS,
+    command::ALLOW_PLUGIN,
+    command::RELOAD_PLUGINS,
+];
 
 /// Passes a request on and its answer back.
 pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {

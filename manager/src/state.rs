@@ -73,6 +73,9 @@ impl Newcomer {
     pub(crate) fn take(&mut self, report: &Report) {
         let registration = &mut self.registration;
         registration.applied = report.applied;
+        if let Some(roles) = &report.roles {
+            registration.roles.clone_from(roles);
+        }
         let gone = |one: &InstanceReport| {
             report.gone.iter().any(|(role, instance)| *role == one.role && *instance == one.instance)
                 || report.changed.iter().any(|new| new.role == one.role && new.instance == one.instance)

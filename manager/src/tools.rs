@@ -55,6 +55,12 @@ fn refused(text: impl Into<String>) -> Failure {
     (Outcome::Refused, text.into())
 }
 
+/// Whether roles on stations may ask for it: what looks and changes nothing.
+pub(crate) fn is_for_roles(name: &str) -> bool {
+    let name = name.strip_prefix("quilt:").unwrap_or(name);
+    matches!(name, "stations" | "clients" | "resolve" | "history")
+}
+
 /// Answers a tool.
 pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, who) = (session.core.clone(), session.who());

@@ -54,7 +54,7 @@ impl std::fmt::Display for NoError {
 pub type Streaming<E> = BoxFuture<'static, Result<(), E>>;
 
 /// What discovery knows of a command.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct CommandRecord {
     /// The group its name lives in.
     pub group: String,
@@ -66,6 +66,9 @@ pub struct CommandRecord {
     pub read: bool,
     /// Whether it answers with a stream of items.
     pub streaming: bool,
+    /// Whether it is so short that it may run where it arrives.
+    #[serde(default)]
+    pub inline: bool,
     /// Of request, reply and error.
     pub fingerprint: Fingerprint,
     /// JSON Schema of the request.
@@ -85,6 +88,7 @@ impl CommandRecord {
             doc: doc.into(),
             read,
             streaming,
+            inline: false,
             fingerprint: body::fingerprint_of::<C>(),
             request_schema: body::schema_of::<C>(),
             reply_schema: body::schema_of::<C::Reply>(),
@@ -114,6 +118,10 @@ pub enum Ended {
     SchemaMismatch(String),
     /// Declined; for people.
     Refused(String),
+    /// What was carrying it out is gone, and nobody knows how far it came; for people.
+    Lost(String),
+    /// It did not end in its time.
+    TimedOut,
 }
 
 /// Carries out calls of one command.

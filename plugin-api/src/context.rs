@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::BoxFuture;
 use crate::command::{Command, CommandRecord, Handler};
@@ -36,6 +36,8 @@ pub enum Report {
     Ended(String),
     /// It found again what an earlier station left, begun at this time in milliseconds since 1970.
     FoundAgain(u64),
+    /// It cannot go on; its supervisor ends it and, as its policy says, starts it again.
+    Failed(String),
 }
 
 /// How a call from a role to another target ended.
@@ -83,7 +85,7 @@ pub struct RoleContext {
 }
 
 /// Where an instance is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Place {
     /// The role's name.
     pub role: String,
@@ -101,6 +103,16 @@ impl RoleContext {
     /// Makes one; for stations and test harnesses.
     pub fn new(host: Arc<dyn Host>, place: Place) -> Self {
         Self { host, place: Arc::new(place) }
+    }
+
+    /// What hosts the instance; for whoever passes a role on to where it runs.
+    pub fn host(&self) -> &Arc<dyn Host> {
+        &self.host
+    }
+
+    /// Where the instance is.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The instance's name.
@@ -179,6 +191,11 @@ impl RoleContext {
     /// Shows the instance as active again.
     pub fn active(&self) {
         self.host.report(Report::Active);
+    }
+
+    /// Ends the instance as a failure, for this reason; it is started again as its restart policy says.
+    pub fn fail(&self, why: impl Into<String>) {
+        self.host.report(Report::Failed(why.into()));
     }
 
     /// Shows the process that does the instance's work.

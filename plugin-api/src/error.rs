@@ -4,8 +4,8 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
     /// The configuration will not do; nothing was changed.
-    #[error("{0}")]
-    Rejected(Invalid),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Rejected(Vec<Invalid>),
     /// The change cannot be taken in place.
     #[error("the change needs a restart of the instance")]
     NeedsRestart,
@@ -17,12 +17,22 @@ pub enum RoleError {
 impl RoleError {
     /// The configuration will not do; `text` says which key, what was expected and found, and what to do.
     pub fn rejected(text: impl Into<String>) -> Self {
-        Self::Rejected(Invalid { key: None, expected: "a configuration the role accepts".into(), got: text.into() })
+        Self::Rejected(vec![Invalid::whole(text)])
     }
 
     /// The configuration's `key` will not do.
     pub fn invalid(key: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
-        Self::Rejected(Invalid { key: Some(key.into()), expected: expected.into(), got: got.into() })
+        Self::Rejected(vec![Invalid::key(key, expected, got)])
+    }
+
+    /// The configuration will not do, for all of these reasons; fine if there are none. An operator would rather hear them
+    /// at once than one after the other.
+    ///
+    /// # Errors
+    ///
+    /// [`RoleError::Rejected`] unless `wrong` is empty.
+    pub fn unless_empty(wrong: Vec<Invalid>) -> Result<(), Self> {
+        if wrong.is_empty() { Ok(()) } else { Err(Self::Rejected(wrong)) }
     }
 
     /// Something went wrong.
@@ -38,7 +48,7 @@ impl From<std::io::Error> for RoleError {
 }
 
 /// What is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Invalid {
     /// Path of the key, such as `ready.tcp`; none if it is about the whole.
     pub key: Option<String>,
@@ -58,6 +68,16 @@ impl std::fmt::Display for Invalid {
 }
 
 impl Invalid {
+    /// A key is wrong.
+    pub fn key(key: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
+        Self { key: Some(key.into()), expected: expected.into(), got: got.into() }
+    }
+
+    /// The configuration as a whole is; `text` says why.
+    pub fn whole(text: impl Into<String>) -> Self {
+        Self { key: None, expected: "a configuration the role accepts".into(), got: text.into() }
+    }
+
     /// Reads what serde says about a document that does not decode.
     pub(crate) fn from_serde(path: &str, message: &str) -> Self {
         let at = |key: &str| match path {
@@ -83,7 +103,9 @@ impl Invalid {
         }
         match message.split_once(", expected ") {
             Some((got, expected)) => {
-                let got = got.strip_prefix("invalid type: ").or(got.strip_prefix("invalid value: ")).unwrap_or(got);
+                let value = got.strip_prefix("invalid type: ").or(got.strip_prefix("invalid value: "));
+                // What kind of value, not the value: it may be a secret that was put in the wrong place.
+                let got = value.map_or(got, |value| value.split([' ', '`', '"']).next().unwrap_or(value));
                 Self { key: whole, expected: expected.into(), got: got.into() }
             }
             None => Self { key: whole, expected: "a valid value".into(), got: message.into() },
@@ -113,7 +135,7 @@ mod tests {
         );
         assert_eq!(
             read("by", "invalid type: string \"x\", expected u32 at line 1 column 9"),
-            is("by", "u32", "string \"x\"")
+            is("by", "u32", "string")
         );
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
 use crate::body;
@@ -14,14 +15,14 @@ use crate::role::{Role, Work};
 use crate::{BoxFuture, RoleContext};
 
 /// What a station knows of a role without running it.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct RoleDescription {
     /// Its name in the fleet file.
-    pub name: &'static str,
+    pub name: String,
     /// Its version.
-    pub version: &'static str,
+    pub version: String,
     /// What it is for.
-    pub doc: &'static str,
+    pub doc: String,
     /// How many instances a station may run; 0 for any number.
     pub instances: u32,
     /// JSON Schema of an instance's configuration.
@@ -33,19 +34,15 @@ pub struct RoleDescription {
 /// Makes instances of one role. Configurations are JSON documents.
 pub trait RoleFactory: Send + Sync + 'static {
     /// The role's name.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// How many instances a station may run; 0 for any number.
     fn instances(&self) -> u32;
     /// The role's version.
-    fn version(&self) -> &'static str;
+    fn version(&self) -> &str;
     /// All there is to know.
     fn describe(&self) -> RoleDescription;
-    /// Checks a configuration and changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with it.
-    fn validate(&self, config: &[u8]) -> Result<(), Invalid>;
+    /// Checks a configuration and changes nothing; `Err` is all that is wrong with it.
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>>;
     /// Starts an instance. Its commands are callable when this is ready.
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
     /// [`Role::abandon`].
@@ -73,7 +70,7 @@ inventory::collect!(StaticRole);
 /// The factories of all roles linked into this program, in name order.
 pub fn linked_roles() -> Vec<Arc<dyn RoleFactory>> {
     let mut roles: Vec<_> = inventory::iter::<StaticRole>().map(|role| (role.0)()).collect();
-    roles.sort_by_key(|role| role.name());
+    roles.sort_by(|a, b| a.name().cmp(b.name()));
     roles
 }
 
@@ -91,7 +88,7 @@ fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
 }
 
 impl<R: Role> RoleFactory for Factory<R> {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         R::NAME
     }
 
@@ -99,26 +96,29 @@ impl<R: Role> RoleFactory for Factory<R> {
         R::INSTANCES
     }
 
-    fn version(&self) -> &'static str {
+    fn version(&self) -> &str {
         R::VERSION
     }
 
     fn describe(&self) -> RoleDescription {
         RoleDescription {
-            name: R::NAME,
-            version: R::VERSION,
-            doc: R::DOC,
+            name: R::NAME.into(),
+            version: R::VERSION.into(),
+            doc: R::DOC.into(),
             instances: R::INSTANCES,
             config_schema: body::schema_of::<R::Config>(),
             commands: R::commands().iter().map(|command| command.record()).collect(),
         }
     }
 
-    fn validate(&self, config: &[u8]) -> Result<(), Invalid> {
-        let config = read_config::<R>(config)?;
-        R::validate(&config).map_err(|error| match error {
-            RoleError::Rejected(invalid) => invalid,
-            other => Invalid { key: None, expected: "a configuration".into(), got: other.to_string() },
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+        let config = config.to_vec();
+        Box::pin(async move {
+            let config = read_config::<R>(&config).map_err(|wrong| vec![wrong])?;
+            R::validate(&config).map_err(|error| match error {
+                RoleError::Rejected(invalid) => invalid,
+                other => vec![Invalid::whole(other.to_string())],
+            })
         })
     }
 
@@ -129,7 +129,7 @@ impl<R: Role> RoleFactory for Factory<R> {
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
         let config = read_config::<R>(config);
         Box::pin(async move {
-            let mut role = R::start(config.map_err(RoleError::Rejected)?, &cx).await?;
+            let mut role = R::start(config.map_err(|wrong| RoleError::Rejected(vec![wrong]))?, &cx).await?;
             // Before a command can have the role to itself.
             let work = role.run(&cx);
             let role: Shared<R> = Arc::new(RwLock::new(Some(role)));
@@ -158,7 +158,7 @@ impl<R: Role> Instance for Running<R> {
     fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>> {
         let config = read_config::<R>(config);
         Box::pin(async move {
-            let config = config.map_err(RoleError::Rejected)?;
+            let config = config.map_err(|wrong| RoleError::Rejected(vec![wrong]))?;
             let mut role = self.role.write().await;
             role.as_mut().expect("the role is taken only by stop").update(config, &self.cx).await
         })

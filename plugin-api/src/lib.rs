@@ -45,9 +45,11 @@
 extern crate self as quilt_plugin_api;
 
 mod body;
+pub mod bridge;
 mod command;
 mod context;
 mod error;
+pub mod export;
 mod factory;
 mod group;
 mod role;
@@ -66,6 +68,7 @@ pub use group::{Answering, CommandGroup, RoleCommand, Shared, StreamMethod};
 pub use role::{Role, Work};
 
 pub use inventory;
+pub use quilt_plugin_abi as abi;
 pub use quilt_plugin_api_macros::{Command, role};
 
 /// Mistakes that the compiler finds: each block must not compile.

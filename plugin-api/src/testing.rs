@@ -122,7 +122,7 @@ impl Harness {
         };
         let cx = RoleContext::new(host.clone(), place);
         let (factory, config) = (factory::<R>(), config.to_string());
-        factory.validate(config.as_bytes()).map_err(RoleError::Rejected)?;
+        factory.validate(config.as_bytes()).await.map_err(RoleError::Rejected)?;
         let instance = factory.start(config.as_bytes(), cx).await?;
         Ok(Self { host, instance: Some(instance) })
     }
@@ -153,7 +153,8 @@ impl Harness {
         match handler(Call { encoding, body, items: None }).await {
             Ended::Reply(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Reply),
             Ended::Error(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Error),
-            Ended::SchemaMismatch(text) | Ended::Refused(text) => Outcome::Other(text),
+            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Lost(text) => Outcome::Other(text),
+            Ended::TimedOut => Outcome::Other("it took too long".into()),
         }
     }
 

@@ -3,9 +3,11 @@
 //! Between station and manager these travel as bincode (the protocol version governs them); between tools and the
 //! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
 
+mod plugin;
 mod station;
 mod tool;
 
+pub use self::plugin::*;
 pub use self::station::*;
 pub use self::tool::*;
 
@@ -30,6 +32,12 @@ pub mod command {
     pub const COMMANDS: &str = "quilt:commands";
     /// A stream of an instance's log lines.
     pub const LOGS: &str = "quilt:logs";
+    /// The plugins of a station: [`PluginView`](super::PluginView)s.
+    pub const PLUGINS: &str = "quilt:plugins";
+    /// To a station: lift the quarantine of a plugin, [`AllowPlugin`](super::AllowPlugin).
+    pub const ALLOW_PLUGIN: &str = "quilt:allow_plugin";
+    /// To a station: look at the files of plugins anew, now.
+    pub const RELOAD_PLUGINS: &str = "quilt:reload_plugins";
     /// Manager to station: take a new identity.
     pub const RENEW: &str = "quilt:renew";
     /// Tool to manager: all stations.

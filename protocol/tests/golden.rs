@@ -150,6 +150,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
             StationEvent::Gone("a".parse().unwrap(), "b".parse().unwrap()),
             StationEvent::Applied,
         ],
+        roles: None,
     };
     let problem = Problem {
         code: ProblemCode::RoleBlocked,

@@ -28,6 +28,7 @@ struct Inner {
     dirty: BTreeSet<Key>,
     events: VecDeque<StationEvent>,
     applying: bool,
+    roles: bool,
 }
 
 /// What changed since the last time.
@@ -37,6 +38,8 @@ pub(crate) struct Changes {
     pub(crate) gone: Vec<(Name, Name)>,
     pub(crate) events: Vec<StationEvent>,
     pub(crate) applying: bool,
+    /// The roles that the station offers changed.
+    pub(crate) roles: bool,
 }
 
 impl Inner {
@@ -111,6 +114,11 @@ impl Board {
         self.change(|inner| inner.note(StationEvent::Emitted(Box::new(event))));
     }
 
+    /// The roles that the station offers have changed.
+    pub(crate) fn roles_changed(&self) {
+        self.change(|inner| inner.roles = true);
+    }
+
     pub(crate) fn applying(&self, applying: bool) {
         self.change(|inner| {
             inner.applying = applying;
@@ -132,7 +140,8 @@ impl Board {
     /// What changed since the last call, or since [`Board::all`].
     pub(crate) fn take_changes(&self) -> Changes {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut changes = Changes { applying: inner.applying, ..Changes::default() };
+        let roles = std::mem::take(&mut inner.roles);
+        let mut changes = Changes { applying: inner.applying, roles, ..Changes::default() };
         changes.events = std::mem::take(&mut inner.events).into();
         for key in std::mem::take(&mut inner.dirty) {
             match inner.instances.get(&key) {

@@ -10,6 +10,8 @@ use quilt_core::{files, settings};
 use quilt_protocol::Name;
 use serde::Deserialize;
 
+use crate::plugins::Trust;
+
 /// Flags of `quilt-station`; each is an environment variable and a key of `[station]` as well.
 #[derive(Args, Debug, Clone, Default)]
 pub struct StationArgs {
@@ -28,6 +30,12 @@ pub struct StationArgs {
     /// A role that this station refuses
     #[arg(long, env = "QUILT_BLOCK", value_name = "ROLE", value_delimiter = ',')]
     pub block: Vec<String>,
+    /// A folder of plugins, watched; by default `plugins` in the configuration folder
+    #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
+    pub plugin_dir: Vec<PathBuf>,
+    /// Which plugins to load: any, owner (only root and this user can change them), or a sha256 of one
+    #[arg(long, env = "QUILT_PLUGIN_TRUST", value_name = "any|owner|SHA256", value_delimiter = ',')]
+    pub plugin_trust: Vec<String>,
 }
 
 /// `[station]` of a configuration file.
@@ -39,6 +47,8 @@ struct Section {
     name: Option<String>,
     label: BTreeMap<String, String>,
     block: Vec<String>,
+    plugin_dir: Vec<PathBuf>,
+    plugin_trust: Vec<String>,
     log_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     log_level: Option<String>,
@@ -66,6 +76,10 @@ pub struct StationConfig {
     pub labels: BTreeMap<String, String>,
     /// Roles to refuse.
     pub blocked: Vec<Name>,
+    /// Folders of plugins.
+    pub plugin_dirs: Vec<PathBuf>,
+    /// Which plugins are loaded.
+    pub trust: Trust,
     /// File for the log.
     pub log_file: Option<PathBuf>,
     /// File for the process id.
@@ -105,6 +119,11 @@ impl StationArgs {
         };
         let blocked = or(self.block, file.block);
         let blocked: Result<_, _> = blocked.iter().map(|role| role.parse()).collect();
+        let trust = or(self.plugin_trust, file.plugin_trust);
+        let mut plugin_dirs = if self.plugin_dir.is_empty() { file.plugin_dir } else { self.plugin_dir };
+        if plugin_dirs.is_empty() {
+            plugin_dirs.push(settings::config_dir().join("plugins"));
+        }
         let data_dir = self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir);
         Ok(StationConfig {
             // Keepers leave the folder that the station was started in.
@@ -114,6 +133,8 @@ impl StationArgs {
             name,
             labels,
             blocked: blocked.context("a role to block")?,
+            plugin_dirs,
+            trust: Trust::read(&trust)?,
             log_file: self.daemon.log_file.or(file.log_file),
             pid_file: self.daemon.pid_file.or(file.pid_file),
             log_level: self.daemon.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),

@@ -148,6 +148,9 @@ impl Host for InstanceHost {
         if let Report::FoundAgain(since_ms) = report {
             *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(since_ms);
         }
+        if let Report::Failed(why) = &report {
+            let _ = self.crashed.try_send(why.clone());
+        }
         self.board.update(&self.key, |instance| match report {
             // Reports of a run that is on its way down, or not up yet, change nothing.
             Report::Active if instance.state == State::Waiting => {
@@ -157,7 +160,7 @@ impl Host for InstanceHost {
                 (instance.state, instance.detail) = (State::Waiting, on);
             }
             Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
-            Report::Active | Report::Waiting(_) | Report::FoundAgain(_) => {}
+            Report::Active | Report::Waiting(_) | Report::FoundAgain(_) | Report::Failed(_) => {}
             Report::Pid(pid) => instance.pid = pid,
             Report::Ended(_) => {}
         });

@@ -5,7 +5,7 @@
 //! the only caller of the other.
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
-//! `config`, `identity`, `spec`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
+//! `config`, `identity`, `plugins`, `spec`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
 //! `commands`, `board`, `session`, `requests`.
 
 mod board;
@@ -17,6 +17,7 @@ mod identity;
 mod instance;
 mod local;
 mod plan;
+mod plugins;
 mod push;
 mod ready;
 mod requests;
@@ -35,6 +36,7 @@ use quilt_core::files::{self, PidFile};
 use quilt_core::signals::Stop;
 
 pub use config::{StationArgs, StationConfig};
+pub use plugins::{FoundPlugin, Inspection, RefusedPlugin, become_plugin_host_if_asked, inspect_plugin};
 
 // Linked for their registration only; without a use the linker drops them.
 use quilt_role_counter as _;
@@ -45,6 +47,8 @@ pub struct Station {
     supervisor: supervisor::Handle,
     session: tokio::task::JoinHandle<()>,
     stop_session: tokio_util::sync::CancellationToken,
+    /// Looks at the plugin folders.
+    watch: tokio::task::JoinHandle<()>,
     _lock: PidFile,
 }
 
@@ -59,7 +63,15 @@ impl Station {
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
         let lock = PidFile::take(&lock_path(&config))?;
         let identity = identity::load(&folder)?;
-        let roles = Arc::new(plan::RoleTable::linked(config.blocked.clone()));
+        let linked = quilt_plugin_api::linked_roles().iter().map(|role| role.name().to_owned()).collect();
+        let plugins = plugins::Catalog::open(plugins::Setup {
+            folder: folder.join("plugins"),
+            dirs: config.plugin_dirs.clone(),
+            trust: config.trust.clone(),
+            linked,
+        })?;
+        plugins.look(true).await;
+        let roles = Arc::new(plan::RoleTable::linked(plugins.clone(), config.blocked.clone()));
         let saved = saved::Saved::open(&folder)?;
         let local = local::read(&config.roles_dir);
         let board = Arc::new(board::Board::default());
@@ -85,20 +97,36 @@ impl Station {
             dedupe: Default::default(),
             link: link.clone(),
             identity_folder: folder,
+            plugins: plugins.clone(),
         });
+        #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
+        let watch = tokio::spawn(watch_plugins(plugins, service.push.clone(), board.clone()));
         #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
         let session = tokio::spawn(session::keep(config, link, service, board, stop_session.clone()));
-        Ok(Self { supervisor, session, stop_session, _lock: lock })
+        Ok(Self { supervisor, session, stop_session, watch, _lock: lock })
     }
 
     /// Ends the station: with its instances in order, or leaving those that can outlive it. Returns what was late.
     pub async fn stop(self, how: Stop) -> Vec<String> {
+        self.watch.abort();
         let late = self.supervisor.shut_down(how == Stop::Detach).await;
         // Last, so that the manager sees the instances stop; the goodbye is the session's own.
         self.stop_session.cancel();
         let _ = self.session.await;
         late
     }
+}
+
+/// Keeps what the station offers and runs up with its plugins.
+async fn watch_plugins(plugins: Arc<plugins::Catalog>, push: Arc<push::Push>, board: Arc<board::Board>) {
+    let mut changes = plugins.subscribe();
+    let follow = async {
+        while changes.changed().await.is_ok() {
+            push.reconsider().await;
+            board.roles_changed();
+        }
+    };
+    tokio::join!(plugins.clone().watch(), follow);
 }
 
 /// The file that keeps a second station out of the data folder.

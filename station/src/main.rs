@@ -37,9 +37,10 @@ struct Stop {
 
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
+    quilt_station::become_plugin_host_if_asked();
     let done = match Cli::parse() {
         Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop),
-        Cli { station, verb: None } => station.resolve().and_then(run),
+        Cli { station, verb: None } => station.clone().resolve().and_then(|config| run(config, station)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,9 +59,13 @@ async fn stop_other(stop: Stop) -> anyhow::Result<()> {
 }
 
 #[tokio::main]
-async fn run(config: StationConfig) -> anyhow::Result<()> {
+async fn run(config: StationConfig, args: StationArgs) -> anyhow::Result<()> {
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
-    let stop = signals::stop()?;
+    let reload = move || match args.clone().resolve() {
+        Ok(config) => log::reload_level(&config.log_level),
+        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+    };
+    let stop = signals::stop(reload)?;
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
     let station = Station::start(config).await?;
     // Whoever started it may have stopped listening.

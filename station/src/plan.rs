@@ -3,25 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use quilt_plugin_api::{RoleFactory, linked_roles};
+use quilt_plugin_api::{Invalid, RoleDescription, RoleFactory, linked_roles};
 use quilt_protocol::Name;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
 
-use crate::catch::catch_now;
-use crate::spec::{Key, Spec, WrongSettings};
+use crate::catch::catch;
+use crate::plugins::Catalog;
+use crate::spec::{Isolation, Key, Spec, WrongSettings};
 
-/// The roles a station can run, and those it is told to refuse.
+/// The roles a station can run, linked in or of plugins, and those it is told to refuse.
 pub(crate) struct RoleTable {
-    factories: BTreeMap<Name, Arc<dyn RoleFactory>>,
+    linked: BTreeMap<Name, Arc<dyn RoleFactory>>,
+    plugins: Option<Arc<Catalog>>,
     pub(crate) blocked: BTreeSet<Name>,
 }
 
 impl RoleTable {
-    /// All roles linked into this program. Of two with one name the first stays; the other is named in the log.
-    pub(crate) fn linked(blocked: Vec<Name>) -> Self {
-        Self::new(linked_roles(), blocked)
+    /// All roles linked into this program and those of plugins.
+    pub(crate) fn linked(plugins: Arc<Catalog>, blocked: Vec<Name>) -> Self {
+        Self { plugins: Some(plugins), ..Self::new(linked_roles(), blocked) }
     }
 
+    /// Of two roles with one name the first stays; the other is named in the log.
     pub(crate) fn new(roles: Vec<Arc<dyn RoleFactory>>, blocked: Vec<Name>) -> Self {
         let mut factories = BTreeMap::new();
         for factory in roles {
@@ -33,35 +36,46 @@ impl RoleTable {
                 Err(error) => tracing::error!(%error, "a role's name; it is not offered"),
             }
         }
-        Self { factories, blocked: blocked.into_iter().collect() }
+        Self { linked: factories, plugins: None, blocked: blocked.into_iter().collect() }
     }
 
-    pub(crate) fn factory(&self, role: &Name) -> Option<Arc<dyn RoleFactory>> {
-        self.factories.get(role).cloned()
+    /// What makes instances of a role, where the fleet file wants them.
+    pub(crate) fn factory(&self, role: &Name, isolation: Option<Isolation>) -> Option<Arc<dyn RoleFactory>> {
+        let linked = self.linked.get(role).cloned();
+        linked.or_else(|| self.plugins.as_ref()?.factory(role.as_str(), isolation))
+    }
+
+    /// Every role, with its limit of instances.
+    fn all(&self) -> BTreeMap<Name, RoleOffer> {
+        let linked = self.linked.iter().map(|(role, factory)| {
+            let (role, version, instances) = (role.clone(), factory.version().to_owned(), factory.instances());
+            (role.clone(), RoleOffer { role, version, instances })
+        });
+        let loaded = self.plugins.iter().flat_map(|plugins| plugins.roles()).map(|(role, described)| {
+            let offer = RoleOffer { role: role.clone(), version: described.version, instances: described.instances };
+            (role, offer)
+        });
+        loaded.chain(linked).collect()
     }
 
     pub(crate) fn offers(&self) -> Vec<RoleOffer> {
-        let offer = |(role, factory): (&Name, &Arc<dyn RoleFactory>)| RoleOffer {
-            role: role.clone(),
-            version: factory.version().into(),
-            instances: factory.instances(),
-        };
-        self.factories.iter().filter(|(role, _)| !self.blocked.contains(*role)).map(offer).collect()
+        self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role)).collect()
     }
 
     pub(crate) fn views(&self) -> Vec<RoleView> {
-        let view = |(role, factory): (&Name, &Arc<dyn RoleFactory>)| {
-            let description = factory.describe();
-            RoleView {
-                role: role.clone(),
-                version: description.version.into(),
-                instances: description.instances,
-                blocked: self.blocked.contains(role),
-                doc: description.doc.into(),
-                config_schema: description.config_schema,
-            }
+        let linked = self.linked.iter().map(|(role, factory)| (role.clone(), factory.describe()));
+        let loaded = self.plugins.iter().flat_map(|plugins| plugins.roles());
+        let view = |(role, described): (Name, RoleDescription)| RoleView {
+            blocked: self.blocked.contains(&role),
+            role,
+            version: described.version,
+            instances: described.instances,
+            doc: described.doc,
+            config_schema: described.config_schema,
         };
-        self.factories.iter().map(view).collect()
+        let mut views: Vec<_> = linked.chain(loaded).map(view).collect();
+        views.sort_by(|a, b| a.role.cmp(&b.role));
+        views
     }
 }
 
@@ -70,7 +84,7 @@ impl RoleTable {
 /// # Errors
 ///
 /// All problems; the configuration must then be refused as a whole.
-pub(crate) fn plan(
+pub(crate) async fn plan(
     station: &str,
     document: &str,
     owner: Owner,
@@ -89,11 +103,9 @@ pub(crate) fn plan(
         }])
     })?;
     let (mut specs, mut problems) = (Vec::new(), Vec::new());
-    for (_, result) in read(station, &document, owner, roles) {
-        match result {
-            Ok(spec) => specs.push(spec),
-            Err(wrong) => problems.extend(wrong),
-        }
+    for one in read(station, &document, owner, roles).await {
+        specs.extend(one.spec);
+        problems.extend(one.problems);
     }
     problems.extend(over_limit(station, &document, others, roles));
     problems.extend(clashes(station, &document, others));
@@ -101,13 +113,15 @@ pub(crate) fn plan(
     if problems.is_empty() { Ok(specs) } else { Err(Rejection::new(problems)) }
 }
 
-/// Every instance of a document, each with its specification or what is wrong with it alone.
-pub(crate) fn read(
-    station: &str,
-    document: &Document,
-    owner: Owner,
-    roles: &RoleTable,
-) -> Vec<(Key, Result<Spec, Vec<Problem>>)> {
+/// One instance of a document, as far as it can be read, and what is wrong with it alone.
+pub(crate) struct Read {
+    pub(crate) key: Key,
+    pub(crate) spec: Option<Spec>,
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Every instance of a document.
+pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles: &RoleTable) -> Vec<Read> {
     let mut read = Vec::new();
     for (role, instances) in &document.roles {
         for (instance, whole) in instances {
@@ -121,57 +135,70 @@ pub(crate) fn read(
                 expected,
                 got,
             };
-            let result = if roles.blocked.contains(role) {
+            let isolation = isolation_of(whole);
+            let (mut spec, mut problems) = (None, Vec::new());
+            if roles.blocked.contains(role) {
                 let expected = "a role that this station does not block".into();
                 let got = format!("`{role}`, which it is told to refuse (--block)");
-                Err(vec![problem(ProblemCode::RoleBlocked, None, expected, got)])
-            } else {
-                match roles.factories.get(role) {
-                    None => {
-                        let known: Vec<_> = roles.factories.keys().map(|role| format!("`{role}`")).collect();
-                        let expected = format!("one of the station's roles: {}", known.join(", "));
-                        Err(vec![problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`"))])
-                    }
-                    Some(factory) => validate(factory.as_ref(), key.clone(), owner, whole).map_err(|wrong| {
-                        let invalid = ProblemCode::InvalidConfiguration;
-                        wrong.into_iter().map(|(key, expected, got)| problem(invalid, key, expected, got)).collect()
-                    }),
+                problems.push(problem(ProblemCode::RoleBlocked, None, expected, got));
+            } else if let Some(factory) = roles.factory(role, isolation) {
+                let (judged, mut wrong) = judge(factory, key.clone(), owner, whole).await;
+                if isolation == Some(Isolation::Process) && roles.linked.contains_key(role) {
+                    let expected = "`inproc`, or nothing: the role is linked into the station";
+                    wrong.push(Invalid::key("isolation", expected, "process"));
                 }
-            };
-            read.push((key, result));
+                let invalid = ProblemCode::InvalidConfiguration;
+                let wrong = wrong.into_iter().map(|wrong| problem(invalid, wrong.key, wrong.expected, wrong.got));
+                problems.extend(wrong);
+                spec = Some(judged);
+            } else {
+                let known: Vec<_> = roles.all().keys().map(|role| format!("`{role}`")).collect();
+                let expected = format!("one of the station's roles: {}", known.join(", "));
+                problems.push(problem(ProblemCode::MissingRoleFactory, None, expected, format!("`{role}`")));
+            }
+            read.push(Read { key, spec, problems });
         }
     }
     read
 }
 
-type Wrong = (Option<String>, String, String);
+/// Where an instance is to run, as far as its configuration says so in words that are known.
+fn isolation_of(whole: &serde_json::Map<String, serde_json::Value>) -> Option<Isolation> {
+    serde_json::from_value(whole.get("isolation")?.clone()).ok()
+}
 
-fn validate(
-    factory: &dyn RoleFactory,
+/// Takes an instance's configuration apart, and finds what is wrong in quilt's keys and in the role's.
+async fn judge(
+    factory: Arc<dyn RoleFactory>,
     key: Key,
     owner: Owner,
     whole: &serde_json::Map<String, serde_json::Value>,
-) -> Result<Spec, Vec<Wrong>> {
+) -> (Spec, Vec<Invalid>) {
     let (spec, wrong) = Spec::read(key, owner, whole);
-    let mut wrong: Vec<Wrong> = wrong
+    let mut wrong: Vec<_> = wrong
         .into_iter()
         .map(|WrongSettings { key, text }| {
-            let (got, expected) = text.split_once(", expected ").unwrap_or((&text, "a valid value"));
-            (Some(key), expected.to_owned(), got.to_owned())
+            let (got, expected) = match (text.split_once(", expected "), text.strip_prefix("expected ")) {
+                (Some(parts), _) => parts,
+                (None, Some(expected)) => ("something else", expected),
+                (None, None) => (&*text, "a valid value"),
+            };
+            Invalid::key(key, expected, got)
         })
         .collect();
-    match catch_now(|| factory.validate(&spec.config)) {
-        Ok(Ok(())) => {}
-        Ok(Err(invalid)) => wrong.push((invalid.key, invalid.expected, invalid.got)),
-        Err(panic) => wrong.push((None, "a role that can judge its configuration".into(), panic)),
+    match catch(async { factory.validate(&spec.config).await }).await {
+        Ok(judged) => wrong.extend(judged.err().into_iter().flatten()),
+        Err(panic) => {
+            wrong.push(Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic });
+        }
     }
-    if wrong.is_empty() { Ok(spec) } else { Err(wrong) }
+    (spec, wrong)
 }
 
 fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleTable) -> Vec<Problem> {
-    let mut problems = Vec::new();
+    let (mut problems, known) = (Vec::new(), roles.all());
     for (role, instances) in &document.roles {
-        let Some(limit) = roles.factories.get(role).map(|factory| factory.instances() as usize) else { continue };
+        let Some(limit) = known.get(role).map(|offer| offer.instances as usize) else { continue };
         let count = instances.len() + others.iter().filter(|other| other.key.role == *role).count();
         if limit > 0 && count > limit {
             problems.push(Problem {
@@ -303,26 +330,26 @@ mod tests {
     const DOCUMENT: &str = r#"{"roles":{"twin":{"a":{}}}}"#;
 
     // Defect 19 of the original: a second factory silently replaced the first, and a bad one took the station down.
-    #[test]
-    fn of_two_roles_with_one_name_the_first_stays() {
+    #[tokio::test]
+    async fn of_two_roles_with_one_name_the_first_stays() {
         let roles = RoleTable::new(vec![factory::<one::Twin>(), factory::<two::Twin>()], Vec::new());
         assert_eq!(roles.offers().len(), 1);
         assert_eq!(roles.views()[0].doc, "The first.");
-        assert!(plan("s", DOCUMENT, Owner::Fleet, &[], &roles).is_ok());
+        assert!(plan("s", DOCUMENT, Owner::Fleet, &[], &roles).await.is_ok());
     }
 
-    #[test]
-    fn a_role_that_panics_in_validate_refuses_its_own_instance_only() {
+    #[tokio::test]
+    async fn a_role_that_panics_in_validate_refuses_its_own_instance_only() {
         let roles = RoleTable::new(vec![factory::<two::Twin>()], Vec::new());
-        let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles).unwrap_err();
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles).await.unwrap_err();
         assert_eq!(rejection.problems[0].got, "panicked: cannot judge");
     }
 
-    #[test]
-    fn local_and_fleet_instances_share_the_limit() {
+    #[tokio::test]
+    async fn local_and_fleet_instances_share_the_limit() {
         let roles = RoleTable::new(vec![factory::<one::Twin>()], Vec::new());
-        let local = plan("s", r#"{"roles":{"twin":{"mine":{}}}}"#, Owner::Local, &[], &roles).unwrap();
-        let rejection = plan("s", DOCUMENT, Owner::Fleet, &local, &roles).unwrap_err();
+        let local = plan("s", r#"{"roles":{"twin":{"mine":{}}}}"#, Owner::Local, &[], &roles).await.unwrap();
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &local, &roles).await.unwrap_err();
         assert!(rejection.message.contains("at most 1 instance"), "{}", rejection.message);
     }
 }

@@ -9,7 +9,7 @@ use quilt_protocol::control::{
 use tokio::sync::Mutex;
 
 use crate::local::Local;
-use crate::plan::{self, RoleTable};
+use crate::plan::{self, Read, RoleTable};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
 use crate::spec::Spec;
@@ -33,31 +33,48 @@ impl Push {
         supervisor: supervisor::Handle,
         link: &Arc<Link>,
     ) -> Arc<Self> {
-        let (document, damaged) = (saved.document(), saved.damaged);
         let push = Self { saved: Mutex::new(saved), local, roles, supervisor, link: link.clone() };
-        // What was accepted holds until the next push, which would be refused for the clash.
-        let mut local = push.local.document.clone();
-        take_clashes(&mut local, &document);
-        let mut target = push.target(&local);
-        // Lenient: what cannot run any more is shown as failed and holds nothing up.
-        push.add(&mut target, &document, Owner::Fleet);
-        target.complete &= !damaged;
+        let saved = push.saved.lock().await;
+        let target = push.accepted_target(&saved).await;
         push.supervisor.commit(target).await;
+        drop(saved);
         Arc::new(push)
     }
 
-    fn target(&self, local: &Document) -> Target {
-        let complete = self.local.whole;
-        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete };
-        self.add(&mut target, local, Owner::Local);
+    /// What the host configures and what was accepted, as far as it can run now.
+    async fn accepted_target(&self, saved: &Saved) -> Target {
+        let document = saved.document();
+        // What was accepted holds until the next push, which would be refused for the clash.
+        let mut local = self.local.document.clone();
+        take_clashes(&mut local, &document);
+        let mut target = self.target(&local).await;
+        // Lenient: what cannot run any more is shown as failed and holds nothing up.
+        self.add(&mut target, &document, Owner::Fleet).await;
+        target.complete &= !saved.damaged;
         target
     }
 
-    fn add(&self, target: &mut Target, document: &Document, owner: Owner) {
-        for (key, result) in plan::read(&self.link.name(), document, owner, &self.roles) {
-            match result {
-                Ok(spec) => target.specs.push(spec),
-                Err(mut problems) => {
+    /// Starts what could not run until now and can: the station's roles have changed.
+    pub(crate) async fn reconsider(&self) {
+        let saved = self.saved.lock().await;
+        let Some(place) = self.supervisor.reserve().await else { return };
+        let mut target = self.accepted_target(&saved).await;
+        target.resuming = false;
+        place.commit(target);
+    }
+
+    async fn target(&self, local: &Document) -> Target {
+        let complete = self.local.whole;
+        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete };
+        self.add(&mut target, local, Owner::Local).await;
+        target
+    }
+
+    async fn add(&self, target: &mut Target, document: &Document, owner: Owner) {
+        for Read { key, spec, mut problems } in plan::read(&self.link.name(), document, owner, &self.roles).await {
+            match spec.filter(|_| problems.is_empty()) {
+                Some(spec) => target.specs.push(spec),
+                None => {
                     let problem = problems.swap_remove(0);
                     tracing::error!(instance = %key, %problem, "cannot run");
                     let spec =
@@ -80,60 +97,58 @@ impl Push {
     }
 
     /// Says what would become of a document; changes nothing.
-    pub(crate) fn plan(&self, document: &str) -> Verdict {
-        match plan::plan(
-            &self.link.name(),
-            document,
-            Owner::Fleet,
-            &self.target(&self.local.document).specs,
-            &self.roles,
-        ) {
+    pub(crate) async fn plan(&self, document: &str) -> Verdict {
+        let local = self.target(&self.local.document).await;
+        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &self.roles).await {
             Ok(_) => Verdict::Accepted,
             Err(rejection) => Verdict::Rejected(Box::new(rejection)),
         }
     }
 
     /// Takes an offered configuration, or says why not. When this answers `Accepted` it is on disk.
-    pub(crate) async fn update(&self, update: UpdateConfiguration) -> Verdict {
+    ///
+    /// # Errors
+    ///
+    /// The station stops: it has no opinion.
+    pub(crate) async fn update(&self, update: UpdateConfiguration) -> Result<Verdict, String> {
         let UpdateConfiguration { offer, document } = update;
         let mut saved = self.saved.lock().await;
         if let Some(wrong) = self.distrust(&offer, &document, saved.accepted.as_ref()) {
-            return Verdict::Rejected(Box::new(Rejection::new(vec![wrong])));
+            return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![wrong]))));
         }
         let known = saved.accepted.as_ref().map(|accepted| accepted.applied);
-        let local = self.target(&self.local.document);
+        let local = self.target(&self.local.document).await;
         let unchanged = known.is_some_and(|known| known.digest == offer.digest);
-        let specs = match plan::plan(&self.link.name(), &document, Owner::Fleet, &local.specs, &self.roles) {
-            // What runs stays, even if it could not be accepted anew.
-            _ if unchanged => Vec::new(),
-            Ok(specs) => specs,
-            Err(rejection) => return Verdict::Rejected(Box::new(rejection)),
+        // What runs stays, even if it could not be accepted anew.
+        let specs = match unchanged {
+            true => Vec::new(),
+            false => match plan::plan(&self.link.name(), &document, Owner::Fleet, &local.specs, &self.roles).await {
+                Ok(specs) => specs,
+                Err(rejection) => return Ok(Verdict::Rejected(Box::new(rejection))),
+            },
         };
         // Taken first: between the disk and the commit nothing may wait, or a session that ends there would leave the one
         // without the other.
-        let Some(place) = self.supervisor.reserve().await else {
-            let (expected, got) = ("a station that goes on".into(), "one that stops".into());
-            return Verdict::Rejected(Box::new(Rejection::new(vec![Problem { expected, got, ..self.problem() }])));
-        };
+        let Some(place) = self.supervisor.reserve().await else { return Err("the station stops".into()) };
         if known != Some(offer)
             && let Err(error) = saved.accept(Accepted { applied: offer, document })
         {
             let got = format!("{error}");
-            return Verdict::Rejected(Box::new(Rejection::new(vec![Problem {
+            return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![Problem {
                 expected: "room and permission to write it to the station's disk".into(),
                 got,
                 ..self.problem()
-            }])));
+            }]))));
         }
         if unchanged {
-            return Verdict::Unchanged;
+            return Ok(Verdict::Unchanged);
         }
         tracing::info!(revision = %offer.revision, "accepted a configuration");
         let Target { specs: mut all, impossible, complete, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
         place.commit(Target { specs: all, impossible, resuming: false, complete });
-        Verdict::Accepted
+        Ok(Verdict::Accepted)
     }
 
     fn problem(&self) -> Problem {

@@ -9,10 +9,10 @@ use quilt_core::lines;
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, SessionState};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
-    ASK_FOR_STREAM, CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command,
+    ASK_FOR_STREAM, AllowPlugin, CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command,
 };
 use quilt_protocol::dedupe::{Dedupe, Seen};
-use quilt_protocol::message::Refusal;
+use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Encoding, Hello, Outcome, RequestHead, Welcome};
 use tokio::sync::oneshot;
@@ -24,6 +24,7 @@ use crate::commands::{Commands, Found, NoHandler};
 use crate::identity;
 use crate::instance;
 use crate::plan::RoleTable;
+use crate::plugins::Catalog;
 use crate::push::Push;
 use crate::session::Link;
 use crate::spec::Key;
@@ -40,6 +41,7 @@ pub(crate) struct Requests {
     pub(crate) dedupe: Arc<Mutex<Dedupe<Responder>>>,
     pub(crate) link: Arc<Link>,
     pub(crate) identity_folder: PathBuf,
+    pub(crate) plugins: Arc<Catalog>,
 }
 
 impl Service for Requests {
@@ -69,11 +71,13 @@ impl Requests {
         match inbound.head.command.as_str() {
             command::UPDATE_CONFIGURATION => {
                 let push = self.push.clone();
-                inbound.answer(move |update: UpdateConfiguration| async move { Ok(push.update(update).await) })
+                inbound.answer(move |update: UpdateConfiguration| async move {
+                    push.update(update).await.map_err(|text| (Outcome::Refused, text))
+                })
             }
             command::PLAN => {
                 let push = self.push.clone();
-                inbound.answer(move |plan: Plan| async move { Ok(push.plan(&plan.document)) })
+                inbound.answer(move |plan: Plan| async move { Ok(push.plan(&plan.document).await) })
             }
             command::ADOPT => {
                 let push = self.push.clone();
@@ -96,6 +100,24 @@ impl Requests {
                 inbound.answer(move |_: serde_json::Value| async move { Ok(views(&commands)) })
             }
             command::LOGS => self.logs(inbound),
+            command::PLUGINS => {
+                let plugins = self.plugins.clone();
+                inbound.answer(move |_: serde_json::Value| async move { Ok(plugins.views().await) })
+            }
+            command::RELOAD_PLUGINS => {
+                let plugins = self.plugins.clone();
+                inbound.answer(move |_: serde_json::Value| async move {
+                    plugins.reload().await;
+                    Ok(plugins.views().await)
+                })
+            }
+            command::ALLOW_PLUGIN => {
+                let plugins = self.plugins.clone();
+                inbound.answer(move |AllowPlugin { plugin }: AllowPlugin| async move {
+                    plugins.allow(&plugin).await.map_err(|text| (Outcome::Refused, text))?;
+                    Ok(plugins.views().await)
+                })
+            }
             command::RENEW => {
                 let Inbound { head, responder, .. } = inbound;
                 match identity::renew(&self.identity_folder) {
@@ -248,6 +270,8 @@ impl Requests {
                 Ok(api::Ended::Error(body)) => (Outcome::Error, encoding, body),
                 Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
                 Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
+                Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
+                Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
                 Err(panic) => text(Outcome::Panicked, panic),
             }
         }

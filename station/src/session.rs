@@ -228,6 +228,7 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
         changed: changes.changed,
         gone: changes.gone,
         events: changes.events,
+        roles: changes.roles.then(|| service.roles.offers()),
     };
     let told = handle.ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER).await;
     told.map_err(|error| {

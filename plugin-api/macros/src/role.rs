@@ -102,7 +102,7 @@ fn take_command_attribute(method: &mut ImplItemFn) -> Option<Attribute> {
 }
 
 fn command(method: &ImplItemFn, attribute: &Attribute) -> syn::Result<TokenStream> {
-    let (mut read, mut stream) = (false, false);
+    let (mut read, mut stream, mut inline) = (false, false, false);
     if !matches!(attribute.meta, syn::Meta::Path(_)) {
         attribute.parse_nested_meta(|meta| {
             if meta.path.is_ident("read") {
@@ -111,8 +111,11 @@ fn command(method: &ImplItemFn, attribute: &Attribute) -> syn::Result<TokenStrea
             } else if meta.path.is_ident("stream") {
                 stream = true;
                 Ok(())
+            } else if meta.path.is_ident("inline") {
+                inline = true;
+                Ok(())
             } else {
-                Err(meta.error("expected `read` or `stream`"))
+                Err(meta.error("expected `read`, `stream` or `inline`"))
             }
         })?;
     }
@@ -126,11 +129,12 @@ fn command(method: &ImplItemFn, attribute: &Attribute) -> syn::Result<TokenStrea
         return Err(syn::Error::new_spanned(&method.sig, "a command takes its request second"));
     };
     let request = &request.ty;
+    let inline = if inline { quote!(.inline()) } else { quote!() };
     match (stream, receiver.mutability.is_some(), method.sig.asyncness.is_some()) {
         (true, false, false) => Ok(quote! {
             ::quilt_plugin_api::RoleCommand::stream::<#request>(#doc, #read, |role, request, items| {
                 Self::#name(role, request, items)
-            })
+            })#inline
         }),
         (true, _, _) => Err(syn::Error::new_spanned(
             &method.sig,
@@ -140,12 +144,12 @@ fn command(method: &ImplItemFn, attribute: &Attribute) -> syn::Result<TokenStrea
         (false, true, true) => Ok(quote! {
             ::quilt_plugin_api::RoleCommand::alone::<#request>(#doc, #read, |role, request| {
                 ::std::boxed::Box::pin(Self::#name(role, request))
-            })
+            })#inline
         }),
         (false, false, true) => Ok(quote! {
             ::quilt_plugin_api::RoleCommand::beside::<#request>(#doc, #read, |role, request| {
                 ::std::boxed::Box::pin(Self::#name(role, request))
-            })
+            })#inline
         }),
         (false, _, false) => Err(syn::Error::new_spanned(&method.sig, "a command is an `async fn`")),
     }

@@ -182,6 +182,8 @@ pub struct Report {
     pub gone: Vec<(Name, Name)>,
     /// What happened since, in order.
     pub events: Vec<StationEvent>,
+    /// The roles it can run, if that changed.
+    pub roles: Option<Vec<RoleOffer>>,
 }
 
 /// Something that happened at a station.

@@ -19,7 +19,7 @@ use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status,
 use nix::sys::signal::Signal as UnixSignal;
 use nix::unistd::{Group, User};
 use quilt_core::{lines, time};
-use quilt_plugin_api::{Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
+use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
 use sha2::{Digest as _, Sha256};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, watch};
@@ -52,31 +52,30 @@ pub struct Process {
 #[role(name = "process")]
 impl Process {
     fn validate(config: &ProcessConfig) -> Result<(), RoleError> {
-        let invalid = |key: &str, expected: &str, got: &str| RoleError::invalid(key, expected, got);
+        let mut wrong = Vec::new();
+        let mut invalid = |key: &str, expected: &str, got: &str| wrong.push(Invalid::key(key, expected, got));
         match config.command.first() {
-            None => return Err(invalid("command", "a program and its arguments", "an empty list")),
-            Some(program) if program.is_empty() => return Err(invalid("command", "a program", "an empty text")),
+            None => invalid("command", "a program and its arguments", "an empty list"),
+            Some(program) if program.is_empty() => invalid("command", "a program", "an empty text"),
             Some(_) => {}
         }
         if config.command.iter().any(|argument| argument.contains('\0')) {
-            return Err(invalid("command", "text without a zero byte", "a zero byte"));
+            invalid("command", "text without a zero byte", "a zero byte");
         }
-        for name in config.env.keys() {
-            if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(invalid("env", "names without `=`", &format!("{name:?}")));
-            }
+        for name in config.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            invalid("env", "names without `=`", &format!("{name:?}"));
         }
-        if config.env.values().any(|value| value.contains('\0')) {
-            return Err(invalid("env", "values without a zero byte", "a zero byte"));
+        for (name, _) in config.env.iter().filter(|(_, value)| value.contains('\0')) {
+            invalid(&format!("env.{name}"), "a value without a zero byte", "a zero byte");
         }
-        if let Some(cwd) = &config.cwd
-            && !cwd.is_absolute()
-        {
-            return Err(invalid("cwd", "an absolute path", &format!("{cwd:?}")));
+        if let Some(cwd) = config.cwd.as_ref().filter(|cwd| !cwd.is_absolute()) {
+            invalid("cwd", "an absolute path", &format!("{cwd:?}"));
         }
-        signal_number(&config.stop_signal)
-            .ok_or_else(|| invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal)))?;
-        identity(config).map(drop)
+        if signal_number(&config.stop_signal).is_none() {
+            invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal));
+        }
+        wrong.extend(identity(config).err().into_iter().flatten());
+        RoleError::unless_empty(wrong)
     }
 
     async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
@@ -264,7 +263,7 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
 }
 
 fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
-    let (user, uid, gid) = identity(config)?;
+    let (user, uid, gid) = identity(config).map_err(RoleError::Rejected)?;
     let mut spec = Spec {
         user,
         command: config.command.clone(),
@@ -288,20 +287,28 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
 
 /// The user and group to run as.
 #[allow(clippy::type_complexity, reason = "one caller takes it apart at once")]
-fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Option<u32>), RoleError> {
-    let unknown = |key: &str, name: &str| RoleError::invalid(key, "a name known to this machine", format!("{name:?}"));
-    let user = match &config.user {
-        None => None,
-        Some(name) => Some(User::from_name(name).ok().flatten().ok_or_else(|| unknown("user", name))?),
+fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Option<u32>), Vec<Invalid>> {
+    let mut wrong = Vec::new();
+    let mut unknown = |key: &str, name: &String| {
+        wrong.push(Invalid::key(key, "a name known to this machine", format!("{name:?}")));
     };
-    let group = match &config.group {
-        None => None,
-        Some(name) => Some(Group::from_name(name).ok().flatten().ok_or_else(|| unknown("group", name))?.gid),
-    };
+    let user = config.user.as_ref().and_then(|name| {
+        let user = User::from_name(name).ok().flatten();
+        user.is_none().then(|| unknown("user", name));
+        user
+    });
+    let group = config.group.as_ref().and_then(|name| {
+        let group = Group::from_name(name).ok().flatten();
+        group.is_none().then(|| unknown("group", name));
+        group.map(|group| group.gid)
+    });
     let group = group.or(user.as_ref().map(|user| user.gid));
-    if (user.is_some() || group.is_some()) && !nix::unistd::geteuid().is_root() {
-        let key = if user.is_some() { "user" } else { "group" };
-        return Err(RoleError::invalid(key, "a station that runs as root", "one that does not"));
+    if (config.user.is_some() || config.group.is_some()) && !nix::unistd::geteuid().is_root() {
+        let key = if config.user.is_some() { "user" } else { "group" };
+        wrong.push(Invalid::key(key, "a station that runs as root", "one that does not"));
+    }
+    if !wrong.is_empty() {
+        return Err(wrong);
     }
     let uid = user.as_ref().map(|user| user.uid.as_raw());
     Ok((user.map(|user| SpecUser { name: user.name, home: user.dir }), uid, group.map(|group| group.as_raw())))

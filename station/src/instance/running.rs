@@ -32,7 +32,7 @@ impl Runner {
     pub(super) async fn start_role(&mut self) -> Result<Started, String> {
         let resuming = self.resuming;
         self.left_over = true;
-        let factory = self.around.roles.factory(&self.key.role);
+        let factory = self.around.roles.factory(&self.key.role, self.spec.settings.isolation);
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
         let log = self.log_dir();
@@ -81,6 +81,10 @@ impl Runner {
     /// Tries to update in place; false if the role must be restarted.
     pub(super) async fn update_role(&mut self, started: &mut Started, spec: &Spec) -> bool {
         started.host.set_stop_timeout(spec.settings.stop_timeout);
+        if spec.settings.isolation != self.spec.settings.isolation {
+            // It runs elsewhere from now on.
+            return false;
+        }
         if spec.config == self.spec.config {
             // Only quilt's own keys changed; the role need not know.
             return true;
@@ -147,7 +151,7 @@ fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
 
 /// Ends what an earlier station may have left of an instance that is not started again.
 pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) {
-    let Some(factory) = around.roles.factory(&key.role) else { return };
+    let Some(factory) = around.roles.factory(&key.role, None) else { return };
     if !instance_dir(&around.folder, key).join("state").exists() {
         return;
     }

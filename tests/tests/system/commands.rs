@@ -161,6 +161,24 @@ async fn a_retry_after_the_managers_crash_is_not_carried_out_twice() {
 }
 
 #[tokio::test]
+async fn a_selector_means_any_number_of_instances() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let count = 1500;
+    let fleet = (0..count).fold(Fleet::new(), |fleet, number| {
+        fleet.with(&format!("cam-1/counter/c{number}"), &format!("start = {number}\n"))
+    });
+    world.apply(fleet.text()).await.with_code(0);
+    let answers = world.ctl(&["call", "role=counter", "value", "-o", "json"]).await.with_code(0).json();
+    let values: std::collections::BTreeSet<_> =
+        answers.as_array().unwrap().iter().map(|answer| answer["reply"].as_u64().unwrap()).collect();
+    assert_eq!(values.len(), count);
+    // Those that do not offer the command are passed over; with none left it is said.
+    let none = world.ctl(&["call", "role=counter", "status"]).await.with_code(4);
+    assert!(none.err.contains("offers \"status\""), "{}", none.err);
+}
+
+#[tokio::test]
 async fn a_command_is_callable_from_start_to_stop_and_a_restart_never_leads_to_an_old_instance() {
     let world = counting_world().await;
     let fleet = world.client().await;

@@ -1,5 +1,6 @@
 //! What is applied runs, and what runs is left alone.
 
+use nix::sys::signal::Signal;
 use quilt_tests::{Fleet, World, clock, is_alive};
 
 #[tokio::test]
@@ -319,4 +320,23 @@ async fn a_program_that_runs_from_time_to_time_is_healthy_between_runs() {
     world.apply(Fleet::new().with("cam-1/process/disk", keys).text()).await.with_code(0);
     let view = world.until_state("cam-1/process/disk", "completed").await;
     assert_eq!(view.restarts, 0);
+}
+
+#[tokio::test]
+async fn groups_that_match_by_role_hold_while_a_station_is_away() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let text = "[station.cam-1]\n[group.all]\nmatch = \"role=process\"\n\
+                [group.all.roles.process.clock]\ncommand = [\"sleep\", \"1000\"]\n";
+    world.apply(text).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    let file = world.fleet_file("fleet.toml", text);
+    let again = world.ctl(&["apply", "-f", &file, "-o", "json"]).await.with_code(0).json();
+    assert_eq!(again["changes"].as_array().unwrap().len(), 0, "the group lost the station");
+    world.end_manager(Signal::SIGTERM).await;
+    world.start_manager().await;
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    world.station("cam-1", &[]).await;
+    assert_eq!(world.until_state("cam-1/process/clock", "active").await.pid, Some(pid));
 }

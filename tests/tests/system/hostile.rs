@@ -39,9 +39,10 @@ async fn is_cut(world: &World, parts: &[&[u8]]) {
     assert!(closed.is_ok(), "the connection stays open after {:?}", &parts.concat()[..parts.concat().len().min(60)]);
 }
 
+/// The most memory that a process had so far.
 fn memory_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 

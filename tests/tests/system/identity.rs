@@ -104,3 +104,42 @@ async fn a_second_station_on_one_data_folder_is_told_who_has_it() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains(&format!("in use by process {}", world.station_pid("cam-1"))), "{text}");
 }
+
+#[tokio::test]
+async fn a_copy_of_a_stations_data_leaves_the_originals_programs_alone() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    copy(&world.station_folder("cam-1"), &world.station_folder("clone"));
+    world.start_station("clone", &[]).await;
+    world
+        .eventually("the clone is quarantined", async |world| {
+            world.stations().await.iter().any(|station| station.state.name() == "quarantined")
+        })
+        .await;
+    let original = world.instance("cam-1/process/clock").await.unwrap();
+    assert_eq!((original.pid, original.restarts), (Some(pid), 0));
+}
+
+#[tokio::test]
+async fn a_station_that_comes_back_under_another_name_keeps_what_it_runs_until_an_apply_names_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(clock(&["cam-1"]).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    std::os::unix::fs::symlink(world.station_folder("cam-1"), world.station_folder("hall-1")).unwrap();
+    world.station("hall-1", &[]).await;
+    world
+        .eventually("it took what it has", async |world| {
+            let view = world.show("hall-1").await;
+            view.desired_revision.is_some() && view.applied_revision == view.desired_revision
+        })
+        .await;
+    assert_eq!(world.pid("hall-1/process/clock").await, pid);
+    let history = world.ctl(&["history", "hall-1", "-o", "json"]).await.with_code(0).json();
+    assert_eq!(history[0]["source"], "renamed from cam-1");
+    world.apply(Fleet::new().with("hall-1/counter/main", "").text()).await.with_code(0);
+    assert!(world.instance("hall-1/process/clock").await.is_none());
+}

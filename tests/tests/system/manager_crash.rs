@@ -167,3 +167,49 @@ async fn an_old_store_that_has_overtaken_the_lost_ones_numbers_is_noticed_all_th
     assert_eq!(world.show("cam-1").await.state.name(), "unadopted");
     assert!(world.instance("cam-1/counter/lost").await.is_some(), "what it runs was replaced");
 }
+
+#[tokio::test]
+async fn a_rollout_in_batches_that_loses_its_manager_halts_where_it_was() {
+    let mut world = World::new().await;
+    let names = ["cam-1", "cam-2", "cam-3"];
+    for name in names {
+        world.station(name, &[]).await;
+    }
+    let fleet = |start: u32| {
+        names.iter().fold(Fleet::new(), |fleet, name| {
+            fleet.with(&format!("{name}/counter/main"), &format!("start = {start}\n"))
+        })
+    };
+    world.apply(fleet(1).text()).await.with_code(0);
+    let file = world.fleet_file("f.toml", fleet(2).text());
+    let mut apply = world.command("quiltctl");
+    apply.args(["--manager", &world.address, "apply", "-f", &file, "--batch", "1", "--wait", "60", "--settle", "50"]);
+    let mut apply = apply.stderr(std::process::Stdio::null()).spawn().unwrap();
+    world
+        .eventually("the first has it", async |world| {
+            let view = world.show("cam-1").await;
+            view.applied_revision == view.desired_revision && view.desired_revision > Some(quilt_protocol::Revision(3))
+        })
+        .await;
+    world.end_manager(Signal::SIGKILL).await;
+    apply.wait().await.unwrap();
+    world.start_manager().await;
+    for name in names {
+        world
+            .eventually("it is back and has what it should", async |world| {
+                let stations = world.stations().await;
+                stations.iter().any(|view| {
+                    view.name == *name && view.applied_digest.is_some() && view.applied_digest == view.desired_digest
+                })
+            })
+            .await;
+    }
+    let (one, two, three) = (world.show("cam-1").await, world.show("cam-2").await, world.show("cam-3").await);
+    assert_ne!(one.desired_digest, two.desired_digest, "the rest got it although nobody watched");
+    assert_eq!(two.desired_digest, three.desired_digest);
+    let history = world.ctl(&["history", "cam-3", "-o", "json"]).await.with_code(0).json();
+    assert!(history[0]["source"].as_str().unwrap().contains("was halted"), "{history}");
+    // The next apply reaches all.
+    world.apply(fleet(2).text()).await.with_code(0);
+    assert_eq!(world.show("cam-3").await.desired_digest, world.show("cam-1").await.desired_digest);
+}

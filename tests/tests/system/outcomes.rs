@@ -1,8 +1,8 @@
 //! Every way in which a request can end, through real sockets: a real manager, and a station in this process with a role
 //! made for mischief.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use quilt_station::{Station, StationArgs};
 use quilt_tests::World;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 macro_rules! commands {
     ($($name:ident { $($field:ident: $type:ty),* } -> $reply:ty;)*) => {
@@ -34,6 +35,7 @@ commands! {
     Echo { text: String } -> String;
     Bounce { times: u32 } -> u32;
     Spam { items: u32 } -> u64;
+    Gated { tag: u32 } -> u32;
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -45,6 +47,10 @@ struct Mischief {
 
 /// Tags of the calls that hang, or did.
 static HANGING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// How often each gated call was carried out.
+static CARRIED_OUT: Mutex<BTreeMap<u32, u32>> = Mutex::new(BTreeMap::new());
+static GATE: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 
 fn hangs(tag: u32) -> bool {
     HANGING.lock().unwrap().contains(&tag)
@@ -74,6 +80,14 @@ impl Mischief {
     #[command(read)]
     async fn echo(&self, request: Echo) -> Result<String, NoError> {
         Ok(request.text)
+    }
+
+    /// Counts itself, then waits for its gate.
+    #[command]
+    async fn gated(&self, request: Gated) -> Result<u32, NoError> {
+        *CARRIED_OUT.lock().unwrap().entry(request.tag).or_default() += 1;
+        GATE.subscribe().wait_for(|open| *open).await.expect("the gate is never dropped");
+        Ok(request.tag)
     }
 
     /// Calls another instance through the manager, on the station's own connection.
@@ -273,6 +287,24 @@ async fn callers_with_other_types_are_understood_through_json() {
     m.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_whose_connections_were_lost_after_it_was_begun_is_carried_out_once_and_its_retry_gets_the_answer() {
+    let mut m = mischievous().await;
+    let options = CallOptions { timeout: Duration::from_secs(30), idempotent: false, retry: true };
+    let client = m.client.clone();
+    let call = tokio::spawn(async move { client.call_with(TARGET, &Gated { tag: 7 }, &options).await });
+    let begun = async |_: &World| CARRIED_OUT.lock().unwrap().get(&7) == Some(&1);
+    m.world.eventually("it is carried out", begun).await;
+    m.world.end_manager(Signal::SIGKILL).await;
+    m.world.start_manager().await;
+    let back = async |world: &World| world.stations().await.iter().any(|one| one.state.name() == "connected");
+    m.world.eventually("the station is back", back).await;
+    GATE.send_replace(true);
+    assert_eq!(call.await.unwrap().unwrap(), 7);
+    assert_eq!(CARRIED_OUT.lock().unwrap()[&7], 1);
+    m.end().await;
+}
+
 /// At most one on a station.
 struct Single;
 
@@ -319,7 +351,7 @@ async fn blocked_missing_over_limit_and_mistyped_are_told_in_one_answer() {
              refuse (--block)",
             "bench | nonsense | main | - | one of the station's roles: `counter`, `mischief`, `process`, `single` | \
              `nonsense`",
-            "bench | counter | main | start | i64 | string \"x\"",
+            "bench | counter | main | start | i64 | string",
             "bench | single | two | - | at most 1 instance of it on a station | 2",
         ]
     );

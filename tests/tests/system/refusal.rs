@@ -56,7 +56,7 @@ async fn one_answer_lists_every_problem_and_nothing_changes() {
 }
 
 #[tokio::test]
-async fn a_role_over_its_limit_is_one_of_the_problems() {
+async fn what_a_role_itself_finds_wrong_is_among_the_problems() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     let fleet = Fleet::new().with("cam-1/counter/a", "start = 5\nlimit = 1\n").with("cam-1/counter/b", "strat = 1\n");
@@ -64,6 +64,32 @@ async fn a_role_over_its_limit_is_one_of_the_problems() {
     let refused = world.ctl(&["apply", "-f", &file]).await.with_code(4);
     assert!(refused.err.contains("key `start`: expected at most the limit of 1, got 5"), "{}", refused.err);
     assert!(refused.err.contains("key `strat`: expected `start` or `limit`"), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_one_instance_is_told_at_once_and_no_secret_with_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = []\nuser = \"nosuch\"\ngroup = \"nosuch\"\nstop_signal = \"FOO\"\ncwd = \"rel\"\n\
+                needs = [\"process/none\"]\nstop_timeout = \"soon\"\n";
+    let secrets = "command = [\"true\"]\nenv = \"s3cret\"\n";
+    let more = "command = [\"true\"]\nenv = { PIN = 424242 }\n";
+    let fleet = Fleet::new()
+        .with("cam-1/process/bad", keys)
+        .with("cam-1/process/text", secrets)
+        .with("cam-1/process/number", more);
+    let file = world.fleet_file("f.toml", fleet.text());
+    let refused = world.ctl(&["apply", "-f", &file, "-o", "json"]).await.with_code(4);
+    let reply = refused.json();
+    let problems = reply["rejection"]["problems"].as_array().unwrap();
+    let keys: std::collections::BTreeSet<_> = problems
+        .iter()
+        .filter(|problem| problem["instance"] == "bad")
+        .map(|problem| problem["key"].as_str().unwrap())
+        .collect();
+    assert_eq!(Vec::from_iter(keys), ["command", "cwd", "group", "needs", "stop_signal", "stop_timeout", "user"]);
+    assert!(!(refused.out + &refused.err).contains("s3cret"), "a secret is shown");
+    assert!(!serde_json::to_string(problems).unwrap().contains("424242"), "a secret is shown");
 }
 
 #[tokio::test]

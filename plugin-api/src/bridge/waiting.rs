@@ -1,0 +1,99 @@
+//! Awaiting an answer that the other side gives by calling a function.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use quilt_plugin_abi::{Buf, Completion, DROPPED, FAILED};
+use tokio::sync::oneshot;
+
+use super::buf::{to_buf, to_bytes};
+use super::tokens::Tokens;
+
+/// A status and what comes with it.
+pub type Answer = (u32, Bytes);
+
+static WAITING: Tokens<oneshot::Sender<Answer>> = Tokens::new();
+static IGNORED: AtomicU64 = AtomicU64::new(0);
+
+/// How many completions were called a second time, too late, or for nothing.
+pub fn ignored_completions() -> u64 {
+    IGNORED.load(Ordering::Relaxed)
+}
+
+/// An answer that is to come. Dropping it lets go of the answer, not of the work.
+pub struct Waiting {
+    token: u64,
+    receiver: oneshot::Receiver<Answer>,
+}
+
+impl Waiting {
+    /// A completion to hand over, and the answer that it will bring.
+    pub fn new() -> (Completion, Self) {
+        let (sender, receiver) = oneshot::channel();
+        let token = WAITING.insert(sender);
+        (Completion { ctx: token, done: Some(done) }, Self { token, receiver })
+    }
+}
+
+impl Future for Waiting {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        Pin::new(&mut self.receiver).poll(cx).map(|answer| answer.unwrap_or((DROPPED, Bytes::new())))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        drop(WAITING.take(self.token));
+    }
+}
+
+unsafe extern "C" fn done(ctx: u64, status: u32, body: Buf) {
+    // SAFETY: the contract says that the body is ours now.
+    let body = unsafe { to_bytes(body) };
+    match WAITING.take(ctx) {
+        Some(sender) => {
+            let answer = body.map_or_else(|bad| (FAILED, bad.to_string().into()), |body| (status, body));
+            let _ = sender.send(answer);
+        }
+        None => drop(IGNORED.fetch_add(1, Ordering::Relaxed)),
+    }
+}
+
+/// Calls a completion of the other side.
+pub fn complete(completion: Completion, status: u32, body: Bytes) {
+    if let Some(done) = completion.done {
+        // SAFETY: the other side says that this may be called once, on any thread; `completion` is used up by its callers.
+        unsafe { done(completion.ctx, status, to_buf(body)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_second_answer_and_a_late_one_are_ignored_and_counted() {
+        let before = ignored_completions();
+        let (completion, waiting) = Waiting::new();
+        complete(completion, 0, Bytes::from_static(b"first"));
+        complete(completion, 0, Bytes::from_static(b"second"));
+        assert_eq!(waiting.await, (0, Bytes::from_static(b"first")));
+        let (completion, waiting) = Waiting::new();
+        drop(waiting);
+        complete(completion, 0, Bytes::new());
+        assert!(ignored_completions() >= before + 2);
+    }
+
+    #[tokio::test]
+    async fn a_buffer_that_is_none_is_a_failure_and_not_a_crash() {
+        let (completion, waiting) = Waiting::new();
+        let buf = Buf { ptr: std::ptr::null(), len: 9, owner: std::ptr::null_mut(), release: None };
+        // SAFETY: the function of this module.
+        unsafe { completion.done.unwrap()(completion.ctx, 0, buf) };
+        assert_eq!(waiting.await.0, FAILED);
+    }
+}
