@@ -83,6 +83,7 @@ fn registration(id: StationId, number: usize) -> anyhow::Result<Registration> {
         roles: vec![RoleOffer { role: "counter".parse()?, version: "0.1.0".into(), instances: 0 }],
         blocked: Vec::new(),
         applied: None,
+        applying: false,
         instances: Vec::new(),
     })
 }

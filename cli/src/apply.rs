@@ -8,12 +8,18 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use quilt_client::Client;
 use quilt_client::control::{ApplyReply, ChangeKind, Phase, Progress, Share, StationChange, Wait};
+
+use quilt_protocol::Digest;
 
 use crate::exit::{Failure, NO_ANSWER, PARTLY, PENDING, REFUSED, USAGE};
 use crate::fleetfile::Source;
 use crate::output::{self, Format, plain};
 use crate::{Session, seconds};
+
+/// How long stations may take to fetch plugins before they answer.
+const FETCHING: Duration = Duration::from_secs(600);
 
 /// Arguments of `apply`.
 #[derive(Args)]
@@ -83,7 +89,7 @@ impl Apply {
             settle_ms: self.settle.as_millis() as u64,
             rollback: self.rollback,
         });
-        let mut request = quilt_client::control::Apply {
+        let request = quilt_client::control::Apply {
             source: source.name(),
             fleet: source.fleet.clone(),
             dry_run: self.dry_run,
@@ -102,28 +108,38 @@ impl Apply {
                 return Err(Failure::new("not applied"));
             }
         }
-        request.dry_run = self.dry_run;
-        let mut applying = client.apply(&request);
-        let mut bars = Bars::new();
-        // Following an effect has a time of its own.
-        let patience =
-            session.timeout.saturating_add(Duration::from_millis(request.wait.map_or(0, |wait| wait.within_ms)));
-        let followed = tokio::time::timeout(patience, async {
-            while let Some(progress) = applying.next().await {
-                bars.show(&progress);
-            }
-        });
-        let followed = followed.await;
-        bars.finish();
-        if followed.is_err() {
-            let text =
-                format!("no answer within {patience:?}; it may have been stored, see `quiltctl history STATION`");
-            return Err(Failure::with_code(NO_ANSWER, text));
-        }
-        let reply = applying.reply().await?;
-        report(session.format, &source, &reply, self.dry_run, waits)?;
+        let reply = follow(session, &client, &request).await?;
+        report(session.format, Some(&source), &reply, self.dry_run, waits)?;
         Ok(code(&reply, self.dry_run, waits))
     }
+}
+
+/// Has the manager apply something, and shows the progress of it.
+pub(crate) async fn follow(
+    session: &Session,
+    client: &Client,
+    request: &quilt_client::control::Apply,
+) -> Result<ApplyReply, Failure> {
+    let mut applying = client.apply(request);
+    let mut bars = Bars::new();
+    let plugins = request.fleet.group.values().any(|group| !group.plugins.is_empty())
+        || request.fleet.station.values().any(|station| !station.plugins.is_empty());
+    // Following an effect has a time of its own, and so has fetching plugins before a plan.
+    let fetching = if plugins { FETCHING } else { Duration::ZERO };
+    let following = Duration::from_millis(request.wait.map_or(0, |wait| wait.within_ms));
+    let patience = session.timeout.saturating_add(following).saturating_add(fetching);
+    let followed = tokio::time::timeout(patience, async {
+        while let Some(progress) = applying.next().await {
+            bars.show(&progress);
+        }
+    });
+    let followed = followed.await;
+    bars.finish();
+    if followed.is_err() {
+        let text = format!("no answer within {patience:?}; it may have been stored, see `quiltctl history STATION`");
+        return Err(Failure::with_code(NO_ANSWER, text));
+    }
+    Ok(applying.reply().await?)
 }
 
 fn confirm(planned: &ApplyReply) -> Result<bool, Failure> {
@@ -151,33 +167,54 @@ fn describe(change: &StationChange) -> String {
         };
         lines.push(plain(&format!("  {sign} {}/{}{keys}", instance.role, instance.instance)));
     }
+    for change in &change.plugins {
+        let short = |digest: &Digest| digest.to_string()[..12].to_owned();
+        lines.push(match (&change.before, &change.after) {
+            (Some(before), Some(after)) => {
+                format!("  ~ plugin {}: {} > {}", change.plugin, short(before), short(after))
+            }
+            (None, Some(after)) => format!("  + plugin {}: {}", change.plugin, short(after)),
+            (before, None) => {
+                format!("  - plugin {}: {}", change.plugin, before.as_ref().map(short).unwrap_or_default())
+            }
+        });
+    }
     lines.join("\n")
 }
 
 /// What there is to say of a file beside its effect, to standard error.
-pub(crate) fn remark(source: &Source, reply: &ApplyReply) {
+pub(crate) fn remark(source: Option<&Source>, reply: &ApplyReply) {
     for warning in &reply.warnings {
         let keys: Vec<_> = warning.at.iter().map(String::as_str).collect();
-        let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
+        let place =
+            source.and_then(|source| source.place(&keys)).map_or_else(String::new, |place| format!("{place}: "));
         eprintln!("warning: {place}{}", plain(&warning.text));
     }
     for mistake in &reply.mistakes {
         let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
-        let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));
+        let place =
+            source.and_then(|source| source.place(&keys)).map_or_else(String::new, |place| format!("{place}: "));
         eprintln!("error: {place}{}", plain(&mistake.text));
     }
     reply.notes.iter().for_each(|note| eprintln!("note: {}", plain(note)));
 }
 
 /// Remarks to standard error, the result to standard output.
-fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool, waited: bool) -> Result<(), Failure> {
+pub(crate) fn report(
+    format: Format,
+    source: Option<&Source>,
+    reply: &ApplyReply,
+    dry_run: bool,
+    waited: bool,
+) -> Result<(), Failure> {
     remark(source, reply);
     if let Some(rejection) = &reply.rejection {
         let problems = rejection.problems.len();
         let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
         eprintln!("{}: {problems} problem{}, {effect}", rejection.code, if problems == 1 { "" } else { "s" });
         for problem in &rejection.problems {
-            let place = source.place_of(problem).map_or_else(String::new, |place| format!(" ({place})"));
+            let place = source.and_then(|source| source.place_of(problem));
+            let place = place.map_or_else(String::new, |place| format!(" ({place})"));
             eprintln!("  {}{place}", plain(&problem.to_string()));
         }
     }
@@ -202,7 +239,7 @@ fn report(format: Format, source: &Source, reply: &ApplyReply, dry_run: bool, wa
     })
 }
 
-fn code(reply: &ApplyReply, dry_run: bool, waited: bool) -> ExitCode {
+pub(crate) fn code(reply: &ApplyReply, dry_run: bool, waited: bool) -> ExitCode {
     let code = if !reply.mistakes.is_empty() {
         1
     } else if reply.rejection.is_some() {

@@ -1,15 +1,19 @@
 //! `quiltctl plugin`: roles of third parties, as files and on stations.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use quilt_client::control::PluginView;
+use indicatif::{ProgressBar, ProgressStyle};
+use quilt_client::control::{FleetFile, GroupEntry, PluginView, Share, Wait};
+use quilt_protocol::Name;
 use serde::Serialize;
 
 use crate::exit::Failure;
 use crate::output::{self, plain};
-use crate::{Session, complete, reference};
+use crate::{Session, apply, complete, reference, seconds};
 
 /// What to do with plugins.
 #[derive(Subcommand)]
@@ -18,7 +22,11 @@ pub(crate) enum Plugin {
     Inspect(File),
     /// List the plugins of a station, or of all
     List(List),
-    /// Have a station look at its plugin folders anew, now
+    /// Give a plugin to all stations that a selector matches, now and later
+    Push(Push),
+    /// Take a plugin that was pushed from all stations
+    Remove(Remove),
+    /// Have a station look at its plugins anew, now; also at those that it did not take
     Reload(One),
     /// Lift the quarantine of a plugin that crashed
     Allow(Allow),
@@ -47,6 +55,44 @@ pub(crate) struct One {
     station: String,
 }
 
+/// Arguments of `plugin push`.
+#[derive(Args)]
+pub(crate) struct Push {
+    /// The library, a file that ends in .so
+    file: PathBuf,
+    /// Which stations, such as "room=a" or "name=*"
+    #[arg(long, value_name = "SELECTOR")]
+    on: String,
+    #[command(flatten)]
+    rollout: Rollout,
+}
+
+/// Arguments of `plugin remove`.
+#[derive(Args)]
+pub(crate) struct Remove {
+    /// The plugin's name
+    plugin: Name,
+    #[command(flatten)]
+    rollout: Rollout,
+}
+
+/// How a change reaches the stations.
+#[derive(Args)]
+struct Rollout {
+    /// How long to follow until it works everywhere
+    #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
+    wait: Duration,
+    /// How long every instance must stay healthy
+    #[arg(long, value_name = "S", default_value = "0", value_parser = seconds)]
+    settle: Duration,
+    /// Go back to what was before if it does not work
+    #[arg(long)]
+    rollback: bool,
+    /// How many stations at a time, as a number or percentage
+    #[arg(long, value_name = "N|N%")]
+    batch: Option<Share>,
+}
+
 /// Arguments of `plugin allow`.
 #[derive(Args)]
 pub(crate) struct Allow {
@@ -69,6 +115,8 @@ impl Plugin {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         match self {
             Self::Inspect(File { file }) => inspect(session, &file),
+            Self::Push(push) => push.run(session).await,
+            Self::Remove(Remove { plugin, rollout }) => rollout.apply(session, &plugin, None).await,
             Self::List(List { station }) => list(session, station.as_deref()).await,
             Self::Reload(One { station }) => {
                 let client = session.connect().await?;
@@ -86,10 +134,58 @@ impl Plugin {
     }
 }
 
+impl Push {
+    async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        // Looked at here first: what cannot be a plugin need not travel.
+        let found = quilt_station::inspect_plugin(&self.file).map_err(|error| refused(&self.file, &error))?;
+        let content = std::fs::read(&self.file)?;
+        let client = session.connect().await?;
+        let bar = ProgressBar::new(content.len() as u64);
+        bar.set_style(
+            ProgressStyle::with_template("storing {bytes}/{total_bytes} {bar:40}").expect("a fixed template"),
+        );
+        let sha256 = client.store_file(&content, |there| bar.set_position(there)).await?;
+        bar.finish_and_clear();
+        let name = found.name.parse().map_err(|error| Failure::new(format!("its name: {error}")))?;
+        let plugins = BTreeMap::from([(Name::clone(&name), sha256)]);
+        let group = GroupEntry { selector: self.on.clone(), plugins, roles: BTreeMap::new() };
+        self.rollout.apply(session, &name, Some(group)).await
+    }
+}
+
+impl Rollout {
+    /// What is pushed is a group of its own in the fleet, under a source of its own.
+    async fn apply(self, session: &Session, plugin: &Name, group: Option<GroupEntry>) -> Result<ExitCode, Failure> {
+        let client = session.connect().await?;
+        let name = format!("plugin-{plugin}").parse().map_err(|error| Failure::new(format!("{error}")))?;
+        let request = quilt_client::control::Apply {
+            source: format!("plugin:{plugin}"),
+            fleet: FleetFile {
+                group: group.into_iter().map(|group| (Name::clone(&name), group)).collect(),
+                ..Default::default()
+            },
+            dry_run: false,
+            force: false,
+            wait: Some(Wait {
+                within_ms: self.wait.as_millis() as u64,
+                settle_ms: self.settle.as_millis() as u64,
+                rollback: self.rollback,
+            }),
+            batch: self.batch,
+        };
+        let reply = apply::follow(session, &client, &request).await?;
+        apply::report(session.format, None, &reply, false, true)?;
+        Ok(apply::code(&reply, false, true))
+    }
+}
+
+fn refused(file: &std::path::Path, error: &quilt_station::RefusedPlugin) -> Failure {
+    let text = format!("{}: {}: it {}", file.display(), error.code, error.text);
+    Failure::with_code(crate::exit::REFUSED, text)
+}
+
 fn inspect(session: &Session, file: &std::path::Path) -> Result<ExitCode, Failure> {
-    let found = quilt_station::inspect_plugin(file).map_err(|error| {
-        Failure::with_code(crate::exit::REFUSED, format!("{}: {}: it {}", file.display(), error.code, error.text))
-    })?;
+    let found = quilt_station::inspect_plugin(file).map_err(|error| refused(file, &error))?;
     output::one(session.format, &found, |found| {
         let (major, lowest, highest) = found.abi;
         let list = |words: &[String]| if words.is_empty() { "none".into() } else { words.join(", ") };

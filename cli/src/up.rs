@@ -143,7 +143,7 @@ async fn follow(
         }
         bars.finish();
         let reply = applying.reply().await?;
-        apply::remark(source, &reply);
+        apply::remark(Some(source), &reply);
         if let Some(mistake) = reply.mistakes.first() {
             let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
             let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
+use sha2::{Digest as _, Sha256};
 
 /// Replaces `path` with `content` so that a crash at any moment leaves the old file or the new one, never a mixture:
 /// a temporary file beside it, fsync, rename, fsync of the folder.
@@ -141,6 +142,21 @@ fn whole_file() -> nix::libc::flock {
         l_start: 0,
         l_len: 0,
         l_pid: 0,
+    }
+}
+
+/// The SHA-256 of a file, read piece by piece. Blocks.
+///
+/// # Errors
+///
+/// What the operating system says.
+pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
+    let (mut file, mut hasher, mut piece) = (File::open(path)?, Sha256::new(), vec![0; 64 << 10]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hasher.finalize().into()),
+            count => hasher.update(&piece[..count]),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ use crate::{Core, push};
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
+/// How long it may take if it has plugins to fetch first.
+pub(crate) const PLAN_WITH_PLUGINS: Duration = Duration::from_secs(600);
 
 /// One station that an apply concerns.
 pub(crate) struct Target {
@@ -232,8 +234,10 @@ fn changes(targets: &[Target]) -> Vec<StationChange> {
     let changed = targets.iter().filter_map(|target| {
         let desired = target.desired.as_ref()?;
         let before = document_of(target.before.as_ref());
-        let instances = fleet::differences(&before, &target.document);
-        Some(StationChange { station: target.name.to_string(), revision: Some(desired.revision), instances })
+        let (instances, plugins) =
+            (fleet::differences(&before, &target.document), fleet::plugin_differences(&before, &target.document));
+        let (station, revision) = (target.name.to_string(), Some(desired.revision));
+        Some(StationChange { station, revision, instances, plugins })
     });
     changed.collect()
 }
@@ -260,9 +264,10 @@ async fn plan_all(core: &Core, targets: &[Target], notes: &mut Vec<String>) -> V
         let Some(handle) = live.map(|live| live.handle.clone()) else { continue };
         drop(state);
         let (name, plan) = (target.name.clone(), Plan { document: target.document.to_json() });
+        let time = if target.document.plugins.is_empty() { PLAN } else { PLAN_WITH_PLUGINS };
         asked.spawn(async move {
             let to = Address::Station(name.clone());
-            (name, handle.ask::<_, Verdict>(to, command::PLAN, Encoding::Bincode, &plan, PLAN).await)
+            (name, handle.ask::<_, Verdict>(to, command::PLAN, Encoding::Bincode, &plan, time).await)
         });
     }
     let mut problems = Vec::new();

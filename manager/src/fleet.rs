@@ -1,11 +1,12 @@
 //! What fleet files say, put together for one station: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use quilt_protocol::Name;
 use quilt_protocol::control::{
-    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, Problem, ProblemCode, Remark, Roles, StationEntry,
+    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
+    StationEntry,
 };
+use quilt_protocol::{Digest, Name};
 
 use crate::selector::Selector;
 use crate::store::{Entry, EntryKey};
@@ -136,14 +137,18 @@ impl Fleet {
         for (reference, entry) in &self.stations {
             if is_meant(reference, subject) {
                 said.concerned = true;
-                union.add(&mut said.document.roles, &entry.content.roles, &format!("station `{reference}`"));
+                let by = format!("station `{reference}`");
+                union.add(&mut said.document.roles, &entry.content.roles, &by);
+                union.add_plugins(&mut said.document.plugins, &entry.content.plugins, &by);
             }
         }
         for (group, entry) in &self.groups {
             let (content, selector) = &entry.content;
             if selector.matches(&|key| value(subject, &said.labels, key)) {
                 said.concerned = true;
-                union.add(&mut said.document.roles, &content.roles, &format!("group `{group}`"));
+                let by = format!("group `{group}`");
+                union.add(&mut said.document.roles, &content.roles, &by);
+                union.add_plugins(&mut said.document.plugins, &content.plugins, &by);
             }
         }
         said.conflicts = union.conflicts;
@@ -254,6 +259,24 @@ struct Union<'a> {
 }
 
 impl Union<'_> {
+    /// Adds the plugins of one entry; the same one twice must be the same file.
+    fn add_plugins(&mut self, whole: &mut BTreeMap<Name, Digest>, part: &BTreeMap<Name, Digest>, entry: &str) {
+        for (plugin, digest) in part {
+            let known = *whole.entry(plugin.clone()).or_insert(*digest);
+            if known != *digest {
+                self.conflicts.push(Problem {
+                    code: ProblemCode::InvalidConfiguration,
+                    station: self.station.into(),
+                    role: String::new(),
+                    instance: None,
+                    key: Some(format!("plugins.{plugin}")),
+                    expected: format!("the same file as another entry has, {known}"),
+                    got: format!("{digest} in {entry}"),
+                });
+            }
+        }
+    }
+
     /// Adds the roles of one entry; the same instance twice must say the same.
     fn add(&mut self, whole: &mut Roles, part: &Roles, entry: &str) {
         for (role, instances) in part {
@@ -278,6 +301,17 @@ impl Union<'_> {
             }
         }
     }
+}
+
+/// Which plugins differ between two documents.
+pub(crate) fn plugin_differences(before: &Document, after: &Document) -> Vec<PluginChange> {
+    let names: BTreeSet<_> = before.plugins.keys().chain(after.plugins.keys()).cloned().collect();
+    let change = |plugin: Name| PluginChange {
+        before: before.plugins.get(&plugin).copied(),
+        after: after.plugins.get(&plugin).copied(),
+        plugin,
+    };
+    names.into_iter().map(change).filter(|change| change.before != change.after).collect()
 }
 
 /// What differs between two documents, by instance and key; never values, which may be secret.

@@ -4,9 +4,10 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `http`.
+//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `blobs`, `http`.
 
 mod apply;
+mod blobs;
 mod config;
 mod events;
 mod fleet;
@@ -61,6 +62,7 @@ pub(crate) struct Core {
     pub(crate) fleet: FleetId,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) events: EventLog,
+    pub(crate) blobs: blobs::Blobs,
     state: Mutex<State>,
     /// Counts changes of any station.
     pub(crate) changed: watch::Sender<u64>,
@@ -119,6 +121,7 @@ impl Manager {
         let core = Arc::new(Core {
             fleet,
             events: EventLog::new(store.clone(), last_event),
+            blobs: blobs::Blobs::open(folder.join("files")).context("the folder of files for stations")?,
             store,
             state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
             changed: watch::Sender::new(0),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use quilt_protocol::control::{Applied, Rejected, UpdateConfiguration, Verdict, command};
 use quilt_protocol::{Address, Encoding, StationId};
 
+use crate::apply::PLAN_WITH_PLUGINS;
 use crate::{Core, register};
 
 /// How long a station may take to plan a configuration and put it on disk.
@@ -37,8 +38,10 @@ pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
 async fn push(core: &Arc<Core>, id: StationId) {
     while let Some((handle, name, update)) = next(core, id) {
         let offered = update.offer;
+        // The manager does not look into a document; one with this word in it may have files to fetch first.
+        let time = if update.document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
         let answer = handle
-            .ask(Address::Station(name.clone()), command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, ANSWER)
+            .ask(Address::Station(name.clone()), command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time)
             .await;
         match answer {
             Ok(verdict) => take_verdict(core, id, &handle, offered, verdict),
@@ -88,6 +91,8 @@ fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, off
             station.rejected = None;
         }
         Verdict::Accepted => {
+            // Until a report says that what runs has been changed to match. It may have come already.
+            live.applying |= live.applied != Some(offered);
             live.applied = Some(offered);
             station.rejected = None;
             core.events.add("push.accepted", Some(&name), None, format!("revision {}", offered.revision));

@@ -170,7 +170,7 @@ pub(crate) fn admit(
     let live = Live {
         handle: handle.clone(),
         applied: registration.applied,
-        applying: false,
+        applying: registration.applying,
         instances: by_key(&registration.instances),
         unadopted: (!adopted).then(|| reason.unwrap_or_else(|| "this manager has no record of it".into())),
         healthy_since: None,

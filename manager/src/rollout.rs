@@ -294,13 +294,18 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Wanted) -> (Phase,
     {
         return (Phase::Rejected, rejected.rejection.message.clone());
     }
-    let digest = desired.map(|desired| desired.digest);
-    if live.applied.map(|applied| applied.digest) != digest {
+    let digest_of_all = desired.map(|desired| desired.digest);
+    if live.applied.map(|applied| applied.digest) != digest_of_all || live.applying {
         return (Phase::Applying, String::new());
     }
     let mut waiting = Vec::new();
     for (key, digest) in wanted {
         let name = format!("{}/{}", key.0, key.1);
+        if let Some(InstanceReport { held_back: Some((asked, why)), .. }) = live.instances.get(key)
+            && Some(*asked) == digest_of_all
+        {
+            return (Phase::Failed, format!("{name}: {why}"));
+        }
         match live.instances.get(key).filter(|report| report.digest == *digest) {
             Some(report) if report.state == InstanceState::Failed => {
                 return (Phase::Failed, format!("{name}: {}", report.detail));

@@ -142,6 +142,7 @@ impl Service for Session {
             (Address::Manager, Some(id)) => match inbound.head.command.as_str() {
                 command::REGISTER => register::register(self, id, inbound),
                 command::REPORT => register::report(self, id, inbound),
+                command::READ_FILE => tools::read_file(self, inbound),
                 name if tools::is_for_roles(name) => tools::answer(self, inbound),
                 other => {
                     let text = format!("a station may not ask the manager for {other:?}");

@@ -262,7 +262,7 @@ fn newcomer_view(newcomer: &Newcomer) -> StationView {
         applied_revision: registration.applied.map(|applied| applied.revision),
         applied_digest: registration.applied.map(|applied| applied.digest),
         rejected: None,
-        applying: false,
+        applying: registration.applying,
         instances: registration.instances.iter().map(instance_view).collect(),
         facts: registration.facts.clone(),
         flags: Vec::new(),

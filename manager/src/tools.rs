@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
 
+use crate::blobs::BlobError;
 use crate::selector::{Selector, glob};
 use crate::session::Session;
 use crate::store::{Change, Desired, Origin};
@@ -95,6 +96,12 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
             change(core.clone(), inbound, move |request: Apply| async move {
                 rollout::run(&core, &request, &who, items).await.map_err(refused)
             })
+        }
+        command::BEGIN_FILE => {
+            inbound.answer(move |request| async move { core.blobs.begin(request).await.map_err(blob_failure) })
+        }
+        command::ADD_TO_FILE => {
+            inbound.answer(move |request| async move { core.blobs.add(request).await.map_err(blob_failure) })
         }
         command::EVENTS => events(core, inbound),
         other => {
@@ -412,6 +419,16 @@ async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Em
     let instance = format!("{}/{}", order.role, order.instance);
     core.events.add("instance.operated", Some(station.as_str()), Some(instance), format!("{action} by {who}"));
     Ok(Empty {})
+}
+
+/// A station reads a file that it needs.
+pub(crate) fn read_file(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
+    let core = session.core.clone();
+    inbound.answer(move |request| async move { core.blobs.read(request).await.map_err(blob_failure) })
+}
+
+fn blob_failure(error: BlobError) -> Failure {
+    refused(error.to_string())
 }
 
 fn failure(error: AskError) -> Failure {

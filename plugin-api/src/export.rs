@@ -1,7 +1,7 @@
 //! From typed roles to the C contract: what `export_plugin!` puts into a shared library.
 //!
 //! The library has a runtime of its own; nothing of tokio, tracing or serde crosses. Every function of the contract ends up
-//! in [`calls`], which wraps it so that no panic crosses either.
+//! in `calls`, which wraps it so that no panic crosses either.
 #![allow(unsafe_code, reason = "the plugin boundary: functions that the station calls")]
 
 mod calls;

@@ -30,6 +30,12 @@ pub mod command {
     pub const ROLES: &str = "quilt:roles";
     /// The commands a station's instances offer, with schemas.
     pub const COMMANDS: &str = "quilt:commands";
+    /// Tool to manager: [`BeginFile`](super::BeginFile) for [`FileProgress`](super::FileProgress).
+    pub const BEGIN_FILE: &str = "quilt:begin_file";
+    /// Tool to manager: [`AddToFile`](super::AddToFile) for [`FileProgress`](super::FileProgress).
+    pub const ADD_TO_FILE: &str = "quilt:add_to_file";
+    /// Station to manager: [`ReadFile`](super::ReadFile) for [`FilePiece`](super::FilePiece).
+    pub const READ_FILE: &str = "quilt:read_file";
     /// A stream of an instance's log lines.
     pub const LOGS: &str = "quilt:logs";
     /// The plugins of a station: [`PluginView`](super::PluginView)s.

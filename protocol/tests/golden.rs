@@ -123,6 +123,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
         restarts: 2,
         since_ms: 1_700_000_000_000,
         attributes: BTreeMap::from([("value".to_owned(), "7".to_owned())]),
+        held_back: None,
     };
     let registration = Registration {
         id: StationId(ID.parse().unwrap()),
@@ -132,6 +133,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
         roles: vec![RoleOffer { role: "process".parse().unwrap(), version: "0.1.0".into(), instances: 0 }],
         blocked: vec!["counter".parse().unwrap()],
         applied: Some(applied),
+        applying: false,
         instances: vec![instance.clone()],
     };
     let report = Report {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use quilt_core::time;
-use quilt_protocol::Name;
 use quilt_protocol::control::{Emitted, InstanceReport, State, StateChange, StationEvent};
+use quilt_protocol::{Digest, Name};
 use tokio::sync::watch;
 
 use crate::spec::{Key, Spec};
@@ -27,7 +27,8 @@ struct Inner {
     /// Changed since the last report.
     dirty: BTreeSet<Key>,
     events: VecDeque<StationEvent>,
-    applying: bool,
+    /// Commits taken and not done with.
+    commits: usize,
     roles: bool,
 }
 
@@ -72,8 +73,21 @@ impl Board {
                 restarts: 0,
                 since_ms: time::now_ms(),
                 attributes: BTreeMap::new(),
+                held_back: None,
             });
             (report.owner, report.digest) = (spec.owner, spec.digest);
+        });
+    }
+
+    /// What other configurations than this asked for in vain is not told any more.
+    pub(crate) fn forget_held_back(&self, digest: Option<Digest>) {
+        self.change(|inner| {
+            for (key, report) in &mut inner.instances {
+                if report.held_back.as_ref().is_some_and(|(asked, _)| Some(*asked) != digest) {
+                    report.held_back = None;
+                    inner.dirty.insert(key.clone());
+                }
+            }
         });
     }
 
@@ -119,11 +133,28 @@ impl Board {
         self.change(|inner| inner.roles = true);
     }
 
-    pub(crate) fn applying(&self, applying: bool) {
+    /// A commit was taken: what runs does not match it yet.
+    pub(crate) fn begin_applying(&self) {
         self.change(|inner| {
-            inner.applying = applying;
-            inner.note(if applying { StationEvent::Applying } else { StationEvent::Applied });
+            inner.commits += 1;
+            if inner.commits == 1 {
+                inner.note(StationEvent::Applying);
+            }
         });
+    }
+
+    /// The supervisor is done with a commit.
+    pub(crate) fn end_applying(&self) {
+        self.change(|inner| {
+            inner.commits = inner.commits.saturating_sub(1);
+            if inner.commits == 0 {
+                inner.note(StationEvent::Applied);
+            }
+        });
+    }
+
+    pub(crate) fn is_applying(&self) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).commits > 0
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<InstanceReport> {
@@ -141,7 +172,7 @@ impl Board {
     pub(crate) fn take_changes(&self) -> Changes {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let roles = std::mem::take(&mut inner.roles);
-        let mut changes = Changes { applying: inner.applying, roles, ..Changes::default() };
+        let mut changes = Changes { applying: inner.commits > 0, roles, ..Changes::default() };
         changes.events = std::mem::take(&mut inner.events).into();
         for key in std::mem::take(&mut inner.dirty) {
             match inner.instances.get(&key) {

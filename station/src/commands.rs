@@ -2,24 +2,72 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
 use quilt_plugin_api::{CommandRecord, Handler};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::spec::Key;
+
+/// How many commands an instance may offer.
+const COMMANDS_MAX: usize = 1000;
 
 /// Every callable command, and how to end the calls of an instance.
 #[derive(Default)]
 pub(crate) struct Commands {
-    instances: RwLock<HashMap<Key, Offered>>,
+    tables: RwLock<Tables>,
 }
 
 #[derive(Default)]
+struct Tables {
+    /// What is callable.
+    active: HashMap<Key, Offered>,
+    /// What the next run of an instance offers once it takes over from the one before.
+    staged: HashMap<Key, Offered>,
+}
+
 struct Offered {
+    /// Which run of the instance offers them.
+    run: u64,
     commands: BTreeMap<(String, String), (CommandRecord, Handler)>,
     /// Cancelled before an update or stop.
     calls: CancellationToken,
+    /// Counts the calls under way.
+    under_way: TaskTracker,
+}
+
+impl Offered {
+    fn new(run: u64) -> Self {
+        Self { run, commands: BTreeMap::new(), calls: CancellationToken::new(), under_way: TaskTracker::new() }
+    }
+}
+
+impl Tables {
+    /// What a run offers, wherever that is.
+    fn of(&mut self, key: &Key, run: u64) -> Option<&mut Offered> {
+        let active = self.active.get_mut(key).filter(|offered| offered.run == run);
+        active.or(self.staged.get_mut(key).filter(|offered| offered.run == run))
+    }
+}
+
+/// The calls of a run that was replaced.
+pub(crate) struct Replaced {
+    calls: CancellationToken,
+    under_way: TaskTracker,
+}
+
+impl Replaced {
+    /// Waits until its calls have ended, but no longer than `time`; the rest is cancelled.
+    pub(crate) async fn drain(self, time: Duration) {
+        self.under_way.close();
+        if tokio::time::timeout(time, self.under_way.wait()).await.is_err() {
+            self.calls.cancel();
+            self.under_way.wait().await;
+        }
+    }
 }
 
 /// Why a name does not lead to a command.
@@ -38,16 +86,28 @@ pub(crate) struct Found {
     pub(crate) fingerprint: quilt_plugin_api::Fingerprint,
     pub(crate) streaming: bool,
     pub(crate) calls: CancellationToken,
+    /// Says that the call is under way until it is dropped.
+    pub(crate) under_way: TaskTrackerToken,
 }
 
 impl Commands {
-    /// Makes a command callable; false if there is one of that name.
-    pub(crate) fn register(&self, key: &Key, record: CommandRecord, handler: Handler) -> bool {
-        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
-        let offered = instances.entry(key.clone()).or_default();
-        let name = (record.group.clone(), record.name.clone());
+    fn tables(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a command of a run callable, once it is the one that counts; false if it has one of that name.
+    pub(crate) fn register(&self, key: &Key, run: u64, record: CommandRecord, handler: Handler) -> bool {
+        let mut tables = self.tables();
+        if tables.of(key, run).is_none() {
+            // Until it takes over: all that a run offers becomes callable at once.
+            tables.staged.insert(key.clone(), Offered::new(run));
+        }
+        let offered = tables.of(key, run).expect("it was put there above");
+        if offered.commands.len() >= COMMANDS_MAX {
+            return false;
+        }
         // The first that registers a name keeps it: a second never takes calls away from it.
-        match offered.commands.entry(name) {
+        match offered.commands.entry((record.group.clone(), record.name.clone())) {
             Entry::Occupied(_) => false,
             Entry::Vacant(place) => {
                 place.insert((record, handler));
@@ -56,37 +116,54 @@ impl Commands {
         }
     }
 
-    pub(crate) fn de_register(&self, key: &Key, group: &str, name: &str) {
-        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(offered) = instances.get_mut(key) {
+    pub(crate) fn de_register(&self, key: &Key, run: u64, group: &str, name: &str) {
+        if let Some(offered) = self.tables().of(key, run) {
             offered.commands.remove(&(group.to_owned(), name.to_owned()));
         }
     }
 
+    /// Lets a run take over from the one before, if there is one: from here on every call reaches it and it only.
+    pub(crate) fn take_over(&self, key: &Key, run: u64) -> Option<Replaced> {
+        let mut tables = self.tables();
+        let next = match tables.staged.remove(key) {
+            Some(next) if next.run == run => next,
+            // It offers nothing.
+            _ => Offered::new(run),
+        };
+        let before = tables.active.insert(key.clone(), next)?;
+        Some(Replaced { calls: before.calls, under_way: before.under_way })
+    }
+
     /// Ends the running calls of an instance; new ones go on as before.
     pub(crate) fn cancel_calls(&self, key: &Key) {
-        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(offered) = instances.get_mut(key) {
+        if let Some(offered) = self.tables().active.get_mut(key) {
             std::mem::take(&mut offered.calls).cancel();
         }
     }
 
-    /// Forgets an instance and ends its calls.
-    pub(crate) fn remove(&self, key: &Key) {
-        if let Some(offered) = self.instances.write().unwrap_or_else(PoisonError::into_inner).remove(key) {
-            offered.calls.cancel();
+    /// Forgets a run and ends its calls.
+    pub(crate) fn remove(&self, key: &Key, run: u64) {
+        let mut tables = self.tables();
+        let Tables { active, staged } = &mut *tables;
+        for table in [active, staged] {
+            if table.get(key).is_some_and(|offered| offered.run == run)
+                && let Some(offered) = table.remove(key)
+            {
+                offered.calls.cancel();
+            }
         }
     }
 
     /// Finds `name`, or `group:name`.
     pub(crate) fn find(&self, key: &Key, command: &str) -> Result<Found, NoHandler> {
-        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
-        let offered = instances.get(key).ok_or(NoHandler::NoTarget)?;
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let offered = tables.active.get(key).ok_or(NoHandler::NoTarget)?;
         let found = |(record, handler): &(CommandRecord, Handler)| Found {
             handler: handler.clone(),
             fingerprint: record.fingerprint,
             streaming: record.streaming,
             calls: offered.calls.clone(),
+            under_way: offered.under_way.token(),
         };
         if let Some((group, name)) = command.rsplit_once(':') {
             let exact = offered.commands.get(&(group.to_owned(), name.to_owned()));
@@ -105,8 +182,9 @@ impl Commands {
 
     /// What every instance offers.
     pub(crate) fn all(&self) -> Vec<(Key, CommandRecord)> {
-        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = instances
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = tables
+            .active
             .iter()
             .flat_map(|(key, offered)| offered.commands.values().map(|(record, _)| (key.clone(), record.clone())))
             .collect();

@@ -1,5 +1,6 @@
 //! What a station does for the roles it runs itself.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,16 +14,20 @@ use tokio::task::JoinSet;
 
 use crate::board::Board;
 use crate::catch::catch;
-use crate::commands::Commands;
+use crate::commands::{Commands, Replaced};
 use crate::session::Link;
 use crate::spec::Key;
 
+/// How many attributes an instance may have.
+const ATTRIBUTES_MAX: usize = 64;
 /// The longest attribute or event, in bytes of JSON: what a status line can bear.
 const JSON_MAX: usize = 16 << 10;
 
 /// The host of one run of one instance.
 pub(crate) struct InstanceHost {
     key: Key,
+    /// Tells this run of the instance from those before and after.
+    run: u64,
     board: Arc<Board>,
     commands: Arc<Commands>,
     link: Arc<Link>,
@@ -49,8 +54,10 @@ impl InstanceHost {
         crashed: mpsc::Sender<String>,
         stop_timeout: Duration,
     ) -> Self {
+        static RUNS: AtomicU64 = AtomicU64::new(1);
         Self {
             key,
+            run: RUNS.fetch_add(1, Ordering::Relaxed),
             board,
             commands,
             link,
@@ -74,6 +81,16 @@ impl InstanceHost {
         *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes what the run offers not callable any more, and ends its calls.
+    pub(crate) fn withdraw(&self) {
+        self.commands.remove(&self.key, self.run);
+    }
+
+    /// Takes over from the run before.
+    pub(crate) fn take_over(&self) -> Option<Replaced> {
+        self.commands.take_over(&self.key, self.run)
+    }
+
     /// How its work ended, if it said so.
     pub(crate) fn how_it_ended(&self) -> String {
         self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -88,7 +105,7 @@ impl InstanceHost {
     pub(crate) fn end(&self) {
         let mut ended = self.ended();
         *ended = true;
-        self.commands.remove(&self.key);
+        self.commands.remove(&self.key, self.run);
         drop(ended);
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
@@ -177,6 +194,12 @@ impl Host for InstanceHost {
             }
             json => self.board.update(&self.key, |instance| {
                 match json {
+                    // More would make a status line unreadable, and cost whoever keeps it.
+                    Some(_)
+                        if instance.attributes.len() >= ATTRIBUTES_MAX && !instance.attributes.contains_key(name) =>
+                    {
+                        None
+                    }
                     Some(json) => instance.attributes.insert(name.to_owned(), json),
                     None => instance.attributes.remove(name),
                 };
@@ -209,13 +232,13 @@ impl Host for InstanceHost {
             })
         });
         let ended = self.ended();
-        !*ended && self.commands.register(&self.key, record, guarded)
+        !*ended && self.commands.register(&self.key, self.run, record, guarded)
     }
 
     fn de_register(&self, group: &str, name: &str) {
         let ended = self.ended();
         if !*ended {
-            self.commands.de_register(&self.key, group, name);
+            self.commands.de_register(&self.key, self.run, group, name);
         }
     }
 

@@ -55,12 +55,14 @@ pub(crate) enum Order {
 }
 
 /// How an update went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Updated {
     /// Taken, nothing was interrupted.
     InPlace,
     /// Stopped; it begins again when told to.
     Paused,
+    /// Not taken, for this reason; it goes on as it was.
+    Refused(String),
 }
 
 /// Whether an instance ended in time.
@@ -257,6 +259,7 @@ impl Runner {
             Ok(started) => started,
             Err(text) => return self.failed_to_start(text),
         };
+        started.host.take_over();
         let found = started.host.found_since_ms();
         let began = found.map_or(began, time::ms_text);
         while let Some(ready) = self.spec.settings.ready.clone() {
@@ -380,6 +383,18 @@ impl Runner {
                 Phase::Over
             }
             Some(Order::Go) => Phase::Active(started),
+            Some(Order::Update(spec, done)) if moves(&self.spec, &spec) => match self.move_role(started, &spec).await {
+                Ok(moved) => {
+                    self.take(*spec);
+                    let _ = done.send(Updated::InPlace);
+                    self.show(State::Active, "");
+                    Phase::Active(moved)
+                }
+                Err((old, why)) => {
+                    let _ = done.send(Updated::Refused(why));
+                    Phase::Active(old)
+                }
+            },
             Some(Order::Update(spec, done)) => {
                 let in_place = started.work.is_some() || self.state() == Some(State::Active);
                 match in_place {
@@ -436,6 +451,14 @@ impl Runner {
     fn state(&self) -> Option<State> {
         self.around.board.get(&self.key).map(|report| report.state)
     }
+}
+
+/// Whether a specification asks for the same role from another build of its plugin.
+fn moves(from: &Spec, to: &Spec) -> bool {
+    from.carrier.is_some()
+        && to.carrier.is_some()
+        && from.carrier != to.carrier
+        && from.settings.isolation == to.settings.isolation
 }
 
 fn until(delay: Duration, why: &str) -> String {

@@ -47,8 +47,8 @@ pub struct Station {
     supervisor: supervisor::Handle,
     session: tokio::task::JoinHandle<()>,
     stop_session: tokio_util::sync::CancellationToken,
-    /// Looks at the plugin folders.
-    watch: tokio::task::JoinHandle<()>,
+    /// Looks at the plugin folders, and follows what they bring.
+    plugins: [tokio::task::JoinHandle<()>; 2],
     _lock: PidFile,
 }
 
@@ -63,20 +63,23 @@ impl Station {
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
         let lock = PidFile::take(&lock_path(&config))?;
         let identity = identity::load(&folder)?;
+        let link = Arc::new(session::Link::new(identity, config.name.clone()));
         let linked = quilt_plugin_api::linked_roles().iter().map(|role| role.name().to_owned()).collect();
         let plugins = plugins::Catalog::open(plugins::Setup {
             folder: folder.join("plugins"),
             dirs: config.plugin_dirs.clone(),
             trust: config.trust.clone(),
             linked,
+            link: link.clone(),
         })?;
-        plugins.look(true).await;
+        #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
+        let watch = tokio::spawn(plugins.clone().watch());
+        plugins.settled_in().await;
         let roles = Arc::new(plan::RoleTable::linked(plugins.clone(), config.blocked.clone()));
         let saved = saved::Saved::open(&folder)?;
         let local = local::read(&config.roles_dir);
         let board = Arc::new(board::Board::default());
         let commands = Arc::new(commands::Commands::default());
-        let link = Arc::new(session::Link::new(identity, config.name.clone()));
         let supervisor = supervisor::start(supervisor::Setup {
             folder: folder.join("instances"),
             roles: roles.clone(),
@@ -100,15 +103,15 @@ impl Station {
             plugins: plugins.clone(),
         });
         #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
-        let watch = tokio::spawn(watch_plugins(plugins, service.push.clone(), board.clone()));
+        let follow = tokio::spawn(follow_plugins(plugins, service.push.clone(), board.clone()));
         #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
         let session = tokio::spawn(session::keep(config, link, service, board, stop_session.clone()));
-        Ok(Self { supervisor, session, stop_session, watch, _lock: lock })
+        Ok(Self { supervisor, session, stop_session, plugins: [watch, follow], _lock: lock })
     }
 
     /// Ends the station: with its instances in order, or leaving those that can outlive it. Returns what was late.
     pub async fn stop(self, how: Stop) -> Vec<String> {
-        self.watch.abort();
+        self.plugins.iter().for_each(tokio::task::JoinHandle::abort);
         let late = self.supervisor.shut_down(how == Stop::Detach).await;
         // Last, so that the manager sees the instances stop; the goodbye is the session's own.
         self.stop_session.cancel();
@@ -118,15 +121,14 @@ impl Station {
 }
 
 /// Keeps what the station offers and runs up with its plugins.
-async fn watch_plugins(plugins: Arc<plugins::Catalog>, push: Arc<push::Push>, board: Arc<board::Board>) {
+async fn follow_plugins(plugins: Arc<plugins::Catalog>, push: Arc<push::Push>, board: Arc<board::Board>) {
     let mut changes = plugins.subscribe();
-    let follow = async {
-        while changes.changed().await.is_ok() {
-            push.reconsider().await;
-            board.roles_changed();
-        }
-    };
-    tokio::join!(plugins.clone().watch(), follow);
+    // What came while the station was put together.
+    changes.mark_changed();
+    while changes.changed().await.is_ok() {
+        push.reconsider().await;
+        board.roles_changed();
+    }
 }
 
 /// The file that keeps a second station out of the data folder.

@@ -1,61 +1,112 @@
 //! What would become of a configuration: pure, complete, and before anything changes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use quilt_plugin_api::{Invalid, RoleDescription, RoleFactory, linked_roles};
+use quilt_plugin_api::{Invalid, RoleFactory, linked_roles};
 use quilt_protocol::Name;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
 
 use crate::catch::catch;
-use crate::plugins::Catalog;
+use crate::plugins::{Carrier, Catalog, Offered, Plugin};
 use crate::spec::{Isolation, Key, Spec, WrongSettings};
 
+/// How long a role may take to judge a configuration.
+const VALIDATE: Duration = Duration::from_secs(6);
+
 /// The roles a station can run, linked in or of plugins, and those it is told to refuse.
+#[derive(Clone)]
 pub(crate) struct RoleTable {
     linked: BTreeMap<Name, Arc<dyn RoleFactory>>,
-    plugins: Option<Arc<Catalog>>,
+    plugins: Plugins,
     pub(crate) blocked: BTreeSet<Name>,
+}
+
+/// Whose roles count.
+#[derive(Clone)]
+enum Plugins {
+    /// Those that are offered at the moment of asking.
+    Now(Arc<Catalog>),
+    /// These: what would be offered.
+    Would(Offered),
 }
 
 impl RoleTable {
     /// All roles linked into this program and those of plugins.
     pub(crate) fn linked(plugins: Arc<Catalog>, blocked: Vec<Name>) -> Self {
-        Self { plugins: Some(plugins), ..Self::new(linked_roles(), blocked) }
+        Self { plugins: Plugins::Now(plugins), ..Self::new(linked_roles(), blocked) }
     }
 
-    /// Of two roles with one name the first stays; the other is named in the log.
-    pub(crate) fn new(roles: Vec<Arc<dyn RoleFactory>>, blocked: Vec<Name>) -> Self {
-        let mut factories = BTreeMap::new();
-        for factory in roles {
+    /// These roles and no plugins.
+    pub(crate) fn new(factories: Vec<Arc<dyn RoleFactory>>, blocked: Vec<Name>) -> Self {
+        let mut linked = BTreeMap::new();
+        for factory in factories {
             match factory.name().parse::<Name>() {
-                Ok(name) if factories.contains_key(&name) => {
-                    tracing::error!(role = %name, "a second role of this name is linked in; it is not offered");
+                Ok(name) => {
+                    // The first stays; a second must not take over what others count on.
+                    match linked.entry(name) {
+                        Entry::Vacant(free) => {
+                            free.insert(factory);
+                        }
+                        Entry::Occupied(taken) => {
+                            tracing::error!(role = %taken.key(), "two roles of this name are linked in; the first is used");
+                        }
+                    }
                 }
-                Ok(name) => drop(factories.insert(name, factory)),
-                Err(error) => tracing::error!(%error, "a role's name; it is not offered"),
+                Err(error) => tracing::error!(role = factory.name(), %error, "a role cannot be used"),
             }
         }
-        Self { linked: factories, plugins: None, blocked: blocked.into_iter().collect() }
+        Self { linked, plugins: Plugins::Would(Offered::new()), blocked: blocked.into_iter().collect() }
+    }
+
+    /// The same with these plugins.
+    pub(crate) fn with(&self, offered: Offered) -> Self {
+        Self { plugins: Plugins::Would(offered), ..self.clone() }
+    }
+
+    fn offered(&self) -> Offered {
+        match &self.plugins {
+            Plugins::Now(catalog) => catalog.offered(),
+            Plugins::Would(offered) => offered.clone(),
+        }
+    }
+
+    fn plugin(&self, role: &Name) -> Option<Arc<Plugin>> {
+        if self.linked.contains_key(role) {
+            return None;
+        }
+        self.offered().into_values().find(|plugin| plugin.offers(role.as_str()))
+    }
+
+    /// Which build of which plugin carries a role.
+    pub(crate) fn carrier(&self, role: &Name) -> Option<Carrier> {
+        self.plugin(role).map(|plugin| plugin.carrier())
     }
 
     /// What makes instances of a role, where the fleet file wants them.
     pub(crate) fn factory(&self, role: &Name, isolation: Option<Isolation>) -> Option<Arc<dyn RoleFactory>> {
         let linked = self.linked.get(role).cloned();
-        linked.or_else(|| self.plugins.as_ref()?.factory(role.as_str(), isolation))
+        linked.or_else(|| self.plugin(role)?.factory(role.as_str(), isolation))
+    }
+
+    /// The catalog of plugins, where there is one.
+    pub(crate) fn catalog(&self) -> Option<&Arc<Catalog>> {
+        match &self.plugins {
+            Plugins::Now(catalog) => Some(catalog),
+            Plugins::Would(_) => None,
+        }
     }
 
     /// Every role, with its limit of instances.
     fn all(&self) -> BTreeMap<Name, RoleOffer> {
-        let linked = self.linked.iter().map(|(role, factory)| {
-            let (role, version, instances) = (role.clone(), factory.version().to_owned(), factory.instances());
+        let views = self.views().into_iter();
+        let offer = |view: RoleView| {
+            let RoleView { role, version, instances, .. } = view;
             (role.clone(), RoleOffer { role, version, instances })
-        });
-        let loaded = self.plugins.iter().flat_map(|plugins| plugins.roles()).map(|(role, described)| {
-            let offer = RoleOffer { role: role.clone(), version: described.version, instances: described.instances };
-            (role, offer)
-        });
-        loaded.chain(linked).collect()
+        };
+        views.map(offer).collect()
     }
 
     pub(crate) fn offers(&self) -> Vec<RoleOffer> {
@@ -63,17 +114,23 @@ impl RoleTable {
     }
 
     pub(crate) fn views(&self) -> Vec<RoleView> {
-        let linked = self.linked.iter().map(|(role, factory)| (role.clone(), factory.describe()));
-        let loaded = self.plugins.iter().flat_map(|plugins| plugins.roles());
-        let view = |(role, described): (Name, RoleDescription)| RoleView {
-            blocked: self.blocked.contains(&role),
-            role,
-            version: described.version,
-            instances: described.instances,
-            doc: described.doc,
-            config_schema: described.config_schema,
-        };
-        let mut views: Vec<_> = linked.chain(loaded).map(view).collect();
+        let offered = self.offered();
+        let loaded = offered.values().flat_map(|plugin| plugin.roles().to_vec());
+        let linked = self.linked.values().map(|factory| factory.describe());
+        let mut views: Vec<_> = linked
+            .chain(loaded.filter(|role| !self.linked.contains_key(role.name.as_str())))
+            .filter_map(|described| {
+                let role: Name = described.name.parse().ok()?;
+                Some(RoleView {
+                    blocked: self.blocked.contains(&role),
+                    role,
+                    version: described.version,
+                    instances: described.instances,
+                    doc: described.doc,
+                    config_schema: described.config_schema,
+                })
+            })
+            .collect();
         views.sort_by(|a, b| a.role.cmp(&b.role));
         views
     }
@@ -142,7 +199,8 @@ pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles
                 let got = format!("`{role}`, which it is told to refuse (--block)");
                 problems.push(problem(ProblemCode::RoleBlocked, None, expected, got));
             } else if let Some(factory) = roles.factory(role, isolation) {
-                let (judged, mut wrong) = judge(factory, key.clone(), owner, whole).await;
+                let (mut judged, mut wrong) = judge(factory, key.clone(), owner, whole).await;
+                judged.carrier = roles.carrier(role);
                 if isolation == Some(Isolation::Process) && roles.linked.contains_key(role) {
                     let expected = "`inproc`, or nothing: the role is linked into the station";
                     wrong.push(Invalid::key("isolation", expected, "process"));
@@ -186,7 +244,11 @@ async fn judge(
             Invalid::key(key, expected, got)
         })
         .collect();
-    match catch(async { factory.validate(&spec.config).await }).await {
+    let judging = catch(async { factory.validate(&spec.config).await });
+    match tokio::time::timeout(VALIDATE, judging)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {VALIDATE:?}")))
+    {
         Ok(judged) => wrong.extend(judged.err().into_iter().flatten()),
         Err(panic) => {
             wrong.push(Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic });

@@ -13,6 +13,7 @@
 mod catalog;
 mod child;
 mod elf;
+mod fetch;
 mod guest;
 mod image;
 mod intake;
@@ -37,7 +38,7 @@ fn runtime() -> Option<&'static Handle> {
     RUNTIME.get()
 }
 
-pub(crate) use catalog::{Catalog, Setup};
+pub(crate) use catalog::{Carrier, Catalog, Offered, Plugin, Prepared, Setup};
 
 /// Which files may be plugins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,6 +137,9 @@ impl Manifest {
         for role in &manifest.roles {
             let name: Result<quilt_protocol::Name, _> = role.name.parse();
             name.map_err(|error| LoadError::Describe(format!("a role's name: {error}")))?;
+            if manifest.roles.iter().filter(|other| other.name == role.name).count() > 1 {
+                return Err(LoadError::Describe(format!("role `{}` twice", role.name)));
+            }
         }
         Ok(manifest)
     }
@@ -146,6 +150,12 @@ impl Manifest {
 pub(crate) enum LoadError {
     #[error("cannot be opened: {0}")]
     NotFound(String),
+    #[error("cannot be fetched: {0}")]
+    NotFetched(String),
+    #[error("is plugin `{got}`, expected `{expected}`")]
+    OtherName { expected: String, got: String },
+    #[error("was not taken by what runs: {0}; the version before goes on. `quiltctl plugin reload` tries again")]
+    Upgrade(String),
     #[error("is {0}, expected a regular file; copy the library itself there")]
     NotRegular(String),
     #[error("belongs to user {owner}, expected {expected}; chown it")]
@@ -182,21 +192,22 @@ pub(crate) enum LoadError {
     Aborts,
     #[error("asks for a process of its own; leave out isolation = \"inproc\"")]
     NeedsProcess,
-    #[error("its table lacks `{0}`")]
+    #[error("lacks `{0}`; build it against the contract that it says it speaks")]
     NullFunction(String),
     #[error("could not be opened: {0}")]
     Open(String),
     #[error("describes itself wrongly: {0}")]
     Describe(String),
-    #[error("{0}")]
+    #[error("cannot be loaded: {0}")]
     Dlopen(String),
     #[error(
-        "the station has {limit} libraries mapped, and none can be unmapped; leave out isolation = \"inproc\", or restart it"
+        "cannot be mapped: this station has {limit} libraries already, and none can be unmapped; leave out isolation = \"inproc\", or \
+         restart the station"
     )]
     ImageBudget { limit: usize },
-    #[error("crashed while it was loaded: {0}")]
+    #[error("crashed while it was loaded: {0}; it is not loaded again before `quiltctl plugin allow`")]
     Crashed(String),
-    #[error("role `{role}` is offered by {by} already")]
+    #[error("offers role `{role}`, which {by} offers already; remove one of the two")]
     DuplicateRole { role: String, by: String },
     #[error("crashed before, and is not loaded again: {0}; `quiltctl plugin allow` lifts that")]
     Quarantined(String),
@@ -207,6 +218,9 @@ impl LoadError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "NOT_FOUND",
+            Self::NotFetched(_) => "NOT_FETCHED",
+            Self::OtherName { .. } => "OTHER_NAME",
+            Self::Upgrade(_) => "UPGRADE_FAILED",
             Self::NotRegular(_) => "NOT_REGULAR",
             Self::BadOwner { .. } => "BAD_OWNER",
             Self::BadMode { .. } => "BAD_MODE",

@@ -10,10 +10,11 @@ use tokio::sync::Mutex;
 
 use crate::local::Local;
 use crate::plan::{self, Read, RoleTable};
+use crate::plugins::{Catalog, Offered, Plugin, Prepared};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
-use crate::spec::Spec;
-use crate::supervisor::{self, Target};
+use crate::spec::{Key, Spec};
+use crate::supervisor::{self, Offering, Target};
 
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
@@ -44,17 +45,70 @@ impl Push {
     /// What the host configures and what was accepted, as far as it can run now.
     async fn accepted_target(&self, saved: &Saved) -> Target {
         let document = saved.document();
+        let (roles, plugins) = self.offering(&document).await;
         // What was accepted holds until the next push, which would be refused for the clash.
         let mut local = self.local.document.clone();
         take_clashes(&mut local, &document);
-        let mut target = self.target(&local).await;
+        let mut target = self.target(&local, &roles).await;
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
-        self.add(&mut target, &document, Owner::Fleet).await;
+        self.add(&mut target, &document, Owner::Fleet, &roles).await;
         target.complete &= !saved.damaged;
+        target.digest = saved.accepted.as_ref().map(|accepted| accepted.applied.digest);
+        target.plugins = plugins;
         target
     }
 
-    /// Starts what could not run until now and can: the station's roles have changed.
+    /// The roles that an accepted configuration can have now, and how they come to be offered: its own plugins as far as they
+    /// can be had, and newer files of others if what runs can be configured with them.
+    async fn offering(&self, document: &Document) -> (RoleTable, Option<Offering>) {
+        let Some(catalog) = self.roles.catalog() else { return (self.roles.as_ref().clone(), None) };
+        let prepared = match catalog.has(&document.plugins) {
+            true => None,
+            false => Some(catalog.prepare(&document.plugins).await),
+        };
+        for (plugin, error) in prepared.iter().flat_map(|prepared| &prepared.lacking) {
+            tracing::error!(plugin, code = error.code(), "a plugin of the configuration is not used: it {error}");
+        }
+        let mut offered = prepared.as_ref().map_or_else(|| catalog.offered(), |prepared| prepared.offered.clone());
+        let mut newer = Vec::new();
+        for (name, plugin) in catalog.pending() {
+            if document.plugins.contains_key(name.as_str()) {
+                continue;
+            }
+            match self.misfit(document, &offered, &name, plugin.clone()).await {
+                None => {
+                    offered.insert(name.clone(), plugin);
+                    newer.push(name);
+                }
+                Some(problem) => catalog.leave_pending(&name, &problem.to_string()),
+            }
+        }
+        let offer = move |catalog: &Catalog| {
+            if let Some(prepared) = prepared {
+                catalog.assign(prepared);
+            }
+            newer.iter().for_each(|name| catalog.take_pending(name));
+        };
+        (self.roles.with(offered), Some(Box::new(offer)))
+    }
+
+    /// There is a manager: it may have what was lacking.
+    pub(crate) fn connected(self: &Arc<Self>) {
+        let push = self.clone();
+        #[allow(clippy::disallowed_methods, reason = "bounded by the time-outs of fetching")]
+        tokio::spawn(async move {
+            let lacks = {
+                let saved = push.saved.lock().await;
+                push.roles.catalog().is_some_and(|catalog| !catalog.has(&saved.document().plugins))
+            };
+            if lacks {
+                push.reconsider().await;
+            }
+        });
+    }
+
+    /// Starts what could not run until now and can: the station's roles have changed. Also takes newer
+    /// files of plugins that are in use.
     pub(crate) async fn reconsider(&self) {
         let saved = self.saved.lock().await;
         let Some(place) = self.supervisor.reserve().await else { return };
@@ -63,22 +117,48 @@ impl Push {
         place.commit(target);
     }
 
-    async fn target(&self, local: &Document) -> Target {
+    /// What would be wrong with an instance that is fine now, if a plugin were another.
+    async fn misfit(&self, document: &Document, offered: &Offered, name: &str, newer: Arc<Plugin>) -> Option<Problem> {
+        let now = self.roles.with(offered.clone());
+        let mut offered = offered.clone();
+        let before = offered.insert(name.to_owned(), newer);
+        let concerned = |key: &Key| before.as_ref().is_some_and(|before| before.offers(key.role.as_str()));
+        let would = self.roles.with(offered);
+        for (document, owner) in [(&self.local.document, Owner::Local), (document, Owner::Fleet)] {
+            let now = plan::read(&self.link.name(), document, owner, &now).await;
+            let then = plan::read(&self.link.name(), document, owner, &would).await;
+            for (now, then) in now.into_iter().zip(then) {
+                if concerned(&now.key) && now.problems.is_empty() && !then.problems.is_empty() {
+                    return then.problems.into_iter().next();
+                }
+            }
+        }
+        None
+    }
+
+    async fn target(&self, local: &Document, roles: &RoleTable) -> Target {
         let complete = self.local.whole;
-        let mut target = Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, complete };
-        self.add(&mut target, local, Owner::Local).await;
+        let mut target =
+            Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, digest: None, plugins: None, complete };
+        self.add(&mut target, local, Owner::Local, roles).await;
         target
     }
 
-    async fn add(&self, target: &mut Target, document: &Document, owner: Owner) {
-        for Read { key, spec, mut problems } in plan::read(&self.link.name(), document, owner, &self.roles).await {
+    async fn add(&self, target: &mut Target, document: &Document, owner: Owner, roles: &RoleTable) {
+        for Read { key, spec, mut problems } in plan::read(&self.link.name(), document, owner, roles).await {
             match spec.filter(|_| problems.is_empty()) {
                 Some(spec) => target.specs.push(spec),
                 None => {
                     let problem = problems.swap_remove(0);
                     tracing::error!(instance = %key, %problem, "cannot run");
-                    let spec =
-                        Spec { key, owner, digest: Digest::of(&[]), settings: Default::default(), config: Vec::new() };
+                    let spec = Spec {
+                        key,
+                        owner,
+                        digest: Digest::of(&[]),
+                        settings: Default::default(),
+                        config: Vec::new(),
+                        carrier: None,
+                    };
                     target.impossible.push((spec, problem));
                 }
             }
@@ -96,12 +176,38 @@ impl Push {
         saved.accepted.as_ref().map_or_else(|| Document::default().to_json(), |accepted| accepted.document.clone())
     }
 
-    /// Says what would become of a document; changes nothing.
+    /// Says what would become of a document; changes nothing, but keeps the plugins that it asks for.
     pub(crate) async fn plan(&self, document: &str) -> Verdict {
-        let local = self.target(&self.local.document).await;
-        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &self.roles).await {
+        match self.planned(document).await {
             Ok(_) => Verdict::Accepted,
             Err(rejection) => Verdict::Rejected(Box::new(rejection)),
+        }
+    }
+
+    async fn planned(&self, document: &str) -> Result<Planned, Rejection> {
+        let plugins = serde_json::from_str::<Document>(document).map(|document| document.plugins).unwrap_or_default();
+        let prepared = match self.roles.catalog() {
+            Some(catalog) => Some(catalog.prepare(&plugins).await),
+            None => None,
+        };
+        let roles = match &prepared {
+            Some(prepared) => self.roles.with(prepared.offered.clone()),
+            None => self.roles.as_ref().clone(),
+        };
+        let lacking = prepared.iter().flat_map(|prepared| &prepared.lacking).map(|(plugin, error)| Problem {
+            key: Some(format!("plugins.{plugin}")),
+            expected: "a plugin that this station can load".into(),
+            got: format!("{}: it {error}", error.code()),
+            ..self.problem()
+        });
+        let mut problems: Vec<_> = lacking.collect();
+        let local = self.target(&self.local.document, &roles).await;
+        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles).await {
+            Ok(specs) if problems.is_empty() => Ok(Planned { specs, local, prepared }),
+            planned => {
+                problems.extend(planned.err().into_iter().flat_map(|rejection| rejection.problems));
+                Err(Rejection::new(problems))
+            }
         }
     }
 
@@ -117,13 +223,12 @@ impl Push {
             return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![wrong]))));
         }
         let known = saved.accepted.as_ref().map(|accepted| accepted.applied);
-        let local = self.target(&self.local.document).await;
         let unchanged = known.is_some_and(|known| known.digest == offer.digest);
         // What runs stays, even if it could not be accepted anew.
-        let specs = match unchanged {
-            true => Vec::new(),
-            false => match plan::plan(&self.link.name(), &document, Owner::Fleet, &local.specs, &self.roles).await {
-                Ok(specs) => specs,
+        let planned = match unchanged {
+            true => None,
+            false => match self.planned(&document).await {
+                Ok(planned) => Some(planned),
                 Err(rejection) => return Ok(Verdict::Rejected(Box::new(rejection))),
             },
         };
@@ -140,14 +245,14 @@ impl Push {
                 ..self.problem()
             }]))));
         }
-        if unchanged {
-            return Ok(Verdict::Unchanged);
-        }
+        let Some(Planned { specs, local, prepared }) = planned else { return Ok(Verdict::Unchanged) };
         tracing::info!(revision = %offer.revision, "accepted a configuration");
         let Target { specs: mut all, impossible, complete, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        place.commit(Target { specs: all, impossible, resuming: false, complete });
+        let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
+        let digest = Some(offer.digest);
+        place.commit(Target { specs: all, impossible, resuming: false, digest, plugins, complete });
         Ok(Verdict::Accepted)
     }
 
@@ -178,6 +283,13 @@ impl Push {
         }
         None
     }
+}
+
+/// What was found fine.
+struct Planned {
+    specs: Vec<Spec>,
+    local: Target,
+    prepared: Option<Prepared>,
 }
 
 /// Leaves out what the fleet configures already, and says so.

@@ -257,7 +257,7 @@ impl Requests {
                 body,
                 items: items.map(|sink| Box::new(Sink(sink)) as Box<dyn api::RawItems>),
             };
-            let handler = found.handler;
+            let (handler, _under_way) = (found.handler, found.under_way);
             let ended = tokio::select! {
                 biased;
                 ended = catch(async move { handler(call).await }) => ended,

@@ -12,6 +12,7 @@ use quilt_protocol::control::{Registered, Registration, Report, command};
 use quilt_protocol::message::{Delivered, Hello, Identity};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, StationId};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -37,12 +38,12 @@ const GATHER: Duration = Duration::from_millis(5);
 pub(crate) struct Link {
     id: Mutex<StationId>,
     name: Mutex<Name>,
-    handle: Mutex<Option<Handle>>,
+    handle: watch::Sender<Option<Handle>>,
 }
 
 impl Link {
     pub(crate) fn new(id: StationId, name: Name) -> Self {
-        Self { id: Mutex::new(id), name: Mutex::new(name), handle: Mutex::default() }
+        Self { id: Mutex::new(id), name: Mutex::new(name), handle: watch::Sender::new(None) }
     }
 
     /// The name the manager assigned, or the wished one until then.
@@ -51,7 +52,7 @@ impl Link {
     }
 
     fn connected(&self, handle: Option<Handle>) {
-        *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = handle;
+        self.handle.send_replace(handle);
     }
 
     fn id(&self) -> StationId {
@@ -61,9 +62,21 @@ impl Link {
     /// Takes a new identity: ends the session, the station comes back under it.
     pub(crate) fn renew(&self, id: StationId) {
         *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
-        if let Some(handle) = self.handle.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+        if let Some(handle) = self.handle.borrow().as_ref() {
             handle.goodbye("the station takes a new identity");
         }
+    }
+
+    /// The session with the manager; waits a little for one that is just being made.
+    pub(crate) async fn manager(&self) -> Option<Handle> {
+        let mut handle = self.handle.subscribe();
+        let there = tokio::time::timeout(DIAL, handle.wait_for(Option::is_some)).await.ok()?.ok()?;
+        there.clone()
+    }
+
+    /// Whether there is a session with the manager.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.handle.borrow().is_some()
     }
 
     /// Calls another target through the manager.
@@ -73,7 +86,7 @@ impl Link {
             Ok(to) => to,
             Err(error) => return failed(Outcome::NoTarget, error.to_string()),
         };
-        let handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let handle = self.handle.borrow().clone();
         let Some(handle) = handle else {
             return failed(Outcome::PeerLost(Delivered::No), "the station has no manager now".into());
         };
@@ -109,6 +122,7 @@ pub(crate) async fn keep(
                 reconnect.reset();
                 quiet = false;
                 link.connected(Some(handle.clone()));
+                service.push.connected();
                 let why = serve(&handle, &service, &board, &stop).await;
                 link.connected(None);
                 if !stop.is_cancelled() {
@@ -168,7 +182,9 @@ async fn registration(config: &StationConfig, id: StationId, local: SocketAddr, 
         labels: config.labels.clone(),
         roles: service.roles.offers(),
         blocked: service.roles.blocked.iter().cloned().collect(),
+        // In this order: what is said to be applied is then at worst still being applied.
         applied: service.push.applied().await,
+        applying: service.board.is_applying(),
         instances: service.board.all(),
     }
 }
@@ -221,9 +237,11 @@ fn next_report(sent: &VecDeque<Instant>) -> Instant {
 }
 
 async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<(), String> {
+    // In this order: what is said to be applied is then at worst still being applied.
+    let applied = service.push.applied().await;
     let changes = board.take_changes();
     let report = Report {
-        applied: service.push.applied().await,
+        applied,
         applying: changes.applying,
         changed: changes.changed,
         gone: changes.gone,

@@ -7,6 +7,8 @@ use quilt_protocol::{Digest, Name};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::plugins::Carrier;
+
 /// Which instance.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub(crate) struct Key {
@@ -39,6 +41,8 @@ pub(crate) struct Spec {
     pub(crate) settings: Settings,
     /// The role's part, as JSON.
     pub(crate) config: Vec<u8>,
+    /// The plugin that it runs on, if its role is not linked in.
+    pub(crate) carrier: Option<Carrier>,
 }
 
 /// quilt's own keys of an instance. All others belong to the role.
@@ -223,6 +227,6 @@ impl Spec {
             }
         }
         let config = serde_json::to_vec(&Value::Object(theirs)).expect("a JSON object serializes");
-        (Self { key, owner, digest, settings, config }, wrong)
+        (Self { key, owner, digest, settings, config, carrier: None }, wrong)
     }
 }

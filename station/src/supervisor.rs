@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use quilt_protocol::Digest;
 use quilt_protocol::control::{Action, Problem, ProblemCode, State};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,7 @@ use crate::board::Board;
 use crate::commands::Commands;
 use crate::instance::{self, Beginning, Ended, Order, Surroundings, Updated};
 use crate::plan::RoleTable;
+use crate::plugins::Catalog;
 use crate::saved::Stopped;
 use crate::session::Link;
 use crate::spec::{Key, Spec};
@@ -36,9 +38,16 @@ pub(crate) struct Target {
     pub(crate) impossible: Vec<(Spec, Problem)>,
     /// The station has just started.
     pub(crate) resuming: bool,
+    /// The digest of the configuration that asks for it; none if no manager does.
+    pub(crate) digest: Option<Digest>,
+    /// Has the plugins offered that the specifications are made for.
+    pub(crate) plugins: Option<Offering>,
     /// This is all that should run here. Not so when the record of it was damaged and the manager has not pushed yet.
     pub(crate) complete: bool,
 }
+
+/// Changes what a catalog offers.
+pub(crate) type Offering = Box<dyn FnOnce(&Catalog) + Send>;
 
 enum Message {
     Commit(Target),
@@ -70,7 +79,8 @@ impl Handle {
     /// A place for one commit, to be taken before something is done that the commit must follow. None once the station
     /// stops.
     pub(crate) async fn reserve(&self) -> Option<Place<'_>> {
-        self.sender.reserve().await.ok().filter(|_| !self.stopping.is_cancelled()).map(Place)
+        let permit = self.sender.reserve().await.ok().filter(|_| !self.stopping.is_cancelled())?;
+        Some(Place { permit, board: &self.board })
     }
 
     /// Does what an operator wants with one instance.
@@ -104,11 +114,15 @@ impl Handle {
 }
 
 /// See [`Handle::reserve`].
-pub(crate) struct Place<'a>(mpsc::Permit<'a, Message>);
+pub(crate) struct Place<'a> {
+    permit: mpsc::Permit<'a, Message>,
+    board: &'a Board,
+}
 
 impl Place<'_> {
     pub(crate) fn commit(self, target: Target) {
-        self.0.send(Message::Commit(target));
+        self.board.begin_applying();
+        self.permit.send(Message::Commit(target));
     }
 }
 
@@ -136,6 +150,7 @@ pub(crate) fn start(setup: Setup) -> Handle {
         orders: handle.orders.clone(),
         ending: Vec::new(),
         late: Vec::new(),
+        digest: None,
         impossible: BTreeSet::new(),
         sweep: Sweep::NotYet,
         stopping: handle.stopping.clone(),
@@ -156,9 +171,11 @@ struct Supervisor {
     instances: BTreeMap<Key, Entry>,
     orders: Orders,
     /// Told to end, and not waited for yet.
-    ending: Vec<(Key, oneshot::Receiver<Ended>)>,
+    ending: Vec<(Key, Duration, oneshot::Receiver<Ended>)>,
     /// Took too long to end.
     late: Vec<String>,
+    /// Of the configuration that is being gone for.
+    digest: Option<Digest>,
     /// Shown as failed because their role cannot be had.
     impossible: BTreeSet<Key>,
     sweep: Sweep,
@@ -175,6 +192,8 @@ enum Sweep {
 /// The station stops; what was being done is left to that.
 struct Stopping;
 
+/// How much longer than its stop time-out an instance may take to hear that it is to end: it may be starting.
+const ENDING_GRACE: Duration = Duration::from_secs(10);
 /// How long what an earlier station left of a forgotten instance may take to stop.
 const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
 
@@ -183,9 +202,8 @@ impl Supervisor {
         while let Some(message) = inbox.recv().await {
             match message {
                 Message::Commit(target) => {
-                    self.around.board.applying(true);
                     let _ = self.commit(target).await;
-                    self.around.board.applying(false);
+                    self.around.board.end_applying();
                 }
                 Message::ShutDown(detach, reply) => {
                     self.shut_down(detach).await;
@@ -216,8 +234,18 @@ impl Supervisor {
     }
 
     async fn commit(&mut self, target: Target) -> Result<(), Stopping> {
-        let Target { specs, impossible, resuming, complete } = target;
-        let wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
+        let Target { specs, impossible, resuming, digest, plugins, complete } = target;
+        // Not before: what an earlier commit moves is made of what was offered then.
+        if let (Some(offer), Some(catalog)) = (plugins, self.around.roles.catalog()) {
+            offer(catalog);
+        }
+        self.digest = digest;
+        self.around.board.forget_held_back(digest);
+        let mut wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
+        for spec in wanted.values_mut() {
+            // An upgrade that was under way while this was put together may have been given up since.
+            spec.carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
+        }
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         // First: a station that dies while it stops them must not take them for stopped by an operator.
         let known: BTreeSet<Key> = wanted.keys().chain(impossible.iter().map(|(spec, _)| &spec.key)).cloned().collect();
@@ -294,33 +322,99 @@ impl Supervisor {
     /// they begin again only when all have let go of what they had, so that two can swap a port.
     async fn update(&mut self, wanted: &BTreeMap<Key, Spec>) -> Result<BTreeSet<Key>, Stopping> {
         let changed = self.instances.iter().filter(|(key, entry)| entry.spec != wanted[*key]);
-        let changed: BTreeSet<Key> = changed.map(|(key, _)| key.clone()).collect();
+        let (moved, changed): (Vec<_>, Vec<_>) =
+            changed.partition(|(key, entry)| entry.spec.carrier != wanted[*key].carrier);
+        let changed: BTreeSet<Key> = changed.into_iter().map(|(key, _)| key.clone()).collect();
+        let mut plugins = BTreeMap::<String, Vec<Key>>::new();
+        for (key, entry) in moved {
+            let carrier = wanted[key].carrier.as_ref().or(entry.spec.carrier.as_ref());
+            plugins.entry(carrier.map_or_else(String::new, |one| one.plugin.clone())).or_default().push(key.clone());
+        }
         let mut paused = BTreeSet::new();
+        for (plugin, keys) in plugins {
+            paused.extend(self.upgrade(&plugin, keys, wanted).await?);
+        }
         for level in self.levels(&changed) {
             let mut answers = Vec::new();
             for key in level {
-                let (done, answer) = oneshot::channel();
                 // A changed configuration starts what an operator stopped.
                 if let Err(error) = self.stopped.set(&key.to_string(), false) {
                     tracing::error!(%error, "cannot record what is stopped");
                 }
-                let entry = self.instances.get_mut(&key).expect("levels are made of instances that are there");
-                let spec = wanted[&key].clone();
-                let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), done)).await;
-                entry.spec = spec;
+                let answer = self.order(&key, wanted[&key].clone()).await;
                 answers.push((key, answer));
             }
             for (key, answer) in answers {
-                let answer = tokio::select! {
-                    answer = answer => answer,
-                    () = self.stopping.cancelled() => return Err(Stopping),
-                };
-                if answer != Ok(Updated::InPlace) {
+                if self.answered(answer).await? != Some(Updated::InPlace) {
                     paused.insert(key);
                 }
             }
         }
         Ok(paused)
+    }
+
+    /// Moves the instances of a plugin to its other build, one by one; all of them back to the one before if any cannot.
+    async fn upgrade(
+        &mut self,
+        plugin: &str,
+        keys: Vec<Key>,
+        wanted: &BTreeMap<Key, Spec>,
+    ) -> Result<BTreeSet<Key>, Stopping> {
+        let (mut paused, mut moved) = (BTreeSet::new(), Vec::new());
+        for key in &keys {
+            let before = self.instances[key].spec.clone();
+            let answer = self.order(key, wanted[key].clone()).await;
+            match self.answered(answer).await? {
+                Some(Updated::InPlace) => moved.push((key.clone(), before)),
+                Some(Updated::Refused(why)) => {
+                    self.entry(key).spec = before;
+                    let why = format!("{key}: {why}");
+                    let text = self.around.roles.catalog().map(|catalog| catalog.revert(plugin, &why));
+                    let text = text.unwrap_or(why);
+                    for (key, before) in moved.into_iter().rev() {
+                        let answer = self.order(&key, before).await;
+                        if self.answered(answer).await? != Some(Updated::InPlace) {
+                            paused.insert(key);
+                        }
+                    }
+                    let digest = self.digest;
+                    for key in &keys {
+                        self.around
+                            .board
+                            .update(key, |report| report.held_back = digest.map(|digest| (digest, text.clone())));
+                    }
+                    return Ok(paused);
+                }
+                _ => drop(paused.insert(key.clone())),
+            }
+        }
+        if let Some(catalog) = self.around.roles.catalog() {
+            catalog.settled(plugin);
+        }
+        for key in &keys {
+            self.around.board.update(key, |report| report.held_back = None);
+        }
+        Ok(paused)
+    }
+
+    fn entry(&mut self, key: &Key) -> &mut Entry {
+        self.instances.get_mut(key).expect("orders go to instances that are there")
+    }
+
+    /// Hands an instance another specification.
+    async fn order(&mut self, key: &Key, spec: Spec) -> oneshot::Receiver<Updated> {
+        let (done, answer) = oneshot::channel();
+        let entry = self.entry(key);
+        let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), done)).await;
+        entry.spec = spec;
+        answer
+    }
+
+    async fn answered(&self, answer: oneshot::Receiver<Updated>) -> Result<Option<Updated>, Stopping> {
+        tokio::select! {
+            answer = answer => Ok(answer.ok()),
+            () = self.stopping.cancelled() => Err(Stopping),
+        }
     }
 
     /// Instances in the order in which they end: those that need others before those they need.
@@ -346,7 +440,7 @@ impl Supervisor {
             lock(&self.orders).remove(key);
             let (done, answer) = oneshot::channel();
             let _ = entry.orders.send(Order::End { detach, done }).await;
-            self.ending.push((key.clone(), answer));
+            self.ending.push((key.clone(), entry.spec.settings.stop_timeout, answer));
         }
     }
 
@@ -358,12 +452,14 @@ impl Supervisor {
     /// Waits for all that were told to end; false if it was not worth waiting any more.
     async fn ended(&mut self, detach: bool, unless: Option<CancellationToken>) -> bool {
         let unless = unless.unwrap_or_default();
-        while let Some((key, answer)) = self.ending.last_mut() {
+        let longest = self.ending.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
+        let until = tokio::time::Instant::now() + longest.saturating_add(ENDING_GRACE);
+        while let Some((key, _, answer)) = self.ending.last_mut() {
             let answer = tokio::select! {
-                answer = answer => answer,
+                answer = tokio::time::timeout_at(until, answer) => answer,
                 () = unless.cancelled() => return false,
             };
-            if answer == Ok(Ended::Late) {
+            if answer.is_err() || answer == Ok(Ok(Ended::Late)) {
                 self.late.push(key.to_string());
             }
             if !detach {

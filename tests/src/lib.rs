@@ -4,6 +4,7 @@
 
 mod daemon;
 mod fixtures;
+pub mod plugins;
 
 /// Every Rust block of the README is compiled as a doc test of this.
 #[cfg(doctest)]
@@ -136,6 +137,25 @@ impl World {
     pub fn restore_manager(&self, backup: &Path) {
         self.forget_manager_data();
         copy(backup, &self.folder().join("manager"));
+    }
+
+    /// Copies a plugin's library into the plugin folder of this world's stations, under a name.
+    pub fn plug(&self, library: &Path, name: &str) {
+        let folder = self.folder().join("config/plugins");
+        std::fs::create_dir_all(&folder).unwrap();
+        // Beside it and renamed, as a package manager does.
+        let part = folder.join(format!("{name}.part"));
+        std::fs::copy(library, &part).unwrap();
+        std::fs::rename(part, folder.join(name)).unwrap();
+    }
+
+    /// Waits until a station offers a role.
+    pub async fn until_offered(&self, station: &str, role: &str) {
+        self.eventually(&format!("{station} offers {role}"), async |world| {
+            let stations = world.stations().await;
+            stations.iter().any(|view| view.name == *station && view.roles.iter().any(|offered| offered == role))
+        })
+        .await;
     }
 
     /// Where a station keeps its data.

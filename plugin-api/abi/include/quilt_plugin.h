@@ -165,6 +165,7 @@ typedef struct {
   // Ends a call soon; its completion comes all the same.
   void (*cancel)(uint64_t handle);
   // Sends one item of a streaming command. `OK` when the next may be sent, `CANCELLED` when the caller takes no more.
+  // An item counts only if it is so answered before the call's own completion.
   void (*send_item)(uint64_t stream, QuiltBuf item, QuiltCompletion done);
   // How long the instance may take to stop, in milliseconds.
   uint64_t (*stop_timeout_ms)(uint64_t instance);

@@ -248,6 +248,7 @@ pub struct Host {
     /// Ends a call soon; its completion comes all the same.
     pub cancel: Option<unsafe extern "C" fn(handle: u64)>,
     /// Sends one item of a streaming command. `OK` when the next may be sent, `CANCELLED` when the caller takes no more.
+    /// An item counts only if it is so answered before the call's own completion.
     pub send_item: Option<unsafe extern "C" fn(stream: u64, item: Buf, done: Completion)>,
     /// How long the instance may take to stop, in milliseconds.
     pub stop_timeout_ms: Option<unsafe extern "C" fn(instance: u64) -> u64>,

@@ -17,7 +17,7 @@ macro_rules! layout {
 fn golden(path: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("QUILT_GOLDEN").is_some_and(|mode| mode == "write") {
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).expect("the golden file can be written");
     }
     let known = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(known == text, "{} is not what the contract says now; it may only grow at its end", path.display());

@@ -1,6 +1,9 @@
 //! Plugins as operators see them.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::Digest;
 
 /// What became of a plugin's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -55,3 +58,56 @@ pub struct AllowPlugin {
     /// Its name or sha256.
     pub plugin: String,
 }
+
+/// A tool is about to store a file at the manager, or wants to know how much of it is there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginFile {
+    /// Its hash.
+    pub sha256: Digest,
+    /// Its size, in bytes.
+    pub size: u64,
+}
+
+/// A piece of a file for the manager, behind what is there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddToFile {
+    /// The file's hash.
+    pub sha256: Digest,
+    /// Where the piece belongs.
+    pub offset: u64,
+    /// The piece; at most [`PIECE_MAX`] bytes.
+    pub piece: Bytes,
+}
+
+/// How much of a file the manager has.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FileProgress {
+    /// So many bytes.
+    pub there: u64,
+    /// Whether that is all of it, and checked.
+    pub whole: bool,
+}
+
+/// A station wants a piece of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReadFile {
+    /// The file's hash.
+    pub sha256: Digest,
+    /// From where.
+    pub offset: u64,
+}
+
+/// A piece of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FilePiece {
+    /// The size of the whole, in bytes.
+    pub size: u64,
+    /// The piece; at most [`PIECE_MAX`] bytes.
+    pub piece: Bytes,
+}
+
+/// The longest piece of a file, in bytes: small beside other traffic, large beside a round trip.
+pub const PIECE_MAX: usize = 256 << 10;
+/// The longest file that a manager keeps, in bytes.
+pub const FILE_MAX: u64 = 256 << 20;

@@ -24,6 +24,8 @@ pub struct Registration {
     pub blocked: Vec<Name>,
     /// The configuration it accepted last, if any.
     pub applied: Option<Applied>,
+    /// Whether it is still changing instances to match.
+    pub applying: bool,
     /// Every instance it has now.
     pub instances: Vec<InstanceReport>,
 }
@@ -94,6 +96,8 @@ pub struct InstanceReport {
     pub since_ms: u64,
     /// Published attributes: name to JSON text.
     pub attributes: BTreeMap<String, String>,
+    /// Why it runs on as it was although something else was asked for, by the configuration with this digest.
+    pub held_back: Option<(Digest, String)>,
 }
 
 /// Who configured an instance.
@@ -252,7 +256,11 @@ pub struct Plan {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
+    /// Plugins that the station must have, by name, with the hashes of their files; it fetches what it lacks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plugins: BTreeMap<Name, Digest>,
     /// Role to instance to configuration.
+    #[serde(default)]
     pub roles: BTreeMap<Name, BTreeMap<Name, serde_json::Map<String, serde_json::Value>>>,
 }
 

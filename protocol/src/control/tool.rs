@@ -236,6 +236,9 @@ pub type Roles = BTreeMap<Name, BTreeMap<Name, Map<String, Value>>>;
 pub struct StationEntry {
     /// Labels; they beat the station's own.
     pub labels: BTreeMap<String, String>,
+    /// Plugins that it gets, by name, with the sha256 of their files.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub plugins: BTreeMap<Name, Digest>,
     /// What it runs.
     pub roles: Roles,
 }
@@ -247,6 +250,9 @@ pub struct GroupEntry {
     /// The selector.
     #[serde(rename = "match")]
     pub selector: String,
+    /// Plugins that they get, by name, with the sha256 of their files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plugins: BTreeMap<Name, Digest>,
     /// What they run.
     #[serde(default)]
     pub roles: Roles,
@@ -349,6 +355,20 @@ pub struct StationChange {
     pub revision: Option<Revision>,
     /// One line per instance, in order.
     pub instances: Vec<InstanceChange>,
+    /// Plugins that come, go or are replaced.
+    #[serde(default)]
+    pub plugins: Vec<PluginChange>,
+}
+
+/// What changes for one plugin of a station.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PluginChange {
+    /// Its name.
+    pub plugin: Name,
+    /// The hash of the file that it was; none if it comes.
+    pub before: Option<Digest>,
+    /// That it becomes; none if it goes.
+    pub after: Option<Digest>,
 }
 
 /// What changes for one instance.

@@ -9,7 +9,7 @@
 //! The keeper is blocking code on a few threads: it has one program, and should be small and hard to break. What it
 //! knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before
 //! anybody is told. A lock on `keeper.lock` makes sure that an instance has one keeper. If the keeper itself is
-//! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves ([`leftovers`]), so a program
+//! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves (`leftovers`), so a program
 //! is never run twice. What a program leaves behind when it ends is ended too.
 
 mod exec;

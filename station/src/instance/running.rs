@@ -111,25 +111,7 @@ impl Runner {
 
     /// Ends work, commands and tasks, then the role; abandons a role that takes too long.
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
-        let Started { role, host, work, .. } = started;
-        self.around.commands.remove(&self.key);
-        if let Err(panic) = catch_now(|| drop(work)) {
-            host.log(LogLevel::Error, &format!("while its work was ended: {panic}"));
-        }
-        let limit = host.stop_timeout().saturating_add(STOP_GRACE);
-        let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
-        let ended = match tokio::time::timeout(limit, stopping).await {
-            Ok(Ok(())) => Ended::InTime,
-            Ok(Err(panic)) => {
-                host.log(LogLevel::Error, &format!("while stopping: {panic}"));
-                Ended::InTime
-            }
-            Err(_) => {
-                host.log(LogLevel::Error, &format!("it did not stop within {limit:?}; abandoned"));
-                Ended::Late
-            }
-        };
-        host.end();
+        let ended = end_role(started, detach).await;
         self.left_over = ended == Ended::Late;
         self.around.board.update(&self.key, |report| {
             report.pid = None;
@@ -137,6 +119,89 @@ impl Runner {
         });
         ended
     }
+
+    /// Moves the instance to another build of its plugin: started beside the one that runs, and given its place only when it
+    /// works. Calls that were begun end in the old one, those that come later reach the new one; none reaches both.
+    ///
+    /// # Errors
+    ///
+    /// The new one does not work, and the old one goes on: it comes back, with the reason.
+    pub(super) async fn move_role(&mut self, mut old: Started, spec: &Spec) -> Result<Started, (Started, String)> {
+        let before = std::mem::replace(&mut self.spec, spec.clone());
+        let shown = self.around.board.get(&self.key);
+        let mut new = match self.start_ready().await {
+            Ok(new) => new,
+            Err(why) => {
+                self.spec = before;
+                // What the failed one said of itself is not true of the one that goes on.
+                self.around.board.update(&self.key, |report| {
+                    if let Some(shown) = shown {
+                        (report.state, report.detail, report.pid) = (shown.state, shown.detail, shown.pid);
+                        report.attributes = shown.attributes;
+                    }
+                });
+                return Err((old, why));
+            }
+        };
+        let replaced = new.host.take_over();
+        if let Err(panic) = catch_now(|| drop(old.work.take())) {
+            old.host.log(LogLevel::Error, &format!("while its work was ended: {panic}"));
+        }
+        if let Some(replaced) = replaced {
+            replaced.drain(old.host.stop_timeout()).await;
+        }
+        let pid = self.around.board.get(&self.key).and_then(|report| report.pid);
+        end_role(old, false).await;
+        // The old one's last words are not the new one's.
+        self.around.board.update(&self.key, |report| report.pid = pid);
+        new.since = Instant::now();
+        Ok(new)
+    }
+
+    /// Starts the role and waits until it is ready.
+    async fn start_ready(&mut self) -> Result<Started, String> {
+        let began = quilt_core::time::now_text();
+        let resuming = std::mem::take(&mut self.resuming);
+        let started = self.start_role().await;
+        self.resuming = resuming;
+        let mut started = started?;
+        if let Some(check) = self.spec.settings.ready.clone() {
+            let log = log_dir(&self.around.folder, &self.key);
+            let outcome = tokio::select! {
+                outcome = crate::ready::wait(&check, &log, &began) => outcome,
+                Some(panic) = started.crashed.recv() => Err(panic),
+            };
+            if let Err(why) = outcome {
+                end_role(started, false).await;
+                return Err(why);
+            }
+        }
+        Ok(started)
+    }
+}
+
+/// Ends a run of a role: its work, its commands, itself, its tasks.
+async fn end_role(started: Started, detach: bool) -> Ended {
+    let Started { role, host, work, .. } = started;
+    host.withdraw();
+    if let Err(panic) = catch_now(|| drop(work)) {
+        host.log(LogLevel::Error, &format!("while its work was ended: {panic}"));
+    }
+    let limit = host.stop_timeout().saturating_add(STOP_GRACE);
+    let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
+    let ended = match tokio::time::timeout(limit, stopping).await {
+        Ok(Ok(())) => Ended::InTime,
+        Ok(Err(panic)) => {
+            host.log(LogLevel::Error, &format!("while stopping: {panic}"));
+            Ended::InTime
+        }
+        Err(_) => {
+            host.log(LogLevel::Error, &format!("it did not stop within {limit:?}; abandoned"));
+            Ended::Late
+        }
+    };
+    host.end();
+    ended
 }
 
 fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {

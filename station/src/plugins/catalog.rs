@@ -8,19 +8,24 @@ use std::time::{Duration, SystemTime};
 
 use quilt_core::files;
 use quilt_plugin_api::{BoxFuture, Instance, Invalid, RoleContext, RoleDescription, RoleError, RoleFactory};
-use quilt_protocol::Name;
 use quilt_protocol::control::{PluginState, PluginView};
+use quilt_protocol::{Digest, Name};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, watch};
 
 use super::child::{Keeper, Library};
+use super::fetch;
 use super::image::Image;
 use super::intake::{self, Taken};
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
+use crate::session::Link;
 use crate::spec::Isolation;
 
 /// How often folders are looked at. Looking works on every file system and for folders that are made later; a file is taken
 /// once it has not changed between two looks, so that one that is being copied is left alone.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a station waits at its start for what is in the folders.
+const SETTLED_IN: Duration = Duration::from_millis(1500);
 
 /// What a catalog is made of.
 pub(crate) struct Setup {
@@ -31,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) trust: Trust,
     /// Roles that are linked in; a plugin cannot take their names.
     pub(crate) linked: BTreeSet<String>,
+    /// The way to the manager, which has what configurations ask for.
+    pub(crate) link: Arc<Link>,
 }
 
 /// The plugins of a station.
@@ -41,16 +48,47 @@ pub(crate) struct Catalog {
     looking: AsyncMutex<BTreeMap<PathBuf, Seen>>,
     /// Counts changes of what is offered.
     changed: watch::Sender<u64>,
+    /// What was there at the start has been looked at.
+    looked: watch::Sender<bool>,
 }
 
 #[derive(Default)]
 struct State {
-    /// By name.
-    live: BTreeMap<String, Arc<Plugin>>,
+    /// What is offered.
+    live: Offered,
+    /// What the accepted configuration asks for; it goes before what is in the folders.
+    assigned: Offered,
+    /// What is in the folders.
+    found: Offered,
+    /// Newer files of plugins that are offered: to be taken once what runs is known to fit.
+    pending: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
+    /// What was replaced, as long as it may have to come back.
+    previous: Offered,
+    /// By sha256: what was not taken by what runs, and why.
+    held_back: BTreeMap<String, String>,
     /// Files that are not used, and why.
     refused: BTreeMap<PathBuf, Refused>,
     /// By sha256: what crashed, and how.
     quarantined: BTreeMap<String, String>,
+}
+
+/// Plugins by name.
+pub(crate) type Offered = BTreeMap<String, Arc<Plugin>>;
+
+/// What would be offered under a configuration, and what of it could not be had.
+pub(crate) struct Prepared {
+    pub(crate) offered: Offered,
+    /// Plugins of the configuration that are ready.
+    assigned: Offered,
+    /// Plugins that are not, by name, with the reason.
+    pub(crate) lacking: Vec<(String, LoadError)>,
+}
+
+/// Which build of which plugin carries a role.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Carrier {
+    pub(crate) plugin: String,
+    pub(crate) sha256: String,
 }
 
 struct Refused {
@@ -105,8 +143,13 @@ impl Catalog {
                 let _ = fs::remove_file(&marker);
             }
         }
-        let catalog =
-            Self { setup, state: Mutex::new(state), looking: AsyncMutex::default(), changed: watch::Sender::new(0) };
+        let catalog = Self {
+            setup,
+            state: Mutex::new(state),
+            looking: AsyncMutex::default(),
+            changed: watch::Sender::new(0),
+            looked: watch::Sender::new(false),
+        };
         catalog.save_quarantine();
         Ok(Arc::new(catalog))
     }
@@ -122,14 +165,23 @@ impl Catalog {
 
     /// Looks at the folders for ever.
     pub(crate) async fn watch(self: Arc<Self>) {
+        // What is there at the start is taken as it is.
+        self.look(true).await;
+        self.looked.send_replace(true);
         loop {
-            self.look(false).await;
             tokio::time::sleep(LOOK).await;
+            self.look(false).await;
         }
     }
 
+    /// Waits until what was there at the start is offered, but not long: a plugin that hangs while it is loaded must not keep
+    /// a station from its work.
+    pub(crate) async fn settled_in(&self) {
+        let _ = tokio::time::timeout(SETTLED_IN, self.looked.subscribe().wait_for(|looked| *looked)).await;
+    }
+
     /// Looks at the folders once; `settled` takes files for whole as they are.
-    pub(crate) async fn look(&self, settled: bool) {
+    pub(crate) async fn look(self: &Arc<Self>, settled: bool) {
         let mut seen = self.looking.lock().await;
         let found = list(&self.setup.dirs);
         let gone: Vec<_> = seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
@@ -163,7 +215,7 @@ impl Catalog {
     }
 
     /// Brings what is offered to what the files say.
-    async fn settle(&self, seen: &BTreeMap<PathBuf, Seen>) {
+    async fn settle(self: &Arc<Self>, seen: &BTreeMap<PathBuf, Seen>) {
         let mut wanted = BTreeMap::<String, (SystemTime, &PathBuf, &Taken)>::new();
         let mut refused = BTreeMap::new();
         for (path, Seen { changed, taken, .. }) in seen {
@@ -179,28 +231,42 @@ impl Catalog {
                 None => {}
             }
         }
-        let mut ended = Vec::new();
-        self.state().live.retain(|name, plugin| {
-            let stays = wanted.contains_key(name);
-            if !stays {
-                ended.push(plugin.clone());
-            }
-            stays
-        });
+        // All at once: one that hangs must not hold up the others.
+        let mut loading = tokio::task::JoinSet::new();
         for (name, (_, path, taken)) in wanted {
-            let current = self.state().live.get(&name).cloned();
-            if current.as_ref().is_some_and(|plugin| plugin.taken.sha256 == taken.sha256) {
-                continue;
-            }
-            match self.load(path, taken).await {
-                Ok(plugin) => {
-                    let (version, roles) = (&plugin.manifest.version, plugin.manifest.roles.len());
-                    tracing::info!(plugin = name, version, roles, "a plugin is offered");
-                    ended.extend(self.state().live.insert(name, Arc::new(plugin)));
-                }
+            let (known, held_back) = {
+                let state = self.state();
+                let known = [&state.found, &state.live].into_iter().filter_map(|all| all.get(&name));
+                let known = known.into_iter().find(|plugin| plugin.taken.sha256 == taken.sha256).cloned();
+                (known, state.held_back.get(&taken.sha256).cloned())
+            };
+            let (this, path, taken) = (self.clone(), path.clone(), taken.clone());
+            loading.spawn(async move {
+                let loaded = match (held_back, known) {
+                    (Some(why), _) => Err(LoadError::Upgrade(why)),
+                    (None, Some(known)) => Ok(known),
+                    (None, None) => this.load(&path, &taken).await.map(Arc::new),
+                };
+                (name, path, taken, loaded)
+            });
+        }
+        let mut loaded = loading.join_all().await;
+        loaded.sort_by(|a, b| a.0.cmp(&b.0));
+        let (offered, mut found) = (self.offered(), Offered::new());
+        for (name, path, taken, loaded) in loaded {
+            let loaded = loaded.and_then(|plugin| {
+                let others =
+                    offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
+                self.check_roles(&plugin, &others).map(|()| plugin)
+            });
+            match loaded {
+                Ok(plugin) => drop(found.insert(name, plugin)),
                 Err(error) => {
-                    let refusal = Refused { error, taken: Some(taken.clone()) };
-                    refused.insert(path.clone(), refusal);
+                    let refusal = Refused { error, taken: Some(taken) };
+                    refused.insert(path, refusal);
+                    // A file that cannot be used does not end what its predecessor runs.
+                    let live = self.state().live.get(&name).cloned();
+                    found.extend(live.map(|live| (name, live)));
                 }
             }
         }
@@ -212,10 +278,133 @@ impl Catalog {
                 }
             }
             state.refused = refused;
+            state.take_found(found);
         }
         self.changed.send_modify(|count| *count += 1);
-        // What runs in them goes on; a process ends when its last instance lets go of it.
-        drop(ended);
+    }
+
+    /// What is offered now.
+    pub(crate) fn offered(&self) -> Offered {
+        self.state().live.clone()
+    }
+
+    /// Makes ready what a configuration asks for, fetching what is not here; nothing of it is offered yet.
+    pub(crate) async fn prepare(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
+        let mut prepared = {
+            let state = self.state();
+            let mut offered = state.live.clone();
+            for name in state.assigned.keys().filter(|name| !wanted.contains_key(name.as_str())) {
+                match state.without(name) {
+                    Some(plugin) => drop(offered.insert(name.clone(), plugin)),
+                    None => drop(offered.remove(name)),
+                }
+            }
+            Prepared { offered, assigned: BTreeMap::new(), lacking: Vec::new() }
+        };
+        for (name, sha256) in wanted {
+            match self.wanted(name.as_str(), *sha256).await {
+                Ok(plugin) => {
+                    prepared.offered.insert(name.to_string(), plugin.clone());
+                    prepared.assigned.insert(name.to_string(), plugin);
+                }
+                Err(error) => {
+                    prepared.offered.remove(name.as_str());
+                    prepared.lacking.push((name.to_string(), error));
+                }
+            }
+        }
+        prepared
+    }
+
+    async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
+        let hash = sha256.to_string();
+        {
+            let state = self.state();
+            let known = [&state.live, &state.assigned, &state.previous].into_iter().filter_map(|all| all.get(name));
+            if let Some(known) = known.into_iter().find(|plugin| plugin.taken.sha256 == hash) {
+                return Ok(known.clone());
+            }
+            if let Some(ready) = state.pending.get(name).filter(|(_, plugin)| plugin.taken.sha256 == hash) {
+                return Ok(ready.1.clone());
+            }
+        }
+        let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
+        let (trust, copy) = (self.setup.trust.clone(), path.clone());
+        let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &hash, &trust));
+        let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
+        if taken.inspection.name != name {
+            return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
+        }
+        let plugin = self.load(&path, &taken).await?;
+        self.check_roles(&plugin, &self.offered())?;
+        Ok(Arc::new(plugin))
+    }
+
+    /// Offers what was prepared for a configuration that is accepted now.
+    pub(crate) fn assign(&self, prepared: Prepared) {
+        let hashes = |offered: &Offered| offered.values().map(|plugin| plugin.taken.sha256.clone()).collect::<Vec<_>>();
+        let changed = {
+            let mut state = self.state();
+            let before = hashes(&state.live);
+            for (name, plugin) in &prepared.offered {
+                state.replace(name, plugin.clone());
+            }
+            state.live.retain(|name, _| prepared.offered.contains_key(name));
+            state.assigned = prepared.assigned;
+            before != hashes(&state.live)
+        };
+        // Only then: whoever hears of it looks at everything anew, and comes by here again.
+        if changed {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Whether a configuration's plugins are those that were assigned.
+    pub(crate) fn has(&self, wanted: &BTreeMap<Name, Digest>) -> bool {
+        let state = self.state();
+        let is = |name: &String, sha256: &Digest| {
+            state.assigned.get(name).is_some_and(|plugin| plugin.taken.sha256 == sha256.to_string())
+        };
+        wanted.len() == state.assigned.len() && wanted.iter().all(|(name, sha256)| is(&name.to_string(), sha256))
+    }
+
+    /// Newer files of plugins that are offered.
+    pub(crate) fn pending(&self) -> Vec<(String, Arc<Plugin>)> {
+        let state = self.state();
+        state.pending.iter().map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
+    }
+
+    /// Offers a newer file instead of the one before.
+    pub(crate) fn take_pending(&self, name: &str) {
+        let mut state = self.state();
+        if let Some((_, plugin)) = state.pending.remove(name) {
+            tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
+            state.replace(name, plugin);
+        }
+    }
+
+    /// Leaves a newer file aside: what runs does not fit it.
+    pub(crate) fn leave_pending(&self, name: &str, why: &str) {
+        let mut state = self.state();
+        if let Some((path, plugin)) = state.pending.remove(name) {
+            state.hold_back(path, &plugin.taken, why);
+        }
+    }
+
+    /// Offers what was offered before an upgrade that failed. Answers in words what goes on.
+    pub(crate) fn revert(&self, name: &str, why: &str) -> String {
+        let mut state = self.state();
+        let Some(before) = state.previous.remove(name) else { return String::new() };
+        let version = before.manifest.version.clone();
+        if let Some(failed) = state.live.insert(name.to_owned(), before) {
+            state.hold_back(failed.file.clone(), &failed.taken, why);
+        }
+        format!("plugin {name} was not upgraded: {why}; version {version} goes on")
+    }
+
+    /// An upgrade is through: what was before is not needed any more.
+    pub(crate) fn settled(&self, name: &str) {
+        self.state().previous.remove(name);
     }
 
     async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
@@ -233,16 +422,8 @@ impl Catalog {
             }
             Err(error) => return Err(error),
         };
-        for role in &manifest.roles {
-            let taken_by = |by: &str| LoadError::DuplicateRole { role: role.name.clone(), by: by.into() };
-            if self.setup.linked.contains(&role.name) {
-                return Err(taken_by("the station itself"));
-            }
-            let state = self.state();
-            let other = state.live.iter().find(|(other, plugin)| **other != name && plugin.offers(&role.name));
-            if let Some((other, _)) = other {
-                return Err(taken_by(&format!("plugin {other}")));
-            }
+        if manifest.name != name {
+            return Err(LoadError::Describe(format!("as {:?}, its note says {name:?}", manifest.name)));
         }
         let by_name = |roles: Vec<Arc<dyn RoleFactory>>| {
             roles.into_iter().map(|role| (role.name().to_owned(), role)).collect::<BTreeMap<_, _>>()
@@ -258,6 +439,22 @@ impl Catalog {
         Ok(Plugin { taken: taken.clone(), file: path.to_owned(), manifest, keeper, remote, local })
     }
 
+    /// Whether all roles of a plugin are its own, beside what others offer.
+    fn check_roles(&self, plugin: &Plugin, others: &Offered) -> Result<(), LoadError> {
+        for RoleDescription { name: role, .. } in &plugin.manifest.roles {
+            let taken_by = |by: String| LoadError::DuplicateRole { role: role.clone(), by };
+            if self.setup.linked.contains(role) {
+                return Err(taken_by("the station itself".into()));
+            }
+            // A plugin of the same name is what this one replaces.
+            let other = others.iter().find(|(name, other)| **name != plugin.manifest.name && other.offers(role));
+            if let Some((other, _)) = other {
+                return Err(taken_by(format!("plugin {other}")));
+            }
+        }
+        Ok(())
+    }
+
     /// What the plugin says of itself: asked once, and remembered by its content.
     async fn described(&self, keeper: &Arc<Keeper>, sha256: &str) -> Result<Manifest, LoadError> {
         let cache = self.setup.folder.join(format!("{sha256}.json"));
@@ -270,23 +467,6 @@ impl Catalog {
             tracing::warn!(%error, "a plugin's description is not kept");
         }
         Ok(manifest)
-    }
-
-    /// The factory of a role that a plugin offers.
-    pub(crate) fn factory(&self, role: &str, isolation: Option<Isolation>) -> Option<Arc<dyn RoleFactory>> {
-        let state = self.state();
-        let plugin = state.live.values().find(|plugin| plugin.offers(role))?;
-        match isolation {
-            Some(Isolation::Inproc) => plugin.local.get(role).cloned(),
-            Some(Isolation::Process) | None => plugin.remote.get(role).cloned(),
-        }
-    }
-
-    /// All roles that plugins offer.
-    pub(crate) fn roles(&self) -> BTreeMap<Name, RoleDescription> {
-        let state = self.state();
-        let roles = state.live.values().flat_map(|plugin| plugin.manifest.roles.clone());
-        roles.map(|role| (role.name.parse().expect("the manifest was checked"), role)).collect()
     }
 
     fn quarantine(&self, sha256: &str, reason: &str) {
@@ -306,7 +486,7 @@ impl Catalog {
     /// # Errors
     ///
     /// Nothing of that name is quarantined.
-    pub(crate) async fn allow(&self, which: &str) -> Result<(), String> {
+    pub(crate) async fn allow(self: &Arc<Self>, which: &str) -> Result<(), String> {
         let lifted: Vec<String> = {
             let mut state = self.state();
             let named = state.refused.values().filter_map(|refused| refused.taken.as_ref());
@@ -326,7 +506,15 @@ impl Catalog {
     }
 
     /// Looks at every file anew, now.
-    pub(crate) async fn reload(&self) {
+    pub(crate) async fn reload(self: &Arc<Self>) {
+        {
+            let mut state = self.state();
+            state.held_back.clear();
+            // Also what the configuration asks for and was not taken.
+            for (name, plugin) in state.assigned.clone() {
+                state.replace(&name, plugin);
+            }
+        }
         self.looking.lock().await.clear();
         self.look(true).await;
     }
@@ -368,9 +556,79 @@ impl Catalog {
     }
 }
 
+impl State {
+    /// What would be offered of a plugin if the configuration did not ask for it.
+    fn without(&self, name: &str) -> Option<Arc<Plugin>> {
+        let live = self.live.get(name);
+        // What was asked for and did not work left the one before in its place.
+        let kept = live.filter(|live| self.assigned.get(name).is_some_and(|one| one.taken.sha256 != live.taken.sha256));
+        self.found.get(name).or(kept).cloned()
+    }
+
+    /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something waits until
+    /// what runs is known to fit it.
+    fn take_found(&mut self, found: Offered) {
+        self.live.retain(|name, _| found.contains_key(name) || self.assigned.contains_key(name));
+        self.pending.clear();
+        for (name, plugin) in found.iter().filter(|(name, _)| !self.assigned.contains_key(*name)) {
+            match self.live.get(name) {
+                Some(live) if live.taken.sha256 == plugin.taken.sha256 => {}
+                Some(_) => drop(self.pending.insert(name.clone(), (plugin.file.clone(), plugin.clone()))),
+                None => {
+                    let (version, roles) = (&plugin.manifest.version, plugin.manifest.roles.len());
+                    tracing::info!(plugin = name, version, roles, "a plugin is offered");
+                    self.live.insert(name.clone(), plugin.clone());
+                }
+            }
+        }
+        self.found = found;
+    }
+
+    fn replace(&mut self, name: &str, plugin: Arc<Plugin>) {
+        if self.live.get(name).is_some_and(|live| live.taken.sha256 == plugin.taken.sha256) {
+            return;
+        }
+        if let Some(before) = self.live.insert(name.to_owned(), plugin) {
+            self.previous.insert(name.to_owned(), before);
+        }
+    }
+
+    fn hold_back(&mut self, path: PathBuf, taken: &Taken, why: &str) {
+        tracing::error!(plugin = taken.inspection.name, sha256 = taken.sha256, why, "a newer plugin is not taken");
+        self.held_back.insert(taken.sha256.clone(), why.to_owned());
+        let name = &taken.inspection.name;
+        if self.found.get(name).is_some_and(|found| found.taken.sha256 == taken.sha256) {
+            // What is offered stands for what is in the folder from here on.
+            match self.live.get(name).cloned() {
+                Some(live) => drop(self.found.insert(name.clone(), live)),
+                None => drop(self.found.remove(name)),
+            }
+        }
+        let refusal = Refused { error: LoadError::Upgrade(why.to_owned()), taken: Some(taken.clone()) };
+        self.refused.insert(path, refusal);
+    }
+}
+
 impl Plugin {
-    fn offers(&self, role: &str) -> bool {
+    pub(crate) fn offers(&self, role: &str) -> bool {
         self.remote.contains_key(role)
+    }
+
+    /// What makes instances of one of its roles, where the fleet file wants them.
+    pub(crate) fn factory(&self, role: &str, isolation: Option<Isolation>) -> Option<Arc<dyn RoleFactory>> {
+        match isolation {
+            Some(Isolation::Inproc) => self.local.get(role).cloned(),
+            Some(Isolation::Process) | None => self.remote.get(role).cloned(),
+        }
+    }
+
+    /// Its roles.
+    pub(crate) fn roles(&self) -> &[RoleDescription] {
+        &self.manifest.roles
+    }
+
+    pub(crate) fn carrier(&self) -> Carrier {
+        Carrier { plugin: self.manifest.name.clone(), sha256: self.taken.sha256.clone() }
     }
 }
 

@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_net::{Answer, AskError, BoxFuture, Handle, Inbound, Service, accept};
@@ -32,6 +32,8 @@ use super::{LoadError, Manifest, trace};
 
 /// How often the child gives a sign of life; three missed, and it is killed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How much longer than loading its greeting may take.
+const READY: Duration = Duration::from_secs(5);
 /// How long loading a library may take.
 const LOAD: Duration = Duration::from_secs(20);
 /// How long judging a configuration may take.
@@ -40,6 +42,9 @@ const VALIDATE: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// A call that was given up must have ended after so long; otherwise the plugin hangs.
 const CANCEL: Duration = Duration::from_secs(5);
+/// How long a process without instances is kept for the next question.
+const IDLE: Duration = Duration::from_secs(2);
+const NOT_NEEDED: &str = "nobody needs it";
 /// How many of its last lines on standard error a crash is reported with.
 const LAST_LINES: usize = 5;
 /// How many items of a stream wait here.
@@ -69,7 +74,7 @@ impl Keeper {
     /// The process, started if there is none.
     pub(crate) async fn child(&self) -> Result<Arc<Child>, LoadError> {
         let mut child = self.child.lock().await;
-        if let Some(child) = child.as_ref().filter(|child| !child.is_over()) {
+        if let Some(child) = child.as_ref().filter(|child| child.is_there()) {
             return Ok(child.clone());
         }
         let started = Child::start(&self.library).await?;
@@ -104,6 +109,8 @@ pub(crate) struct Child {
     session: OnceLock<Handle>,
     instances: Mutex<HashMap<u64, Placed>>,
     next: Mutex<u64>,
+    /// When it was needed last, and how many questions it works on.
+    used: Mutex<(Instant, usize)>,
     /// Why it is to be killed, if the station decided so.
     killed: watch::Sender<Option<String>>,
     /// How it ended.
@@ -114,6 +121,22 @@ pub(crate) struct Child {
 struct Placed {
     host: Arc<dyn Host>,
     to: Address,
+}
+
+/// A question that the child works on.
+struct Asking<'a>(&'a Child);
+
+impl<'a> Asking<'a> {
+    fn new(child: &'a Child) -> Self {
+        child.used(1);
+        Self(child)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.used(-1);
+    }
 }
 
 impl Placed {
@@ -140,6 +163,7 @@ impl Child {
             session: OnceLock::new(),
             instances: Mutex::default(),
             next: Mutex::new(1),
+            used: Mutex::new((Instant::now(), 0)),
             killed: watch::Sender::new(None),
             over: watch::Sender::new(None),
         });
@@ -147,12 +171,13 @@ impl Child {
         let out = process.stdout.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
         let err = process.stderr.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
 
-        let (greeted, mut greets) = watch::channel(false);
+        let (ready, mut readies) = watch::channel(false);
         let service = |handle: Handle| {
             let _ = child.session.set(handle);
-            Arc::new(Station { child: child.clone(), greeted })
+            Arc::new(Station { child: child.clone(), ready })
         };
-        let session = accept(ours, Limits::default(), service);
+        // It greets once its library is loaded.
+        let session = accept(ours, Limits { greeting: LOAD + READY, ..Limits::default() }, service);
         let (name, child_of_task) = (library.name.clone(), child.clone());
         #[allow(clippy::disallowed_methods, reason = "ends with the child, which is killed when it is dropped")]
         tokio::spawn(async move {
@@ -161,10 +186,15 @@ impl Child {
                 why = session => why.to_string(),
                 why = killed.wait_for(Option::is_some) => why.ok().and_then(|why| why.clone()).unwrap_or_default(),
                 why = child_of_task.follow_levels() => why,
+                why = child_of_task.idle() => why,
             };
             // What ends the session of a child ends the child; one that ended by itself has its own status.
             let by_itself = tokio::time::timeout(Duration::from_millis(200), process.wait()).await;
+            // The reason for which the station let go of it says more than how it took that.
+            let reason = child_of_task.killed.borrow().clone();
             let how = match by_itself {
+                Ok(Ok(_)) if reason.is_some() => reason.unwrap_or_default(),
+                Ok(Ok(status)) if status.success() => why,
                 Ok(Ok(status)) => ended(status),
                 _ => {
                     let _ = process.kill().await;
@@ -176,13 +206,16 @@ impl Child {
             }
             let last: Vec<String> = last.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
             let how = if last.is_empty() { how } else { format!("{how}; its last lines: {}", last.join(" | ")) };
-            tracing::warn!(plugin = %name, pid = child_of_task.pid, "the plugin's process ended: {how}");
+            match how.starts_with(NOT_NEEDED) {
+                true => tracing::debug!(plugin = %name, pid = child_of_task.pid, "the plugin's process is not needed"),
+                false => tracing::warn!(plugin = %name, pid = child_of_task.pid, "the plugin's process ended: {how}"),
+            }
             child_of_task.end(&how);
         });
 
         let mut over = child.over.subscribe();
         tokio::select! {
-            greeted = tokio::time::timeout(LOAD, greets.wait_for(|greeted| *greeted)) => match greeted {
+            ready = tokio::time::timeout(LOAD, readies.wait_for(|ready| *ready)) => match ready {
                 Ok(Ok(_)) => return Ok(child),
                 Ok(Err(_)) => {}
                 Err(_) => child.kill(&format!("it did not load within {LOAD:?}")),
@@ -203,6 +236,31 @@ impl Child {
             }
         }
         std::future::pending().await
+    }
+
+    /// Ready once nobody has needed it for a while.
+    async fn idle(&self) -> String {
+        loop {
+            tokio::time::sleep(IDLE).await;
+            let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.placed().is_empty() && used.1 == 0 && used.0.elapsed() >= IDLE {
+                // Under the lock, so that nobody is given it in this very moment.
+                self.kill(NOT_NEEDED);
+                return NOT_NEEDED.into();
+            }
+        }
+    }
+
+    /// Notes that it is needed, and that it works on so many questions more.
+    fn used(&self, more: isize) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        *used = (Instant::now(), used.1.saturating_add_signed(more));
+    }
+
+    /// Whether it can be used; if so it is for a while.
+    fn is_there(&self) -> bool {
+        self.used(0);
+        !self.is_over()
     }
 
     fn is_over(&self) -> bool {
@@ -241,18 +299,24 @@ impl Child {
         time: Duration,
     ) -> Result<R, String> {
         let session = self.session.get().expect("a child that was started has a session");
+        let _asking = Asking::new(self);
         let asked = session.ask(Address::Manager, command, Encoding::Bincode, request, time).await;
         match asked {
             Ok(reply) => Ok(reply),
-            Err(AskError::Ended { outcome: Outcome::PeerLost(_), .. }) => Err(self.how_it_ended().await),
+            Err(AskError::Ended { outcome: Outcome::PeerLost(_), .. }) => Err(self.end_in_words().await),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    async fn how_it_ended(&self) -> String {
+    /// How the process ended, if it has.
+    async fn how_it_ended(&self) -> Option<String> {
         let mut over = self.over.subscribe();
         let how = tokio::time::timeout(Duration::from_secs(2), over.wait_for(Option::is_some)).await;
-        let how = how.ok().and_then(Result::ok).and_then(|how| how.clone()).unwrap_or_default();
+        how.ok().and_then(Result::ok).and_then(|how| how.clone())
+    }
+
+    async fn end_in_words(&self) -> String {
+        let how = self.how_it_ended().await.unwrap_or_else(|| "nobody knows how".into());
         format!("the plugin's process ended: {how}")
     }
 
@@ -262,7 +326,10 @@ impl Child {
         head.remaining_ms = LOAD.as_millis() as u32;
         let answer = session.request(head, Bytes::new()).await;
         if answer.outcome != Outcome::Reply {
-            return Err(LoadError::Crashed(self.how_it_ended().await));
+            return Err(match self.how_it_ended().await {
+                Some(how) => LoadError::Crashed(how),
+                None => LoadError::Describe(format!("it gave no answer: {}", answer.outcome.name())),
+            });
         }
         let described = serde_json::from_slice::<Result<Manifest, LoadError>>(&answer.body);
         let manifest = described.map_err(|error| LoadError::Describe(error.to_string()))??;
@@ -313,13 +380,12 @@ fn read_lines(
 /// Answers what the child asks and hears what it tells.
 struct Station {
     child: Arc<Child>,
-    greeted: watch::Sender<bool>,
+    ready: watch::Sender<bool>,
 }
 
 impl Service for Station {
     fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
-        let _ = hello;
-        self.greeted.send_replace(true);
+        tracing::trace!(software = hello.software, "a plugin's process greets");
         Ok(Welcome {
             version: SPOKEN.highest,
             software: concat!("quilt-station ", env!("CARGO_PKG_VERSION")).into(),
@@ -335,6 +401,10 @@ impl Service for Station {
         let child = self.child.clone();
         match inbound.head.command.as_str() {
             // In order: done before the connection's next frame is looked at.
+            wire::READY => {
+                self.ready.send_replace(true);
+                inbound.answer(|(): ()| std::future::ready(Ok(())))
+            }
             wire::TELL => inbound.answer(move |told: Vec<Told>| {
                 told.into_iter().for_each(|told| hear(&child, told));
                 std::future::ready(Ok(()))
@@ -419,7 +489,12 @@ async fn carry_out(child: Arc<Child>, to: Address, command: u64, call: api::Call
             watch.done();
             answer
         }
-        Some(sink) => stream(session, head, call.body, sink).await,
+        Some(sink) => {
+            let watch = Watch { child: child.clone(), done: false };
+            let answer = stream(session, head, call.body, sink).await;
+            watch.done();
+            answer
+        }
     };
     let Answer { outcome, body, .. } = &answer;
     match outcome {
@@ -428,7 +503,7 @@ async fn carry_out(child: Arc<Child>, to: Address, command: u64, call: api::Call
         Outcome::SchemaMismatch => Ended::SchemaMismatch(answer.text()),
         Outcome::Panicked => resume_unwind(Box::new(answer.text())),
         Outcome::TimedOut => Ended::TimedOut,
-        Outcome::PeerLost(_) => Ended::Lost(child.how_it_ended().await),
+        Outcome::PeerLost(_) => Ended::Lost(child.end_in_words().await),
         _ => Ended::Refused(answer.text()),
     }
 }
@@ -657,7 +732,7 @@ impl Child {
             Outcome::Reply => {
                 quilt_net::decode("how work ended", answer.encoding, &answer.body).map_err(|error| error.to_string())
             }
-            Outcome::PeerLost(_) => Err(self.how_it_ended().await),
+            Outcome::PeerLost(_) => Err(self.end_in_words().await),
             _ => Err(answer.text()),
         }
     }

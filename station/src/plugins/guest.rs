@@ -32,6 +32,9 @@ use crate::catch::catch;
 /// The first argument that makes a quilt binary a plugin's process.
 pub(super) const PLUGIN_HOST: &str = "plugin-host";
 
+/// How long the station may take to hear that this process is ready.
+const READY: Duration = Duration::from_secs(30);
+
 /// To be called first thing in `main` of every binary that hosts stations: becomes a plugin's process if it was started as
 /// one.
 pub fn become_plugin_host_if_asked() {
@@ -102,6 +105,8 @@ async fn serve(path: &Path, sha256: &str) -> std::io::Result<()> {
         .await
         .map_err(|error| std::io::Error::other(error.to_string()))?;
     let _ = guest.0.station.set(handle.clone());
+    let ready = handle.ask::<_, ()>(Address::Manager, wire::READY, Encoding::Bincode, &(), READY).await;
+    ready.map_err(|error| std::io::Error::other(error.to_string()))?;
     tokio::select! {
         () = teller.tell(&handle) => {}
         _ = handle.closed() => {}
@@ -111,8 +116,11 @@ async fn serve(path: &Path, sha256: &str) -> std::io::Result<()> {
 
 struct Guest(Arc<Inner>);
 
+/// What a plugin says about itself, and its roles by name.
+type Loaded = (Manifest, HashMap<String, Arc<dyn RoleFactory>>);
+
 struct Inner {
-    loaded: Result<(Manifest, HashMap<String, Arc<dyn RoleFactory>>), LoadError>,
+    loaded: Result<Loaded, LoadError>,
     teller: Arc<Teller>,
     station: OnceLock<Handle>,
     running: Mutex<HashMap<u64, Arc<Hosted>>>,
@@ -136,8 +144,14 @@ impl Service for Guest {
             return call(inbound);
         }
         match inbound.head.command.as_str() {
-            wire::ALIVE => inbound.answer(|(): ()| async move { Ok(inner.turn().await) }),
-            wire::LEVEL => inbound.answer(|level: u32| async move { Ok(trace::set_level(level)) }),
+            wire::ALIVE => inbound.answer(|(): ()| async move {
+                inner.turn().await;
+                Ok(())
+            }),
+            wire::LEVEL => inbound.answer(|level: u32| async move {
+                trace::set_level(level);
+                Ok(())
+            }),
             wire::DESCRIBE => {
                 let described = inner.loaded.as_ref().map(|(manifest, _)| manifest);
                 let body = serde_json::to_vec(&described).expect("descriptions have text keys");
@@ -271,7 +285,13 @@ impl Inner {
         let role = hosted.role.lock().await.take();
         let stopped = match role {
             None => Done::Ok(()),
-            Some(role) => done(catch(async { Ok(if *detach { role.detach() } else { role.stop() }.await) }).await),
+            Some(role) => {
+                let stopping = async {
+                    if *detach { role.detach() } else { role.stop() }.await;
+                    Ok(())
+                };
+                done(catch(stopping).await)
+            }
         };
         self.running().remove(instance);
         hosted.host.end();
@@ -281,7 +301,10 @@ impl Inner {
 
     async fn abandon(&self, wire::Abandon { role, place, stop_timeout_ms }: wire::Abandon) -> Done<()> {
         let host = self.host(0, stop_timeout_ms);
-        let abandoning = async { Ok(self.role(&role)?.abandon(RoleContext::new(host, place)).await) };
+        let abandoning = async {
+            self.role(&role)?.abandon(RoleContext::new(host, place)).await;
+            Ok(())
+        };
         let abandoned = done(catch(abandoning).await);
         self.teller.flush().await;
         abandoned

@@ -105,6 +105,7 @@ impl Image {
             return Box::pin(async { Ended::Refused("the plugin takes no calls".into()) });
         };
         let Call { encoding, body, items } = call;
+        let is_json = encoding == Encoding::Json;
         let stream = items.map_or(0, |items| STREAMS.insert(Arc::new(tokio::sync::Mutex::new(items))));
         let encoding = match encoding {
             Encoding::Json => abi::JSON,
@@ -119,6 +120,7 @@ impl Image {
             guard.done();
             let text = |body: Bytes| String::from_utf8_lossy(&body).into_owned();
             match status {
+                abi::OK if is_json && !is_one_json(&body) => Ended::Refused("the plugin's reply is no JSON".into()),
                 abi::OK => Ended::Reply(body),
                 abi::APP_ERROR => Ended::Error(body),
                 abi::SCHEMA_MISMATCH => Ended::SchemaMismatch(text(body)),
@@ -132,6 +134,10 @@ impl Image {
             }
         })
     }
+}
+
+fn is_one_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
 fn empty() -> abi::Buf {
@@ -156,6 +162,7 @@ fn open_entry(entry: &'static Entry, in_station: bool) -> Result<&'static Plugin
     if entry.major != abi::MAJOR {
         return Err(LoadError::Major { theirs: entry.major, ours: abi::MAJOR });
     }
+    #[allow(clippy::unnecessary_min_or_max, reason = "the minor version will not stay 0")]
     let minor = abi::MINOR.min(entry.minor_max);
     if minor < entry.minor_min {
         return Err(LoadError::Minor { theirs: (entry.minor_min, entry.minor_max), ours: abi::MINOR });
@@ -319,7 +326,8 @@ impl Place {
     fn new(image: &Arc<Image>, cx: &RoleContext) -> Self {
         let name = format!("{}/{}", cx.role(), cx.instance()).into();
         let runtime = image.runtime.clone();
-        let placed = Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name };
+        let placed =
+            Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name, calls: Arc::default() };
         let token = INSTANCES.insert(placed);
         INSTANCES.with(token, |placed| placed.token = token);
         Self { image: image.clone(), token }

@@ -102,6 +102,24 @@ pub(crate) fn take(path: &Path, folder: &Path, trust: &Trust) -> Result<Taken, L
     }
 }
 
+/// Looks at a private copy again before it is loaded.
+///
+/// # Errors
+///
+/// Why it may not be.
+pub(super) fn retake(path: &Path, sha256: &str, trust: &Trust) -> Result<Taken, LoadError> {
+    let bytes = fs::read(path).map_err(|error| LoadError::NotFound(error.to_string()))?;
+    let found = hex(&Sha256::digest(&bytes));
+    if found != sha256 {
+        let _ = fs::remove_file(path);
+        return Err(LoadError::NotFetched("its copy on this disk was damaged; it is fetched anew next time".into()));
+    }
+    match trust {
+        Trust::Sha256(trusted) if !trusted.contains(&found) => Err(LoadError::Untrusted(found)),
+        _ => Ok(Taken { sha256: found, path: path.to_owned(), inspection: elf::inspect(&bytes)? }),
+    }
+}
+
 /// Looks at a file without taking it in.
 ///
 /// # Errors

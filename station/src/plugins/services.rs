@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ pub(super) struct Placed {
     /// Its own token.
     pub(super) token: u64,
     pub(super) name: Arc<str>,
+    /// How many of its calls to other targets are under way.
+    pub(super) calls: Arc<AtomicUsize>,
 }
 
 pub(super) static HOST: abi::Host = abi::Host {
@@ -53,6 +56,10 @@ pub(super) static HOST: abi::Host = abi::Host {
 
 /// The longest text of a log line, state or name that is taken from a plugin, in bytes.
 const TEXT_MAX: usize = 64 << 10;
+/// The longest name of a group of commands.
+const GROUP_MAX: usize = 200;
+/// How many calls of one instance to other targets may be under way.
+const CALLS_MAX: usize = 256;
 /// The longest description of a command.
 const RECORD_MAX: usize = 1 << 20;
 
@@ -60,7 +67,8 @@ const RECORD_MAX: usize = 1 << 20;
 
 /// A text that was lent; what is too long is cut.
 unsafe fn short(slice: Slice) -> String {
-    let len = slice.len.min(TEXT_MAX as u64);
+    // What is longer than memory is no text at all, and is not looked at.
+    let len = if slice.len > isize::MAX as u64 { 0 } else { slice.len.min(TEXT_MAX as u64) };
     // SAFETY: see above.
     unsafe { text(Slice { len, ..slice }) }
 }
@@ -113,8 +121,16 @@ unsafe extern "C" fn register(instance: u64, command: u64, record: Slice) -> u32
     }
     // SAFETY: see above.
     let Ok(record) = serde_json::from_slice::<CommandRecord>(unsafe { borrowed(record) }) else { return abi::INVALID };
+    if record.name.parse::<quilt_protocol::Name>().is_err() || !is_group(&record.group) {
+        return abi::INVALID;
+    }
     let handler = placed.image.handler(instance, command);
     if placed.host.register(record, handler) { abi::OK } else { abi::BUSY }
+}
+
+/// Whether a text can be the name of a group of commands.
+fn is_group(text: &str) -> bool {
+    !text.is_empty() && text.len() <= GROUP_MAX && !text.contains(char::is_control)
 }
 
 unsafe extern "C" fn de_register(instance: u64, group: Slice, name: Slice) {
@@ -138,11 +154,18 @@ unsafe extern "C" fn call(
     };
     // SAFETY: see above.
     let (target, command, body) = unsafe { (short(target), short(command), Bytes::copy_from_slice(borrowed(body))) };
+    if placed.calls.fetch_add(1, Ordering::AcqRel) >= CALLS_MAX {
+        placed.calls.fetch_sub(1, Ordering::AcqRel);
+        complete(done, abi::BUSY, Bytes::new());
+        return 0;
+    }
+    let counted = Counted(placed.calls.clone());
     let calling = placed.host.call(target, command, body, Duration::from_millis(time_ms));
     let handle = CALLS.insert(None);
     let guard = CancelledUnlessDone(Some(done));
     let task = placed.runtime.spawn(async move {
         let answer = calling.await;
+        drop(counted);
         CALLS.take(handle);
         let body = serde_json::from_slice::<serde_json::Value>(&answer.body);
         let body = body.unwrap_or_else(|_| String::from_utf8_lossy(&answer.body).into());
@@ -151,6 +174,15 @@ unsafe extern "C" fn call(
     });
     CALLS.with(handle, |abort| *abort = Some(task.abort_handle()));
     handle
+}
+
+/// A call under way.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 struct CancelledUnlessDone(Option<Completion>);

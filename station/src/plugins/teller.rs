@@ -13,6 +13,8 @@ use super::wire::{self, Told, What};
 const BATCH: usize = 256 << 10;
 /// How many bytes may wait; beyond, lines and events are dropped and counted.
 const WAITING_MAX: usize = 16 << 20;
+/// The exit code of a process whose plugin says too much.
+const TOO_MUCH: i32 = 70;
 /// How long the station may take for a batch.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -60,6 +62,11 @@ impl Teller {
         if queue.bytes > WAITING_MAX && may_be_dropped {
             queue.dropped += 1;
             return;
+        }
+        if queue.bytes > 2 * WAITING_MAX {
+            // States, attributes and commands cannot be left out, and nobody needs so many.
+            eprintln!("the plugin says more than its station can hear");
+            std::process::exit(TOO_MUCH);
         }
         queue.bytes += size(&told);
         queue.added += 1;

@@ -18,6 +18,8 @@ pub(super) const ABANDON: &str = "plugin:abandon";
 pub(super) const ALIVE: &str = "plugin:alive";
 /// Up to which level tracing events are taken.
 pub(super) const LEVEL: &str = "plugin:level";
+/// The child has loaded its library, well or not, and can be asked.
+pub(super) const READY: &str = "host:ready";
 /// The child tells what its roles did.
 pub(super) const TELL: &str = "host:tell";
 /// A role calls another target.

@@ -137,7 +137,8 @@ async fn a_station_that_comes_back_under_another_name_keeps_what_it_runs_until_a
             view.desired_revision.is_some() && view.applied_revision == view.desired_revision
         })
         .await;
-    assert_eq!(world.pid("hall-1/process/clock").await, pid);
+    let clock = world.until_state("hall-1/process/clock", "active").await;
+    assert_eq!(clock.pid, Some(pid));
     let history = world.ctl(&["history", "hall-1", "-o", "json"]).await.with_code(0).json();
     assert_eq!(history[0]["source"], "renamed from cam-1");
     world.apply(Fleet::new().with("hall-1/counter/main", "").text()).await.with_code(0);

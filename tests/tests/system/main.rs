@@ -1,6 +1,10 @@
 //! The whole system: real binaries, real sockets, real programs. Each module is one chapter of what quilt promises.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+// The plugin that is built from this file, for its types, and as a role that is linked in.
+#[path = "../../fixtures/imp/src/lib.rs"]
+mod imp;
+
 mod commands;
 mod convergence;
 mod first_steps;
@@ -8,6 +12,7 @@ mod hostile;
 mod identity;
 mod manager_crash;
 mod outcomes;
+mod plugins;
 mod process;
 mod refusal;
 mod station_crash;

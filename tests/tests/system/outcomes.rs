@@ -349,7 +349,7 @@ async fn blocked_missing_over_limit_and_mistyped_are_told_in_one_answer() {
         [
             "bench | mischief | main | - | a role that this station does not block | `mischief`, which it is told to \
              refuse (--block)",
-            "bench | nonsense | main | - | one of the station's roles: `counter`, `mischief`, `process`, `single` | \
+            "bench | nonsense | main | - | one of the station's roles: `counter`, `imp`, `mischief`, `process`, `single` | \
              `nonsense`",
             "bench | counter | main | start | i64 | string",
             "bench | single | two | - | at most 1 instance of it on a station | 2",

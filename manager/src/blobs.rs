@@ -1,0 +1,186 @@
+//! Files that stations fetch, kept once each under their hash: plugins now, whatever a fleet needs later.
+//!
+//! Tools bring them in pieces and stations read them in pieces; both go on where they were when a connection was lost. A file
+//! counts only once all of it is there and has the hash that it is kept under.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quilt_core::files;
+use quilt_protocol::Digest;
+use quilt_protocol::control::{AddToFile, BeginFile, FILE_MAX, FilePiece, FileProgress, PIECE_MAX, ReadFile};
+use tokio::sync::Mutex;
+
+/// How many bytes all files together may have.
+const TOTAL_MAX: u64 = 8 << 30;
+
+/// Why a file is not taken or given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BlobError {
+    #[error("{size} bytes; the manager keeps files of at most {FILE_MAX}")]
+    TooLong { size: u64 },
+    #[error("the manager keeps {TOTAL_MAX} bytes of files at most, and has {there}; remove some from {folder}")]
+    Full { there: u64, folder: String },
+    #[error("a piece of {0} bytes; at most {PIECE_MAX} are taken")]
+    LongPiece(usize),
+    #[error("what arrived has another hash than {0}; push it again")]
+    WrongHash(Digest),
+    #[error("the manager has no file {0}; push it with `quiltctl plugin push`")]
+    NotThere(Digest),
+    #[error("the manager's disk: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The files of a manager.
+#[derive(Clone)]
+pub(crate) struct Blobs {
+    folder: Arc<Path>,
+    /// One change at a time.
+    changing: Arc<Mutex<()>>,
+}
+
+impl Blobs {
+    pub(crate) fn open(folder: PathBuf) -> io::Result<Self> {
+        files::create_private_dir(&folder)?;
+        Ok(Self { folder: folder.into(), changing: Arc::default() })
+    }
+
+    /// How much of a file is there. One that has all its bytes is checked, and counts from then on.
+    pub(crate) async fn begin(&self, BeginFile { sha256, size }: BeginFile) -> Result<FileProgress, BlobError> {
+        let (this, _changing) = (self.clone(), self.changing.lock().await);
+        blocking(move || this.begin_now(sha256, size)).await
+    }
+
+    /// Adds a piece. One that does not follow what is there is not taken; the answer says what would.
+    pub(crate) async fn add(&self, AddToFile { sha256, offset, piece }: AddToFile) -> Result<FileProgress, BlobError> {
+        let (this, _changing) = (self.clone(), self.changing.lock().await);
+        blocking(move || {
+            if piece.len() > PIECE_MAX {
+                return Err(BlobError::LongPiece(piece.len()));
+            }
+            let part = this.part(sha256);
+            let there = length(&part)?;
+            if there != offset || this.whole(sha256).exists() {
+                return Ok(FileProgress { there, whole: this.whole(sha256).exists() });
+            }
+            let there = there + piece.len() as u64;
+            if there > FILE_MAX {
+                return Err(BlobError::TooLong { size: there });
+            }
+            OpenOptions::new().append(true).create(true).open(&part)?.write_all(&piece)?;
+            Ok(FileProgress { there, whole: false })
+        })
+        .await
+    }
+
+    /// A piece of a file.
+    pub(crate) async fn read(&self, ReadFile { sha256, offset }: ReadFile) -> Result<FilePiece, BlobError> {
+        let this = self.clone();
+        blocking(move || {
+            let mut file = match File::open(this.whole(sha256)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::NotThere(sha256)),
+                file => file?,
+            };
+            let size = file.metadata()?.len();
+            file.seek(SeekFrom::Start(offset))?;
+            let mut piece = Vec::new();
+            file.take(PIECE_MAX as u64).read_to_end(&mut piece)?;
+            Ok(FilePiece { size, piece: Bytes::from(piece) })
+        })
+        .await
+    }
+
+    fn begin_now(&self, sha256: Digest, size: u64) -> Result<FileProgress, BlobError> {
+        let (whole, part) = (self.whole(sha256), self.part(sha256));
+        if whole.exists() {
+            return Ok(FileProgress { there: size, whole: true });
+        }
+        if size > FILE_MAX {
+            return Err(BlobError::TooLong { size });
+        }
+        let there = length(&part)?;
+        if there < size {
+            let all = self.total()?;
+            if all + size - there > TOTAL_MAX {
+                return Err(BlobError::Full { there: all, folder: self.folder.display().to_string() });
+            }
+            return Ok(FileProgress { there, whole: false });
+        }
+        // Checked before it counts, and on disk before anybody is told.
+        let found = Digest(files::sha256_of(&part)?);
+        if there > size || found != sha256 {
+            fs::remove_file(&part)?;
+            return Err(BlobError::WrongHash(sha256));
+        }
+        File::open(&part)?.sync_all()?;
+        fs::rename(&part, &whole)?;
+        File::open(&self.folder)?.sync_all()?;
+        Ok(FileProgress { there, whole: true })
+    }
+
+    fn total(&self) -> io::Result<u64> {
+        let sizes = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.metadata()?.len()));
+        sizes.sum()
+    }
+
+    fn whole(&self, sha256: Digest) -> PathBuf {
+        self.folder.join(sha256.to_string())
+    }
+
+    fn part(&self, sha256: Digest) -> PathBuf {
+        self.folder.join(format!("{sha256}.part"))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, BlobError> {
+    let working = tokio::task::spawn_blocking(work);
+    working.await.unwrap_or_else(|error| Err(BlobError::Io(io::Error::other(error))))
+}
+
+fn length(path: &Path) -> io::Result<u64> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_there_once_all_of_it_is_and_has_its_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+        let text = b"a file of a few pieces";
+        let (sha256, size) = (Digest::of(text), text.len() as u64);
+        let begin = || blobs.begin(BeginFile { sha256, size });
+        let add = |offset: usize, end: usize| {
+            let piece = Bytes::copy_from_slice(&text[offset..end]);
+            blobs.add(AddToFile { sha256, offset: offset as u64, piece })
+        };
+        assert_eq!(begin().await.unwrap(), FileProgress { there: 0, whole: false });
+        assert_eq!(add(0, 5).await.unwrap().there, 5);
+        // Cut here, and asked again: it goes on where it was. A piece out of place changes nothing.
+        assert_eq!(begin().await.unwrap().there, 5);
+        assert_eq!(add(9, 12).await.unwrap().there, 5);
+        assert!(matches!(blobs.read(ReadFile { sha256, offset: 0 }).await, Err(BlobError::NotThere(_))));
+        add(5, text.len()).await.unwrap();
+        assert_eq!(begin().await.unwrap(), FileProgress { there: size, whole: true });
+        let read = blobs.read(ReadFile { sha256, offset: 7 }).await.unwrap();
+        assert_eq!((read.size, &read.piece[..]), (size, &text[7..]));
+
+        let wrong = BeginFile { sha256: Digest::of(b"something else"), size: 3 };
+        blobs.add(AddToFile { sha256: wrong.sha256, offset: 0, piece: Bytes::from_static(b"abc") }).await.unwrap();
+        assert!(matches!(blobs.begin(wrong.clone()).await, Err(BlobError::WrongHash(_))));
+        assert_eq!(blobs.begin(wrong).await.unwrap().there, 0, "what was wrong is gone");
+        let long = BeginFile { sha256, size: FILE_MAX + 1 };
+        assert!(blobs.begin(BeginFile { sha256: Digest::of(b"x"), ..long }).await.is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! Plugins, built from the tree as their authors build them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+/// One build at a time in this process; a file lock keeps other test runs away.
+static BUILDING: Mutex<()> = Mutex::new(());
+
+/// The library of `tests/fixtures/imp`, a role that does what no role should. Builds tell themselves apart by `build`.
+pub fn imp(build: &str) -> PathBuf {
+    built("tests/fixtures/imp", "imp", build)
+}
+
+/// The library of `examples/plugins/machine`.
+pub fn machine() -> PathBuf {
+    built("examples/plugins/machine", "machine", "one")
+}
+
+/// Builds a C plugin of one source file.
+pub fn c_plugin(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let _here = BUILDING.lock().unwrap();
+    let out = folder().join(format!("lib{name}-{}.so", std::process::id()));
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-pthread"])
+        .arg("-I")
+        .arg(root().join("plugin-api/abi/include"))
+        .args(flags)
+        .arg("-o")
+        .arg(&out)
+        .arg(root().join(source))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{source} does not compile");
+    out
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Where they are built: beside what cargo builds, so that it is cleaned with it.
+fn folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(3).unwrap().join("plugins");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn built(package: &str, name: &str, build: &str) -> PathBuf {
+    let _here = BUILDING.lock().unwrap();
+    let folder = folder();
+    let lock = fs::File::create(folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let out = folder.join(format!("lib{name}-{build}.so"));
+    let package = root().join(package);
+    let newest = [&package, &root().join("plugin-api")].map(|folder| newest(folder)).into_iter().max().unwrap();
+    if fs::metadata(&out).and_then(|file| file.modified()).is_ok_and(|made| made > newest) {
+        return out;
+    }
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--locked", "--quiet", "--manifest-path"])
+        .arg(package.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(folder.join(name))
+        .env("IMP_BUILD", build)
+        // What the test run was built with is not the author's.
+        .env_remove("RUSTFLAGS")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{} does not build", package.display());
+    // By another process: see the copy of a station's binary in `station_crash`.
+    let made = folder.join(name).join(format!("release/lib{name}.so"));
+    assert!(Command::new("cp").arg(made).arg(&out).status().unwrap().success());
+    out
+}
+
+/// When the newest source below a folder was changed.
+fn newest(folder: &Path) -> SystemTime {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        let name = entry.file_name();
+        if kind.is_dir() && name != "target" {
+            newest = newest.max(self::newest(&path));
+        } else if kind.is_file() {
+            newest = newest.max(entry.metadata().and_then(|file| file.modified()).unwrap());
+        }
+    }
+    newest
+}
