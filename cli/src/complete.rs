@@ -78,7 +78,8 @@ pub(crate) fn commands() -> ArgValueCompleter {
         let mut names = Vec::new();
         for station in asked {
             let commands = client.commands(&station.name).await.unwrap_or_default();
-            names.extend(commands.into_iter().map(|command| command.command));
+            let callable = commands.into_iter().filter(|command| command.instance.is_some());
+            names.extend(callable.map(|command| command.command));
         }
         names.sort();
         names.dedup();

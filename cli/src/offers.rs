@@ -58,7 +58,8 @@ impl Commands {
                 (false, true) => "stream",
                 (false, false) => "",
             };
-            let instance = format!("{}/{}", command.role, command.instance);
+            let instance = command.instance.as_ref().map_or("(none)", quilt_protocol::Name::as_str);
+            let instance = format!("{}/{instance}", command.role);
             let mut row = vec![instance, plain(&command.command), kind.to_owned(), first_line(&command.doc)];
             if wide {
                 let properties = command.request_schema["properties"].as_object();

@@ -1,5 +1,8 @@
 //! `quiltctl plugin`: roles of third parties, as files and on stations.
 
+mod check;
+mod new;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,8 +21,12 @@ use crate::{Session, apply, complete, reference, seconds};
 /// What to do with plugins.
 #[derive(Subcommand)]
 pub(crate) enum Plugin {
+    /// Make a folder with a plugin to begin with; it builds, tests and loads as it is
+    New(new::New),
     /// Say what a plugin's file is, without running any of it
     Inspect(File),
+    /// Run a plugin and see whether it keeps what a station expects, each check in a process of its own
+    Check(check::Check),
     /// List the plugins of a station, or of all
     List(List),
     /// Give a plugin to all stations that a selector matches, now and later
@@ -114,7 +121,9 @@ struct Row {
 impl Plugin {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         match self {
+            Self::New(new) => new.run(),
             Self::Inspect(File { file }) => inspect(session, &file),
+            Self::Check(check) => check.run(session).await,
             Self::Push(push) => push.run(session).await,
             Self::Remove(Remove { plugin, rollout }) => rollout.apply(session, &plugin, None).await,
             Self::List(List { station }) => list(session, station.as_deref()).await,

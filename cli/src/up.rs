@@ -37,6 +37,9 @@ pub(crate) struct Up {
     /// Where health, readiness and metrics are served
     #[arg(long, env = "QUILT_HTTP", value_name = "HOST:PORT")]
     http: Option<String>,
+    /// A folder of plugins, watched; by default `plugins` in the configuration folder
+    #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
+    plugin_dir: Vec<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter
     #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
     log_level: String,
@@ -64,6 +67,7 @@ impl Up {
             daemon: DaemonArgs::with_data_dir(data_dir),
             manager: vec![address.clone()],
             name: Some(LOCAL.into()),
+            plugin_dir: self.plugin_dir.clone(),
             ..StationArgs::default()
         };
         let mut registered = client.events(None, true);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::body::{self, Encoding};
 use crate::command::{Call, Command, CommandRecord, Ended, Handler, RawItems};
 use crate::context::{CallAnswer, Host, LogLevel, Place, Report, RoleContext};
-use crate::factory::{Instance, factory};
+use crate::factory::{Instance, RoleFactory, factory};
 use crate::{BoxFuture, Role, RoleError};
 
 /// Hosts one instance of a role on the test's own tokio runtime.
@@ -112,16 +112,29 @@ impl Harness {
     ///
     /// What `validate` or `start` answers.
     pub async fn start<R: Role>(config: serde_json::Value, folder: &Path) -> Result<Self, RoleError> {
+        Self::start_one_of(&*factory::<R>(), config, folder).await
+    }
+
+    /// The same for a role that is known by what makes it.
+    ///
+    /// # Errors
+    ///
+    /// What `validate` or `start` answers.
+    pub async fn start_one_of(
+        factory: &dyn RoleFactory,
+        config: serde_json::Value,
+        folder: &Path,
+    ) -> Result<Self, RoleError> {
         let host = Arc::new(TestHost::default());
         let place = Place {
-            role: R::NAME.into(),
+            role: factory.name().into(),
             instance: "test".into(),
             state_dir: folder.join("state"),
             log_dir: folder.join("log"),
             resuming: false,
         };
         let cx = RoleContext::new(host.clone(), place);
-        let (factory, config) = (factory::<R>(), config.to_string());
+        let config = config.to_string();
         factory.validate(config.as_bytes()).await.map_err(RoleError::Rejected)?;
         let instance = factory.start(config.as_bytes(), cx).await?;
         Ok(Self { host, instance: Some(instance) })
@@ -153,6 +166,25 @@ impl Harness {
         match handler(Call { encoding, body, items: None }).await {
             Ended::Reply(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Reply),
             Ended::Error(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Error),
+            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Lost(text) => Outcome::Other(text),
+            Ended::TimedOut => Outcome::Other("it took too long".into()),
+        }
+    }
+
+    /// The commands that are callable now, as group and name.
+    pub fn commands(&self) -> Vec<(String, String)> {
+        self.host.seen().commands.keys().cloned().collect()
+    }
+
+    /// Calls a command as `quiltctl` does, with a body of JSON text.
+    pub async fn call_json(&self, group: &str, name: &str, body: &str) -> Outcome<String, String> {
+        let handler = self.host.seen().commands.get(&(group.into(), name.into())).cloned();
+        let Some(handler) = handler else { return Outcome::NoCommand };
+        let items = Some(Box::new(Gather(Arc::default(), 1)) as Box<dyn RawItems>);
+        let text = |body: Bytes| String::from_utf8_lossy(&body).into_owned();
+        match handler(Call { encoding: Encoding::Json, body: Bytes::copy_from_slice(body.as_bytes()), items }).await {
+            Ended::Reply(body) => Outcome::Reply(text(body)),
+            Ended::Error(body) => Outcome::Error(text(body)),
             Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Lost(text) => Outcome::Other(text),
             Ended::TimedOut => Outcome::Other("it took too long".into()),
         }

@@ -36,7 +36,9 @@ use quilt_core::files::{self, PidFile};
 use quilt_core::signals::Stop;
 
 pub use config::{StationArgs, StationConfig};
-pub use plugins::{FoundPlugin, Inspection, RefusedPlugin, become_plugin_host_if_asked, inspect_plugin};
+pub use plugins::{
+    Finding, FoundPlugin, Inspection, RefusedPlugin, Verdict, become_plugin_host_if_asked, check_plugin, inspect_plugin,
+};
 
 // Linked for their registration only; without a use the linker drops them.
 use quilt_role_counter as _;

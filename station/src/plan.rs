@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_plugin_api::{Invalid, RoleFactory, linked_roles};
+use quilt_plugin_api::{Invalid, RoleDescription, RoleFactory, linked_roles};
 use quilt_protocol::Name;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
 
@@ -113,24 +113,29 @@ impl RoleTable {
         self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role)).collect()
     }
 
-    pub(crate) fn views(&self) -> Vec<RoleView> {
-        let offered = self.offered();
-        let loaded = offered.values().flat_map(|plugin| plugin.roles().to_vec());
+    /// What roles say of themselves, as far as they have names that are names.
+    fn all_described(&self) -> Vec<(Name, RoleDescription)> {
         let linked = self.linked.values().map(|factory| factory.describe());
-        let mut views: Vec<_> = linked
-            .chain(loaded.filter(|role| !self.linked.contains_key(role.name.as_str())))
-            .filter_map(|described| {
-                let role: Name = described.name.parse().ok()?;
-                Some(RoleView {
-                    blocked: self.blocked.contains(&role),
-                    role,
-                    version: described.version,
-                    instances: described.instances,
-                    doc: described.doc,
-                    config_schema: described.config_schema,
-                })
-            })
-            .collect();
+        let loaded = self.offered().into_values().flat_map(|plugin| plugin.roles().to_vec());
+        let all = linked.chain(loaded.filter(|role| !self.linked.contains_key(role.name.as_str())));
+        all.filter_map(|described| Some((described.name.parse().ok()?, described))).collect()
+    }
+
+    /// The same of those that are not blocked.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (Name, RoleDescription)> {
+        self.all_described().into_iter().filter(|(role, _)| !self.blocked.contains(role))
+    }
+
+    pub(crate) fn views(&self) -> Vec<RoleView> {
+        let view = |(role, described): (Name, RoleDescription)| RoleView {
+            blocked: self.blocked.contains(&role),
+            role,
+            version: described.version,
+            instances: described.instances,
+            doc: described.doc,
+            config_schema: described.config_schema,
+        };
+        let mut views: Vec<_> = self.all_described().into_iter().map(view).collect();
         views.sort_by(|a, b| a.role.cmp(&b.role));
         views
     }

@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "the plugin boundary: functions of a loaded library, and a child's descriptor")]
 
 mod catalog;
+mod check;
 mod child;
 mod elf;
 mod fetch;
@@ -28,6 +29,7 @@ use quilt_plugin_api::RoleDescription;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+pub use check::{Finding, Verdict, check_plugin};
 pub use elf::Inspection;
 pub use guest::become_plugin_host_if_asked;
 
@@ -162,7 +164,7 @@ pub(crate) enum LoadError {
     BadOwner { owner: u32, expected: String },
     #[error("has mode {mode:o}: others may write to it or to its folder; chmod go-w")]
     BadMode { mode: u32 },
-    #[error("its sha256 is {0}, which is not on the list of trusted ones; add it to trust_sha256")]
+    #[error("its sha256 is {0}, which is not on the list of trusted ones; add it to `plugin_trust`")]
     Untrusted(String),
     #[error("is {size} bytes long; at most {limit} are taken")]
     TooLarge { size: u64, limit: u64 },

@@ -1,5 +1,6 @@
 //! What the manager, and tools through it, ask of a station.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use quilt_protocol::control::{
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Address, Encoding, Hello, Outcome, RequestHead, Welcome};
+use quilt_protocol::{Address, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -96,8 +97,8 @@ impl Requests {
                 inbound.answer(move |_: serde_json::Value| async move { Ok(roles.views()) })
             }
             command::COMMANDS => {
-                let commands = self.commands.clone();
-                inbound.answer(move |_: serde_json::Value| async move { Ok(views(&commands)) })
+                let (commands, roles) = (self.commands.clone(), self.roles.clone());
+                inbound.answer(move |_: serde_json::Value| async move { Ok(views(&commands, &roles)) })
             }
             command::LOGS => self.logs(inbound),
             command::PLUGINS => {
@@ -138,10 +139,11 @@ impl Requests {
     }
 }
 
-fn views(commands: &Commands) -> Vec<CommandView> {
-    let view = |(key, record): (Key, api::CommandRecord)| CommandView {
-        role: key.role,
-        instance: key.instance,
+/// What can be called, and what could be if there were an instance.
+fn views(commands: &Commands, roles: &RoleTable) -> Vec<CommandView> {
+    let view = |role: Name, instance: Option<Name>, record: api::CommandRecord| CommandView {
+        role,
+        instance,
         group: record.group,
         command: record.name,
         doc: record.doc,
@@ -151,7 +153,13 @@ fn views(commands: &Commands) -> Vec<CommandView> {
         reply_schema: record.reply_schema,
         error_schema: record.error_schema,
     };
-    commands.all().into_iter().map(view).collect()
+    let mut views: Vec<_> =
+        commands.all().into_iter().map(|(key, record)| view(key.role, Some(key.instance), record)).collect();
+    let running: BTreeSet<Name> = views.iter().map(|view| view.role.clone()).collect();
+    for (role, described) in roles.described().filter(|(role, _)| !running.contains(role)) {
+        views.extend(described.commands.into_iter().map(|record| view(role.clone(), None, record)));
+    }
+    views
 }
 
 impl Requests {

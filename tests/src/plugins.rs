@@ -19,10 +19,14 @@ pub fn machine() -> PathBuf {
     built("examples/plugins/machine", "machine", "one")
 }
 
-/// Builds a C plugin of one source file.
-pub fn c_plugin(source: &str, name: &str, flags: &[&str]) -> PathBuf {
-    let _here = BUILDING.lock().unwrap();
-    let out = folder().join(format!("lib{name}-{}.so", std::process::id()));
+/// One variant of `tests/fixtures/hostile.c`, which is also the name of the plugin and of its role.
+pub fn hostile(folder: &Path, variant: &str) -> PathBuf {
+    c_plugin(folder, "tests/fixtures/hostile.c", variant, &[&format!("-DVARIANT={variant}")])
+}
+
+/// Builds a C plugin of one source file into a folder.
+pub fn c_plugin(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let out = folder.join(format!("lib{name}.so"));
     let status = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-pthread"])
         .arg("-I")
@@ -37,12 +41,17 @@ pub fn c_plugin(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     out
 }
 
+/// Holds off other builds of this process.
+pub fn building() -> std::sync::MutexGuard<'static, ()> {
+    BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
 /// Where they are built: beside what cargo builds, so that it is cleaned with it.
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let folder = test.ancestors().nth(3).unwrap().join("plugins");
     fs::create_dir_all(&folder).unwrap();

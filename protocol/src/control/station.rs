@@ -467,8 +467,8 @@ pub struct RoleView {
 pub struct CommandView {
     /// The role.
     pub role: Name,
-    /// The instance.
-    pub instance: Name,
+    /// The instance that answers it; none if the role is offered and has no instance yet.
+    pub instance: Option<Name>,
     /// The group its name lives in.
     pub group: String,
     /// Its name.

@@ -412,7 +412,12 @@ impl Catalog {
             return Err(LoadError::Quarantined(reason.clone()));
         }
         let name = taken.inspection.name.clone();
-        let library = Library { path: taken.path.clone(), sha256: taken.sha256.clone(), name: name.clone() };
+        let library = Library {
+            path: taken.path.clone(),
+            sha256: taken.sha256.clone(),
+            name: name.clone(),
+            aborts: taken.inspection.aborts,
+        };
         let keeper = Keeper::new(library.clone());
         let manifest = match self.described(&keeper, &taken.sha256).await {
             Ok(manifest) => manifest,

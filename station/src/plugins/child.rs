@@ -58,6 +58,8 @@ pub(crate) struct Library {
     pub(crate) sha256: String,
     /// For people: the plugin's name, or its file until that is known.
     pub(crate) name: String,
+    /// Whether its note says that a panic of it ends its process.
+    pub(crate) aborts: bool,
 }
 
 /// A plugin that runs in a child process; there is none as long as nobody needs it.
@@ -194,7 +196,7 @@ impl Child {
             let reason = child_of_task.killed.borrow().clone();
             let how = match by_itself {
                 Ok(Ok(_)) if reason.is_some() => reason.unwrap_or_default(),
-                Ok(Ok(status)) if status.success() => why,
+                Ok(Ok(status)) if status.success() => format!("{}; {why}", ended(status)),
                 Ok(Ok(status)) => ended(status),
                 _ => {
                     let _ = process.kill().await;

@@ -50,6 +50,9 @@ impl Image {
         if images.len() >= IMAGES_MAX {
             return Err(LoadError::ImageBudget { limit: IMAGES_MAX });
         }
+        if in_station && library.aborts {
+            return Err(LoadError::Aborts);
+        }
         // SAFETY: the file is a private copy that was checked; what its constructors do is the plugin's responsibility.
         let mapped = unsafe { Mapped::open(Some(&library.path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) };
         let mapped = mapped.map_err(|error| LoadError::Dlopen(chain(&error)))?;

@@ -6,12 +6,16 @@
 mod imp;
 
 mod commands;
+mod conformance;
 mod convergence;
 mod first_steps;
 mod hostile;
 mod identity;
 mod manager_crash;
 mod outcomes;
+mod plugin_author;
+mod plugin_faults;
+mod plugin_files;
 mod plugins;
 mod process;
 mod refusal;

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crate::imp::{Build, Descriptors, Echo, Slow};
 use nix::sys::signal::Signal;
@@ -271,6 +270,7 @@ async fn a_configuration_that_the_newer_build_refuses_leaves_the_one_before() {
 async fn two_plugins_with_one_role_are_told_apart_and_the_first_stays() {
     let world = world("say = 'x'\n").await;
     let other = plugins::c_plugin(
+        world.folder(),
         "tests/fixtures/hostile.c",
         "twin",
         &["-DVARIANT=good", "-DROLE=\"imp\"", "-DPLUGIN=\"twin\""],
@@ -371,5 +371,4 @@ async fn a_child_that_is_stopped_by_a_signal_is_noticed_and_replaced() {
         })
         .await;
     assert!(!is_alive(child));
-    let _ = Duration::ZERO;
 }

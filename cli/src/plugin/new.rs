@@ -1,0 +1,95 @@
+//! `quiltctl plugin new`: a plugin that builds, tests and loads as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use quilt_protocol::Name;
+
+use crate::exit::Failure;
+use crate::output;
+
+/// The sources of the SDK by path; see `build.rs`.
+const SDK: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sdk.rs"));
+const WORKSPACE: &str = include_str!("../../../Cargo.toml");
+const MANIFEST: &str = include_str!("../../templates/plugin/Cargo.toml.in");
+const LIBRARY: &str = include_str!("../../templates/plugin/lib.rs.in");
+const README: &str = include_str!("../../templates/plugin/README.md.in");
+
+/// Arguments of `plugin new`.
+#[derive(Args)]
+pub(crate) struct New {
+    /// The name of the plugin and of its role, such as camera
+    name: Name,
+    /// The folder to make; the plugin's name unless given
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl New {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let name = self.name.as_str();
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+        if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(fits) {
+            return Err(Failure::new(format!(
+                "{name:?} cannot be a crate's name; expected small letters, digits, - and _, beginning with a letter"
+            )));
+        }
+        let folder = self.dir.unwrap_or_else(|| name.into());
+        fs::create_dir(&folder).map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+        let crate_name = name.replace('-', "_");
+        let type_name: String = crate_name.split('_').map(capitalized).collect();
+        let fill = |template: &str| {
+            template.replace("{{name}}", name).replace("{{crate}}", &crate_name).replace("{{Name}}", &type_name)
+        };
+        let write = |path: &str, text: &str| write(&folder.join(path), text);
+        write("Cargo.toml", &fill(MANIFEST))?;
+        write("src/lib.rs", &fill(LIBRARY))?;
+        write("README.md", &fill(README))?;
+        write(".gitignore", "/target\n")?;
+        write("quilt-sdk/Cargo.toml", &sdk_workspace())?;
+        for (path, text) in SDK {
+            let text = if path.ends_with("Cargo.toml") { without_tests(text) } else { (*text).to_owned() };
+            write(&format!("quilt-sdk/{path}"), &text)?;
+        }
+        output::line(&format!("made {}; next:", folder.display()))?;
+        output::line(&format!("  cd {} && cargo test && cargo build --release", folder.display()))?;
+        output::line(&format!("  quiltctl plugin check target/release/lib{crate_name}.so"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn capitalized(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let told = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(told)?;
+    }
+    fs::write(path, text).map_err(told)
+}
+
+/// quilt's own workspace manifest, as far as the SDK's crates inherit from it.
+fn sdk_workspace() -> String {
+    let mut manifest: toml::Table = WORKSPACE.parse().expect("cargo has read it");
+    manifest.retain(|key, _| key == "workspace");
+    let workspace = manifest["workspace"].as_table_mut().expect("it is a table");
+    workspace.remove("exclude");
+    workspace.insert("members".into(), SDK_CRATES.map(toml::Value::from).to_vec().into());
+    let dependencies = workspace["dependencies"].as_table_mut().expect("it is a table");
+    dependencies.retain(|name, _| name.starts_with("quilt-plugin-"));
+    toml::to_string(&manifest).expect("it was read from TOML")
+}
+
+const SDK_CRATES: [&str; 3] = ["plugin-api", "plugin-api/abi", "plugin-api/macros"];
+
+/// A crate's manifest without what only quilt's own tests need.
+fn without_tests(manifest: &str) -> String {
+    let mut manifest: toml::Table = manifest.parse().expect("cargo has read it");
+    manifest.remove("dev-dependencies");
+    toml::to_string(&manifest).expect("it was read from TOML")
+}

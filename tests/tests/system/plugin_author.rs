@@ -1,0 +1,69 @@
+//! The afternoon of somebody who writes a plugin without quilt's sources.
+
+use std::path::Path;
+use std::process::Command;
+
+use quilt_tests::{Fleet, World, plugins};
+
+/// Runs cargo as the author does, beside what other tests build.
+fn cargo(folder: &Path, arguments: &[&str]) {
+    let _alone = plugins::building();
+    let target = plugins::folder().join("author");
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .arg("--quiet")
+        .current_dir(folder)
+        .env("CARGO_TARGET_DIR", target)
+        .env_remove("RUSTFLAGS")
+        .status()
+        .unwrap();
+    assert!(status.success(), "cargo {arguments:?} in {}", folder.display());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_station_that_was_running() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let folder = world.folder().join("camera");
+    let made = world.ctl(&["plugin", "new", "camera", "--dir", folder.to_str().unwrap()]).await.with_code(0);
+    assert!(made.out.contains("cargo build --release"), "{}", made.out);
+    let again = world.ctl(&["plugin", "new", "camera", "--dir", folder.to_str().unwrap()]).await.with_code(1);
+    assert!(again.err.contains("camera"), "{}", again.err);
+    tokio::task::spawn_blocking({
+        let folder = folder.clone();
+        move || {
+            cargo(&folder, &["test", "--release"]);
+            cargo(&folder, &["build", "--release"]);
+        }
+    })
+    .await
+    .unwrap();
+    let library = plugins::folder().join("author/release/libcamera.so");
+    let checked = world.ctl(&["plugin", "check", library.to_str().unwrap(), "-o", "json"]).await.with_code(0).json();
+    let results: Vec<_> = checked.as_array().unwrap().iter().map(|finding| &finding["result"]).collect();
+    assert!(results.len() == 6 && results.iter().all(|result| *result == "passed"), "{checked}");
+    world.plug(&library, "libcamera.so");
+    world.until_offered("cam-1", "camera").await;
+    world.apply(Fleet::new().with("cam-1/camera/main", "greeting = 'Salut'\n").text()).await.with_code(0);
+    let commands = world.ctl(&["commands", "cam-1", "-o", "json"]).await.with_code(0).json();
+    assert_eq!((&commands[0]["command"], &commands[0]["doc"]), (&"greet".into(), &"Greets somebody.".into()));
+    let greeted = world.ctl(&["call", "cam-1/camera/main", "greet", r#"{"to":"you"}"#]).await.with_code(0).json();
+    assert_eq!(greeted, serde_json::json!({ "text": "Salut, you!", "before": 0 }));
+    let error = world.ctl(&["call", "cam-1/camera/main", "greet", r#"{"to":""}"#]).await.with_code(4);
+    assert!(error.err.contains("Nobody"), "{}", error.err);
+}
+
+#[tokio::test]
+async fn a_check_names_what_is_wrong_with_a_plugin_and_lives_through_it() {
+    let world = World::empty();
+    for (variant, check) in
+        [("abort_at_load", "describe"), ("abort_at_start", "start and stop"), ("abort_at_call", "bad calls")]
+    {
+        let library = plugins::hostile(world.folder(), variant);
+        let checked =
+            world.ctl(&["plugin", "check", library.to_str().unwrap(), "-o", "json"]).await.with_code(4).json();
+        let failed = checked.as_array().unwrap().iter().filter(|finding| finding["result"] == "failed");
+        let failed: Vec<_> = failed.map(|finding| finding["check"].as_str().unwrap()).collect();
+        assert!(failed.iter().any(|failed| failed.ends_with(check)), "{variant}: {checked}");
+    }
+}
