@@ -10,7 +10,11 @@
 //! turns, and medians are shown, so that what the machine does meanwhile hits both.
 
 mod baseline;
+#[path = "../../tests/fixtures/imp/src/role.rs"]
+#[allow(dead_code, reason = "the tests use all of it")]
+mod imp;
 mod part;
+mod plugins;
 mod rows;
 mod swarm;
 
@@ -44,16 +48,25 @@ enum Verb {
     /// Be many idle connections to the baseline (started by `all`)
     #[command(hide = true)]
     Idle { echo: String, count: usize },
+    /// Be the baseline of a plugin's child (started by `all`)
+    #[command(hide = true)]
+    Pong,
+}
+
+fn main() -> ExitCode {
+    quilt_station::become_plugin_host_if_asked();
+    run(Cli::parse().verb)
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let done = match Cli::parse().verb {
+async fn run(verb: Verb) -> ExitCode {
+    let done = match verb {
         Verb::All(all) => all.run().await,
         Verb::Echo => baseline::serve().await,
         Verb::Manager => part::manager().await,
         Verb::Station { manager } => part::station(&manager).await,
         Verb::Swarm { manager, count } => swarm::run(&manager, count).await,
+        Verb::Pong => plugins::pong().await,
         Verb::Idle { echo, count } => baseline::idle(&echo, count).await,
     };
     match done {

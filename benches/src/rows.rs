@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::baseline;
 use crate::part::Part;
+use crate::plugins;
 
 /// Arguments of `all`.
 #[derive(Args)]
@@ -21,7 +22,7 @@ pub(crate) struct All {
     /// One JSON line a row
     #[arg(long)]
     json: bool,
-    /// Only this row: call, in-flight, push or memory
+    /// Only this row (call, in-flight, push, memory) or `plugins`, which is several
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
     /// Fewer repetitions: a smoke test, not a measurement
@@ -31,7 +32,7 @@ pub(crate) struct All {
 
 /// One figure and what it is compared with.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     row: &'static str,
     name: &'static str,
     value: f64,
@@ -54,6 +55,9 @@ impl All {
         }
         if wanted("memory") {
             rows.push(self.memory(runs).await?);
+        }
+        if wanted("plugins") {
+            rows.extend(plugins::rows(runs, self.quick).await?);
         }
         if self.json {
             for row in rows {
@@ -216,12 +220,12 @@ async fn in_flight(client: &Client, target: &str, window: usize, count: usize) -
     Ok(done as f64 / began.elapsed().as_secs_f64())
 }
 
-fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
+pub(crate) fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values.sort();
     values[values.len() / 2]
 }
 
-fn row(row: &'static str, name: &'static str, unit: &'static str, ours: Vec<f64>, base: Vec<f64>) -> Row {
+pub(crate) fn row(row: &'static str, name: &'static str, unit: &'static str, ours: Vec<f64>, base: Vec<f64>) -> Row {
     let middle = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]

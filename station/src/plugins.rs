@@ -29,7 +29,7 @@ use quilt_plugin_api::RoleDescription;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-pub use check::{Finding, Verdict, check_plugin};
+pub use check::{Finding, Verdict, check_plugin, load_plugin};
 pub use elf::Inspection;
 pub use guest::become_plugin_host_if_asked;
 

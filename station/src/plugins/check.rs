@@ -1,6 +1,7 @@
 //! Whether a plugin keeps what a station expects: named checks, each in a child process of its own.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_plugin_api::testing::{Harness, Outcome};
@@ -9,7 +10,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::child::{Keeper, Library};
-use super::{FoundPlugin, LoadError, Manifest, intake};
+use super::image::Image;
+use super::{FoundPlugin, LoadError, Manifest, RefusedPlugin, intake};
 use crate::catch::catch;
 
 /// What came of a check.
@@ -46,6 +48,39 @@ pub struct Finding {
     pub detail: String,
 }
 
+/// The roles of a plugin, in a child process or mapped into this one, as a station has them.
+///
+/// # Errors
+///
+/// Why it cannot be loaded.
+pub async fn load_plugin(path: &Path, in_station: bool) -> Result<Vec<Arc<dyn RoleFactory>>, RefusedPlugin> {
+    let load = async {
+        let library = library(path, &intake::look(path)?);
+        if !in_station {
+            let keeper = Keeper::new(library);
+            return Ok(keeper.roles(&keeper.describe().await?));
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let opening = tokio::task::spawn_blocking(move || {
+            let image = Image::open(&library, &runtime, true)?;
+            Ok(image.roles(&image.describe()?))
+        });
+        opening.await.unwrap_or_else(|error| Err(LoadError::Open(error.to_string())))
+    };
+    load.await.map_err(|error: LoadError| RefusedPlugin { code: error.code(), text: error.to_string() })
+}
+
+/// A library where it lies: for whoever looks at it once, and does not mind if it is changed meanwhile.
+fn library(path: &Path, found: &FoundPlugin) -> Library {
+    Library {
+        // The child has another working folder in mind, and the loader would search for a bare name.
+        path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+        sha256: found.sha256.clone(),
+        name: found.name.clone(),
+        aborts: found.aborts,
+    }
+}
+
 /// How long one check may take.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How often an instance is started and stopped.
@@ -68,11 +103,7 @@ pub async fn check_plugin(path: &Path, config: &Value, folder: &Path, mut tell: 
         Err(error) => return found("file".into(), Err(failed(&error))),
     };
     found("file".into(), Ok(format!("{} bytes, {}", inspected.size, inspected.sha256)));
-    let at = match std::path::absolute(path) {
-        Ok(path) => path,
-        Err(error) => return found("describe".into(), Err(Problem::Failed(error.to_string()))),
-    };
-    let bench = Bench { path: at, inspected, folder: folder.to_owned() };
+    let bench = Bench { library: library(path, &inspected), inspected, folder: folder.to_owned() };
     let manifest = match bench.keeper().describe().await {
         Ok(manifest) => manifest,
         Err(error) => return found("describe".into(), Err(failed(&error))),
@@ -112,21 +143,15 @@ fn schema(schema: &Value) -> Result<String, Problem> {
 }
 
 struct Bench {
-    path: PathBuf,
+    library: Library,
     inspected: FoundPlugin,
     folder: PathBuf,
 }
 
 impl Bench {
     /// A process of its own, as soon as it is asked something.
-    fn keeper(&self) -> std::sync::Arc<Keeper> {
-        let FoundPlugin { sha256, inspection, .. } = &self.inspected;
-        Keeper::new(Library {
-            path: self.path.clone(),
-            sha256: sha256.clone(),
-            name: inspection.name.clone(),
-            aborts: inspection.aborts,
-        })
+    fn keeper(&self) -> Arc<Keeper> {
+        Keeper::new(self.library.clone())
     }
 
     fn agrees(&self, manifest: &Manifest) -> Result<String, Problem> {
@@ -209,7 +234,7 @@ impl Bench {
 }
 
 /// The factory of one of its roles.
-fn of(keeper: &std::sync::Arc<Keeper>, manifest: &Manifest, role: &str) -> std::sync::Arc<dyn RoleFactory> {
+fn of(keeper: &Arc<Keeper>, manifest: &Manifest, role: &str) -> Arc<dyn RoleFactory> {
     let roles = keeper.roles(manifest).into_iter();
     roles.into_iter().find(|one| one.name() == role).expect("roles are those of the manifest")
 }

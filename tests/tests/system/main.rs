@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 // The plugin that is built from this file, for its types, and as a role that is linked in.
-#[path = "../../fixtures/imp/src/lib.rs"]
+#[path = "../../fixtures/imp/src/role.rs"]
 mod imp;
 
 mod commands;
