@@ -67,7 +67,7 @@ pub(crate) struct One {
 pub(crate) struct Push {
     /// The library, a file that ends in .so
     file: PathBuf,
-    /// Which stations, such as "room=a" or "name=*"
+    /// Which stations, such as "room=a" or "name=*", instead of those that an earlier push of the plugin named
     #[arg(long, value_name = "SELECTOR")]
     on: String,
     #[command(flatten)]
@@ -182,7 +182,13 @@ impl Rollout {
             }),
             batch: self.batch,
         };
+        let is_removal = request.fleet.group.is_empty();
         let reply = apply::follow(session, &client, &request).await?;
+        if is_removal && reply.changes.is_empty() && reply.rejection.is_none() && reply.mistakes.is_empty() {
+            return Err(Failure::new(format!(
+                "no station has {plugin} from a push; one that is in a station's folder goes with its file (`quiltctl plugin list`)"
+            )));
+        }
         apply::report(session.format, None, &reply, false, true)?;
         Ok(apply::code(&reply, false, true))
     }
@@ -241,9 +247,10 @@ fn rows(station: &str, plugins: Vec<PluginView>) -> Vec<Row> {
 }
 
 fn print(session: &Session, rows: Vec<Row>) -> Result<ExitCode, Failure> {
-    let columns = ["STATION", "PLUGIN", "VERSION", "STATE", "ROLES", "SHA256", "DETAIL"];
+    let columns = ["STATION", "PLUGIN", "VERSION", "STATE", "CODE", "ROLES", "SHA256", "DETAIL"];
     output::list(session.format, &rows, &columns, |Row { station, plugin }| {
-        let name = if plugin.name.is_empty() { &plugin.file } else { &plugin.name };
+        let file = plugin.file.rsplit('/').next().unwrap_or_default();
+        let name = if plugin.name.is_empty() { file } else { &plugin.name };
         let detail = match plugin.detail.as_str() {
             "" => plugin.file.clone(),
             detail => format!("{}: it {detail}", plugin.file),
@@ -253,6 +260,7 @@ fn print(session: &Session, rows: Vec<Row>) -> Result<ExitCode, Failure> {
             plain(name),
             plain(&plugin.version),
             plugin.state.name().into(),
+            plugin.code.clone().unwrap_or_default(),
             plain(&plugin.roles.join(", ")),
             plugin.sha256.chars().take(12).collect(),
             plain(&detail),

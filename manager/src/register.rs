@@ -327,13 +327,24 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
 }
 
 fn mark_good(core: &Core, id: StationId, since: (Revision, Instant)) {
+    let unbroken = {
+        let state = core.state();
+        let live = state.stations.get(&id).and_then(|station| station.live.as_ref());
+        live.is_some_and(|live| live.healthy_since == Some(since))
+    };
+    if unbroken {
+        note_good(core, id, since.0);
+    }
+}
+
+/// Notes that a station runs a revision well, if that is still desired: a rollback goes back to it.
+pub(crate) fn note_good(core: &Core, id: StationId, revision: Revision) {
     let mut state = core.state();
-    let Some(station) = state.stations.get_mut(&id) else { return };
-    let unbroken = station.live.as_ref().is_some_and(|live| live.healthy_since == Some(since));
-    if let Some(desired) = station.desired.as_mut().filter(|desired| unbroken && desired.revision == since.0) {
+    let desired = state.stations.get_mut(&id).and_then(|station| station.desired.as_mut());
+    if let Some(desired) = desired.filter(|desired| desired.revision == revision && !desired.good) {
         desired.good = true;
         // Which revision ran well is a help for rollback, not a promise; nobody waits for it.
-        drop(core.store.commit(vec![Change::MarkGood(id, since.0)]));
+        drop(core.store.commit(vec![Change::MarkGood(id, revision)]));
     }
 }
 

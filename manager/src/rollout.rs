@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::Core;
 use crate::apply::{self, Applied, TakeBack, Target};
+use crate::register;
 use crate::state::Station;
 use crate::store::{Change, Origin};
 
@@ -121,6 +122,13 @@ impl<'a> Rollout<'a> {
             self.release(batch.iter());
             apply::push_all(self.core, batch.iter());
             let failures = self.follow_batch(batch, until).await;
+            for target in batch.iter().filter(|target| !failures.contains_key(target.name.as_str())) {
+                // Whoever waited has seen it run well, for as long as they asked for.
+                let has_settled = matches!(self.shown.get(target.name.as_str()), Some((Phase::Settled, _)));
+                if let Some(desired) = target.desired.as_ref().filter(|_| has_settled) {
+                    register::note_good(self.core, target.id, desired.revision);
+                }
+            }
             applied.reply.timed_out |= failures.values().any(|failure| failure == TIME_IS_OVER);
             applied.reply.failures.extend(failures);
             if !applied.reply.failures.is_empty() {

@@ -24,6 +24,22 @@ use crate::body::{self, Encoding, Fingerprint};
 /// }
 /// assert_eq!(Sweep::NAME, "sweep");
 /// ```
+///
+/// Rust callers whose types are the role's send bincode, which has no names: what serde leaves out or moves by an attribute
+/// would be read as something else. So a request with `flatten`, `untagged`, `tag`, `skip_serializing_if` and the like is refused;
+/// the same in a reply or an error shows in a test with [`crate::testing::Harness`], which sends all as bincode.
+///
+/// ```compile_fail
+/// # use quilt_plugin_api::Command;
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Serialize, Deserialize, JsonSchema, Command)]
+/// #[command(group = "Janitor's work", reply = u32)]
+/// struct Sweep {
+///     #[serde(default, skip_serializing_if = "Option::is_none")]
+///     older_than_days: Option<u32>,
+/// }
+/// ```
 pub trait Command: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
     /// The group its name lives in: descriptive, any characters, so that names never clash.
     const GROUP: &'static str;

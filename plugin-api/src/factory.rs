@@ -33,14 +33,12 @@ pub struct RoleDescription {
 
 /// Makes instances of one role. Configurations are JSON documents.
 pub trait RoleFactory: Send + Sync + 'static {
+    /// What there is to know about the role.
+    fn description(&self) -> &RoleDescription;
     /// The role's name.
-    fn name(&self) -> &str;
-    /// How many instances a station may run; 0 for any number.
-    fn instances(&self) -> u32;
-    /// The role's version.
-    fn version(&self) -> &str;
-    /// All there is to know.
-    fn describe(&self) -> RoleDescription;
+    fn name(&self) -> &str {
+        &self.description().name
+    }
     /// Checks a configuration and changes nothing; `Err` is all that is wrong with it.
     fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>>;
     /// Starts an instance. Its commands are callable when this is ready.
@@ -76,10 +74,18 @@ pub fn linked_roles() -> Vec<Arc<dyn RoleFactory>> {
 
 /// The factory of a typed role.
 pub fn factory<R: Role>() -> Arc<dyn RoleFactory> {
-    Arc::new(Factory::<R>(PhantomData))
+    let description = RoleDescription {
+        name: R::NAME.into(),
+        version: R::VERSION.into(),
+        doc: R::DOC.into(),
+        instances: R::INSTANCES,
+        config_schema: body::schema_of::<R::Config>(),
+        commands: R::commands().iter().map(|command| command.record()).collect(),
+    };
+    Arc::new(Factory::<R>(description, PhantomData))
 }
 
-struct Factory<R>(PhantomData<fn() -> R>);
+struct Factory<R>(RoleDescription, PhantomData<fn() -> R>);
 
 fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
     let mut json = serde_json::Deserializer::from_slice(config);
@@ -88,27 +94,8 @@ fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
 }
 
 impl<R: Role> RoleFactory for Factory<R> {
-    fn name(&self) -> &str {
-        R::NAME
-    }
-
-    fn instances(&self) -> u32 {
-        R::INSTANCES
-    }
-
-    fn version(&self) -> &str {
-        R::VERSION
-    }
-
-    fn describe(&self) -> RoleDescription {
-        RoleDescription {
-            name: R::NAME.into(),
-            version: R::VERSION.into(),
-            doc: R::DOC.into(),
-            instances: R::INSTANCES,
-            config_schema: body::schema_of::<R::Config>(),
-            commands: R::commands().iter().map(|command| command.record()).collect(),
-        }
+    fn description(&self) -> &RoleDescription {
+        &self.0
     }
 
     fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {

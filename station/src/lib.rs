@@ -38,7 +38,7 @@ use quilt_core::signals::Stop;
 pub use config::{StationArgs, StationConfig};
 pub use plugins::{
     Finding, FoundPlugin, Inspection, RefusedPlugin, Verdict, become_plugin_host_if_asked, check_plugin,
-    inspect_plugin, load_plugin,
+    inspect_plugin, inspect_plugin_bytes, load_plugin,
 };
 
 // Linked for their registration only; without a use the linker drops them.

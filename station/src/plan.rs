@@ -115,7 +115,7 @@ impl RoleTable {
 
     /// What roles say of themselves, as far as they have names that are names.
     fn all_described(&self) -> Vec<(Name, RoleDescription)> {
-        let linked = self.linked.values().map(|factory| factory.describe());
+        let linked = self.linked.values().map(|factory| factory.description().clone());
         let loaded = self.offered().into_values().flat_map(|plugin| plugin.roles().to_vec());
         let all = linked.chain(loaded.filter(|role| !self.linked.contains_key(role.name.as_str())));
         all.filter_map(|described| Some((described.name.parse().ok()?, described))).collect()

@@ -111,6 +111,15 @@ pub fn inspect_plugin(path: &std::path::Path) -> Result<FoundPlugin, RefusedPlug
     intake::look(path).map_err(|error| RefusedPlugin { code: error.code(), text: error.to_string() })
 }
 
+/// The same for a file's content.
+///
+/// # Errors
+///
+/// Why it could not be loaded here.
+pub fn inspect_plugin_bytes(data: &[u8]) -> Result<Inspection, RefusedPlugin> {
+    elf::inspect(data).map_err(|error| RefusedPlugin { code: error.code(), text: error.to_string() })
+}
+
 /// What a plugin says of itself once it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Manifest {
@@ -152,6 +161,8 @@ impl Manifest {
 pub(crate) enum LoadError {
     #[error("cannot be opened: {0}")]
     NotFound(String),
+    #[error("is plugin `{name}`, as is the younger {by}, which is used; remove one of the two")]
+    Shadowed { name: String, by: String },
     #[error("cannot be fetched: {0}")]
     NotFetched(String),
     #[error("is plugin `{got}`, expected `{expected}`")]
@@ -220,6 +231,7 @@ impl LoadError {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "NOT_FOUND",
+            Self::Shadowed { .. } => "SHADOWED",
             Self::NotFetched(_) => "NOT_FETCHED",
             Self::OtherName { .. } => "OTHER_NAME",
             Self::Upgrade(_) => "UPGRADE_FAILED",

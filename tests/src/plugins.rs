@@ -46,7 +46,8 @@ pub fn building() -> std::sync::MutexGuard<'static, ()> {
     BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn root() -> &'static Path {
+/// quilt's own sources.
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 

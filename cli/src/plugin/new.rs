@@ -17,6 +17,12 @@ const MANIFEST: &str = include_str!("../../templates/plugin/Cargo.toml.in");
 const LIBRARY: &str = include_str!("../../templates/plugin/lib.rs.in");
 const README: &str = include_str!("../../templates/plugin/README.md.in");
 
+/// Names that no crate can have, or that are taken by what a plugin uses or a station offers.
+const TAKEN: &str = "abstract as async await become box break const continue crate do dyn else enum extern false final fn for \
+    gen if impl in let loop macro match mod move mut override priv pub ref return self static struct super trait true try \
+    type typeof unsafe unsized use virtual where while yield alloc core main proc_macro std test \
+    schemars serde serde_json thiserror tokio tracing counter process";
+
 /// Arguments of `plugin new`.
 #[derive(Args)]
 pub(crate) struct New {
@@ -36,8 +42,16 @@ impl New {
                 "{name:?} cannot be a crate's name; expected small letters, digits, - and _, beginning with a letter"
             )));
         }
+        if TAKEN.split_whitespace().any(|taken| taken == name) || name.starts_with("quilt-") {
+            return Err(Failure::new(format!(
+                "{name:?} is a word of Rust, or a crate or role that there is; choose another name"
+            )));
+        }
         let folder = self.dir.unwrap_or_else(|| name.into());
-        fs::create_dir(&folder).map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+        fs::create_dir(&folder).map_err(|error| {
+            let hint = if folder.exists() { "; name a folder to be made with --dir" } else { "" };
+            Failure::new(format!("{}: {error}{hint}", folder.display()))
+        })?;
         let crate_name = name.replace('-', "_");
         let type_name: String = crate_name.split('_').map(capitalized).collect();
         let fill = |template: &str| {

@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::{DeriveInput, LitStr, Type};
+use syn::{Attribute, Data, DeriveInput, LitStr, Type};
 
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     let input: DeriveInput = syn::parse2(item)?;
@@ -27,6 +27,7 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
             if known { Ok(()) } else { Err(meta.error("expected `group`, `name`, `reply` or `error`")) }
         })?;
     }
+    travels_as_bincode(&input)?;
     let ident = &input.ident;
     let Some(group) = group else {
         let text = "name the command's group: #[command(group = \"Some descriptive name\")]";
@@ -52,6 +53,52 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
             type Error = #error;
         }
     })
+}
+
+/// Attributes of serde under which a value has no fixed shape. bincode writes fields in their order and nothing else: what is
+/// left out or moved is read as something else, and what asks which shape comes next gets no answer.
+const SHAPELESS: [&str; 7] =
+    ["flatten", "untagged", "tag", "content", "skip_serializing", "skip_deserializing", "skip_serializing_if"];
+
+/// Refuses a request that bincode cannot carry. Replies and errors are types of their own, which no macro sees; a test with
+/// the harness sends them as bincode.
+fn travels_as_bincode(input: &DeriveInput) -> syn::Result<()> {
+    let of_fields = |fields: &syn::Fields| fields.iter().flat_map(|field| field.attrs.clone()).collect::<Vec<_>>();
+    let mut attributes: Vec<Attribute> = input.attrs.clone();
+    match &input.data {
+        Data::Struct(data) => attributes.extend(of_fields(&data.fields)),
+        Data::Enum(data) => {
+            for variant in &data.variants {
+                attributes.extend(variant.attrs.clone());
+                attributes.extend(of_fields(&variant.fields));
+            }
+        }
+        Data::Union(_) => {}
+    }
+    for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
+        attribute.parse_nested_meta(|meta| {
+            if let Some(shapeless) = SHAPELESS.iter().find(|name| meta.path.is_ident(name)) {
+                let text = format!(
+                    "bincode, which carries requests between Rust programs, cannot carry `#[serde({shapeless})]`; use an `Option`, an enum \
+                     without it, or nest the type"
+                );
+                return Err(meta.error(text));
+            }
+            // What others take is read over: a value, or a list.
+            if meta.input.peek(syn::Token![=]) {
+                meta.value()?.parse::<syn::Expr>()?;
+            } else if meta.input.peek(syn::token::Paren) {
+                meta.parse_nested_meta(|inner| {
+                    if inner.input.peek(syn::Token![=]) {
+                        inner.value()?.parse::<syn::Expr>()?;
+                    }
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn is_snake_case(name: &str) -> bool {

@@ -75,7 +75,7 @@ pub(super) fn state() -> &'static State {
 impl State {
     pub(super) fn manifest(&self) -> String {
         let Library { name, version, .. } = self.library;
-        let roles = self.roles.values().map(|role| role.describe()).collect();
+        let roles = self.roles.values().map(|role| role.description().clone()).collect();
         let manifest = Manifest { name, version, sdk: super::note::SDK, roles };
         serde_json::to_string(&manifest).expect("descriptions have text keys")
     }

@@ -1,5 +1,9 @@
 //! The plugins of a station: found in its folders, checked, described, offered; and those that are not, with the reason.
 
+mod local;
+mod offering;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use quilt_core::files;
-use quilt_plugin_api::{BoxFuture, Instance, Invalid, RoleContext, RoleDescription, RoleError, RoleFactory};
+use quilt_plugin_api::{RoleDescription, RoleFactory};
 use quilt_protocol::control::{PluginState, PluginView};
-use quilt_protocol::{Digest, Name};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell, watch};
 
+pub(crate) use self::offering::Prepared;
+
+use self::local::Local;
+use self::state::{Refused, State};
 use super::child::{Keeper, Library};
-use super::fetch;
-use super::image::Image;
 use super::intake::{self, Taken};
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
 use crate::session::Link;
@@ -52,48 +57,14 @@ pub(crate) struct Catalog {
     looked: watch::Sender<bool>,
 }
 
-#[derive(Default)]
-struct State {
-    /// What is offered.
-    live: Offered,
-    /// What the accepted configuration asks for; it goes before what is in the folders.
-    assigned: Offered,
-    /// What is in the folders.
-    found: Offered,
-    /// Newer files of plugins that are offered: to be taken once what runs is known to fit.
-    pending: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
-    /// What was replaced, as long as it may have to come back.
-    previous: Offered,
-    /// By sha256: what was not taken by what runs, and why.
-    held_back: BTreeMap<String, String>,
-    /// Files that are not used, and why.
-    refused: BTreeMap<PathBuf, Refused>,
-    /// By sha256: what crashed, and how.
-    quarantined: BTreeMap<String, String>,
-}
-
 /// Plugins by name.
 pub(crate) type Offered = BTreeMap<String, Arc<Plugin>>;
-
-/// What would be offered under a configuration, and what of it could not be had.
-pub(crate) struct Prepared {
-    pub(crate) offered: Offered,
-    /// Plugins of the configuration that are ready.
-    assigned: Offered,
-    /// Plugins that are not, by name, with the reason.
-    pub(crate) lacking: Vec<(String, LoadError)>,
-}
 
 /// Which build of which plugin carries a role.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Carrier {
     pub(crate) plugin: String,
     pub(crate) sha256: String,
-}
-
-struct Refused {
-    error: LoadError,
-    taken: Option<Taken>,
 }
 
 /// A file as it was looked at last.
@@ -165,6 +136,9 @@ impl Catalog {
 
     /// Looks at the folders for ever.
     pub(crate) async fn watch(self: Arc<Self>) {
+        for folder in self.setup.dirs.iter().filter(|folder| !folder.is_dir()) {
+            tracing::warn!(folder = %folder.display(), "there is no such plugin folder; it is looked for until there is one");
+        }
         // What is there at the start is taken as it is.
         self.look(true).await;
         self.looked.send_replace(true);
@@ -217,14 +191,25 @@ impl Catalog {
     /// Brings what is offered to what the files say.
     async fn settle(self: &Arc<Self>, seen: &BTreeMap<PathBuf, Seen>) {
         let mut wanted = BTreeMap::<String, (SystemTime, &PathBuf, &Taken)>::new();
+        let shadowed = |by: &PathBuf, taken: &Taken| Refused {
+            error: LoadError::Shadowed { name: taken.inspection.name.clone(), by: by.display().to_string() },
+            taken: Some(taken.clone()),
+        };
         let mut refused = BTreeMap::new();
         for (path, Seen { changed, taken, .. }) in seen {
             match taken {
                 Some(Ok(taken)) => {
                     let name = taken.inspection.name.clone();
                     // Of two files with one plugin the younger is meant.
-                    if wanted.get(&name).is_none_or(|(other, ..)| changed >= other) {
-                        wanted.insert(name, (*changed, path, taken));
+                    match wanted.get(&name) {
+                        Some((other, by, _)) if changed < other => {
+                            refused.insert(path.clone(), shadowed(by, taken));
+                        }
+                        _ => {
+                            if let Some((_, older, taken)) = wanted.insert(name, (*changed, path, taken)) {
+                                refused.insert(older.clone(), shadowed(path, taken));
+                            }
+                        }
                     }
                 }
                 Some(Err(error)) => drop(refused.insert(path.clone(), Refused { error: error.clone(), taken: None })),
@@ -286,125 +271,6 @@ impl Catalog {
     /// What is offered now.
     pub(crate) fn offered(&self) -> Offered {
         self.state().live.clone()
-    }
-
-    /// Makes ready what a configuration asks for, fetching what is not here; nothing of it is offered yet.
-    pub(crate) async fn prepare(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
-        let mut prepared = {
-            let state = self.state();
-            let mut offered = state.live.clone();
-            for name in state.assigned.keys().filter(|name| !wanted.contains_key(name.as_str())) {
-                match state.without(name) {
-                    Some(plugin) => drop(offered.insert(name.clone(), plugin)),
-                    None => drop(offered.remove(name)),
-                }
-            }
-            Prepared { offered, assigned: BTreeMap::new(), lacking: Vec::new() }
-        };
-        for (name, sha256) in wanted {
-            match self.wanted(name.as_str(), *sha256).await {
-                Ok(plugin) => {
-                    prepared.offered.insert(name.to_string(), plugin.clone());
-                    prepared.assigned.insert(name.to_string(), plugin);
-                }
-                Err(error) => {
-                    prepared.offered.remove(name.as_str());
-                    prepared.lacking.push((name.to_string(), error));
-                }
-            }
-        }
-        prepared
-    }
-
-    async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
-        let hash = sha256.to_string();
-        {
-            let state = self.state();
-            let known = [&state.live, &state.assigned, &state.previous].into_iter().filter_map(|all| all.get(name));
-            if let Some(known) = known.into_iter().find(|plugin| plugin.taken.sha256 == hash) {
-                return Ok(known.clone());
-            }
-            if let Some(ready) = state.pending.get(name).filter(|(_, plugin)| plugin.taken.sha256 == hash) {
-                return Ok(ready.1.clone());
-            }
-        }
-        let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
-        let (trust, copy) = (self.setup.trust.clone(), path.clone());
-        let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &hash, &trust));
-        let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
-        if taken.inspection.name != name {
-            return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
-        }
-        let plugin = self.load(&path, &taken).await?;
-        self.check_roles(&plugin, &self.offered())?;
-        Ok(Arc::new(plugin))
-    }
-
-    /// Offers what was prepared for a configuration that is accepted now.
-    pub(crate) fn assign(&self, prepared: Prepared) {
-        let hashes = |offered: &Offered| offered.values().map(|plugin| plugin.taken.sha256.clone()).collect::<Vec<_>>();
-        let changed = {
-            let mut state = self.state();
-            let before = hashes(&state.live);
-            for (name, plugin) in &prepared.offered {
-                state.replace(name, plugin.clone());
-            }
-            state.live.retain(|name, _| prepared.offered.contains_key(name));
-            state.assigned = prepared.assigned;
-            before != hashes(&state.live)
-        };
-        // Only then: whoever hears of it looks at everything anew, and comes by here again.
-        if changed {
-            self.changed.send_modify(|count| *count += 1);
-        }
-    }
-
-    /// Whether a configuration's plugins are those that were assigned.
-    pub(crate) fn has(&self, wanted: &BTreeMap<Name, Digest>) -> bool {
-        let state = self.state();
-        let is = |name: &String, sha256: &Digest| {
-            state.assigned.get(name).is_some_and(|plugin| plugin.taken.sha256 == sha256.to_string())
-        };
-        wanted.len() == state.assigned.len() && wanted.iter().all(|(name, sha256)| is(&name.to_string(), sha256))
-    }
-
-    /// Newer files of plugins that are offered.
-    pub(crate) fn pending(&self) -> Vec<(String, Arc<Plugin>)> {
-        let state = self.state();
-        state.pending.iter().map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
-    }
-
-    /// Offers a newer file instead of the one before.
-    pub(crate) fn take_pending(&self, name: &str) {
-        let mut state = self.state();
-        if let Some((_, plugin)) = state.pending.remove(name) {
-            tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
-            state.replace(name, plugin);
-        }
-    }
-
-    /// Leaves a newer file aside: what runs does not fit it.
-    pub(crate) fn leave_pending(&self, name: &str, why: &str) {
-        let mut state = self.state();
-        if let Some((path, plugin)) = state.pending.remove(name) {
-            state.hold_back(path, &plugin.taken, why);
-        }
-    }
-
-    /// Offers what was offered before an upgrade that failed. Answers in words what goes on.
-    pub(crate) fn revert(&self, name: &str, why: &str) -> String {
-        let mut state = self.state();
-        let Some(before) = state.previous.remove(name) else { return String::new() };
-        let version = before.manifest.version.clone();
-        if let Some(failed) = state.live.insert(name.to_owned(), before) {
-            state.hold_back(failed.file.clone(), &failed.taken, why);
-        }
-        format!("plugin {name} was not upgraded: {why}; version {version} goes on")
-    }
-
-    /// An upgrade is through: what was before is not needed any more.
-    pub(crate) fn settled(&self, name: &str) {
-        self.state().previous.remove(name);
     }
 
     async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
@@ -522,6 +388,8 @@ impl Catalog {
         }
         self.looking.lock().await.clear();
         self.look(true).await;
+        // Also if the folders have no news: what runs is to be moved to what was not taken.
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// What operators see.
@@ -558,59 +426,6 @@ impl Catalog {
             });
         }
         views
-    }
-}
-
-impl State {
-    /// What would be offered of a plugin if the configuration did not ask for it.
-    fn without(&self, name: &str) -> Option<Arc<Plugin>> {
-        let live = self.live.get(name);
-        // What was asked for and did not work left the one before in its place.
-        let kept = live.filter(|live| self.assigned.get(name).is_some_and(|one| one.taken.sha256 != live.taken.sha256));
-        self.found.get(name).or(kept).cloned()
-    }
-
-    /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something waits until
-    /// what runs is known to fit it.
-    fn take_found(&mut self, found: Offered) {
-        self.live.retain(|name, _| found.contains_key(name) || self.assigned.contains_key(name));
-        self.pending.clear();
-        for (name, plugin) in found.iter().filter(|(name, _)| !self.assigned.contains_key(*name)) {
-            match self.live.get(name) {
-                Some(live) if live.taken.sha256 == plugin.taken.sha256 => {}
-                Some(_) => drop(self.pending.insert(name.clone(), (plugin.file.clone(), plugin.clone()))),
-                None => {
-                    let (version, roles) = (&plugin.manifest.version, plugin.manifest.roles.len());
-                    tracing::info!(plugin = name, version, roles, "a plugin is offered");
-                    self.live.insert(name.clone(), plugin.clone());
-                }
-            }
-        }
-        self.found = found;
-    }
-
-    fn replace(&mut self, name: &str, plugin: Arc<Plugin>) {
-        if self.live.get(name).is_some_and(|live| live.taken.sha256 == plugin.taken.sha256) {
-            return;
-        }
-        if let Some(before) = self.live.insert(name.to_owned(), plugin) {
-            self.previous.insert(name.to_owned(), before);
-        }
-    }
-
-    fn hold_back(&mut self, path: PathBuf, taken: &Taken, why: &str) {
-        tracing::error!(plugin = taken.inspection.name, sha256 = taken.sha256, why, "a newer plugin is not taken");
-        self.held_back.insert(taken.sha256.clone(), why.to_owned());
-        let name = &taken.inspection.name;
-        if self.found.get(name).is_some_and(|found| found.taken.sha256 == taken.sha256) {
-            // What is offered stands for what is in the folder from here on.
-            match self.live.get(name).cloned() {
-                Some(live) => drop(self.found.insert(name.clone(), live)),
-                None => drop(self.found.remove(name)),
-            }
-        }
-        let refusal = Refused { error: LoadError::Upgrade(why.to_owned()), taken: Some(taken.clone()) };
-        self.refused.insert(path, refusal);
     }
 }
 
@@ -656,101 +471,4 @@ fn read_quarantine(folder: &Path) -> BTreeMap<String, String> {
         tracing::error!(path = %path.display(), %error, "the list of quarantined plugins is damaged; it begins anew");
         BTreeMap::new()
     })
-}
-
-/// A role of a plugin inside the station; the library is mapped when the first instance needs it.
-struct Local {
-    library: Library,
-    image: Arc<OnceCell<Arc<Image>>>,
-    folder: PathBuf,
-    role: RoleDescription,
-}
-
-/// Marks what runs now, so that the next station knows what the one before died of.
-struct Marker(PathBuf);
-
-impl Marker {
-    fn set(folder: &Path, library: &Library, what: &str) -> Self {
-        let path = folder.join(format!("{}.running", library.sha256));
-        if let Err(error) = fs::write(&path, format!("{} {what}", library.name)) {
-            tracing::warn!(%error, "a plugin is loaded without a mark");
-        }
-        Self(path)
-    }
-}
-
-impl Drop for Marker {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-impl Local {
-    /// The role of the mapped library.
-    fn factory(&self) -> impl Future<Output = Result<Arc<dyn RoleFactory>, LoadError>> + Send + 'static {
-        let (library, image, folder, role) =
-            (self.library.clone(), self.image.clone(), self.folder.clone(), self.role.clone());
-        async move {
-            let open = async || {
-                let runtime = tokio::runtime::Handle::current();
-                let opening = tokio::task::spawn_blocking(move || {
-                    let _marker = Marker::set(&folder, &library, "was loaded");
-                    Image::open(&library, &runtime, true)
-                });
-                opening.await.unwrap_or_else(|error| Err(LoadError::Open(error.to_string())))
-            };
-            let image = image.get_or_try_init(open).await?;
-            let manifest =
-                Manifest { name: String::new(), version: String::new(), sdk: String::new(), roles: vec![role] };
-            Ok(image.roles(&manifest).swap_remove(0))
-        }
-    }
-}
-
-impl RoleFactory for Local {
-    fn name(&self) -> &str {
-        &self.role.name
-    }
-
-    fn instances(&self) -> u32 {
-        self.role.instances
-    }
-
-    fn version(&self) -> &str {
-        &self.role.version
-    }
-
-    fn describe(&self) -> RoleDescription {
-        self.role.clone()
-    }
-
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
-        let (factory, config) = (self.factory(), config.to_vec());
-        Box::pin(async move {
-            let unable = |error: LoadError| {
-                let got = format!("one that {error}");
-                vec![Invalid::key("isolation", "a plugin that can run in the station", got)]
-            };
-            factory.await.map_err(unable)?.validate(&config).await
-        })
-    }
-
-    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
-        let (factory, config) = (self.factory(), config.to_vec());
-        let (folder, library) = (self.folder.clone(), self.library.clone());
-        Box::pin(async move {
-            let factory = factory.await.map_err(|error| RoleError::failed(error.to_string()))?;
-            let _marker = Marker::set(&folder, &library, &format!("started {}/{}", cx.role(), cx.instance()));
-            factory.start(&config, cx).await
-        })
-    }
-
-    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
-        let factory = self.factory();
-        Box::pin(async move {
-            if let Ok(factory) = factory.await {
-                factory.abandon(cx).await;
-            }
-        })
-    }
 }

@@ -1,33 +1,31 @@
 //! A plugin's child process as the station sees it: started when it is needed, asked over a socket pair, and gone with all
 //! its instances when it crashes, hangs or falls silent.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod calls;
+mod hearing;
+mod remote;
+
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quilt_net::{Answer, AskError, BoxFuture, Handle, Inbound, Service, accept};
-use quilt_plugin_api as api;
-use quilt_plugin_api::{
-    Ended, Handler, Host, Instance, Invalid, LogLevel, RawItems, Report, RoleContext, RoleDescription, RoleError,
-    RoleFactory, Work, abi,
-};
-use quilt_protocol::message::{Hello, NO_DEADLINE, Refusal};
-use quilt_protocol::session::Closed;
-use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, FleetId, Limits, Name, Outcome, RequestHead, Welcome};
+use quilt_net::{AskError, Handle, accept};
+use quilt_plugin_api::{Host, Report, RoleFactory};
+use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Command;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use self::hearing::Station;
+use self::remote::Remote;
 use super::guest::PLUGIN_HOST;
-use super::wire::{self, Done, Told, What};
+use super::wire;
 use super::{LoadError, Manifest, trace};
 
 /// How often the child gives a sign of life; three missed, and it is killed.
@@ -36,10 +34,6 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const READY: Duration = Duration::from_secs(5);
 /// How long loading a library may take.
 const LOAD: Duration = Duration::from_secs(20);
-/// How long judging a configuration may take.
-const VALIDATE: Duration = Duration::from_secs(5);
-/// More than anything that the station bounds itself.
-const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// A call that was given up must have ended after so long; otherwise the plugin hangs.
 const CANCEL: Duration = Duration::from_secs(5);
 /// How long a process without instances is kept for the next question.
@@ -47,8 +41,6 @@ const IDLE: Duration = Duration::from_secs(2);
 const NOT_NEEDED: &str = "nobody needs it";
 /// How many of its last lines on standard error a crash is reported with.
 const LAST_LINES: usize = 5;
-/// How many items of a stream wait here.
-const WINDOW: u32 = 64;
 
 /// The library that children are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -377,365 +369,4 @@ fn read_lines(
             last.push_back(text);
         }
     })
-}
-
-/// Answers what the child asks and hears what it tells.
-struct Station {
-    child: Arc<Child>,
-    ready: watch::Sender<bool>,
-}
-
-impl Service for Station {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
-        tracing::trace!(software = hello.software, "a plugin's process greets");
-        Ok(Welcome {
-            version: SPOKEN.highest,
-            software: concat!("quilt-station ", env!("CARGO_PKG_VERSION")).into(),
-            fleet: FleetId(uuid::Uuid::nil()),
-            assigned: None,
-            heartbeat_ms: HEARTBEAT.as_millis() as u32,
-            features: Vec::new(),
-            extensions: BTreeMap::new(),
-        })
-    }
-
-    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        let child = self.child.clone();
-        match inbound.head.command.as_str() {
-            // In order: done before the connection's next frame is looked at.
-            wire::READY => {
-                self.ready.send_replace(true);
-                inbound.answer(|(): ()| std::future::ready(Ok(())))
-            }
-            wire::TELL => inbound.answer(move |told: Vec<Told>| {
-                told.into_iter().for_each(|told| hear(&child, told));
-                std::future::ready(Ok(()))
-            }),
-            wire::CALL => inbound.answer(move |wire::Call { instance, target, command, body, time_ms }| {
-                let placed = child.placed().get(&instance).cloned();
-                async move {
-                    let Some(placed) = placed else { return Err((Outcome::NoTarget, "it is gone".into())) };
-                    let time = Duration::from_millis(time_ms);
-                    let answer = placed.host.call(target, command, body.into(), time).await;
-                    Ok(wire::Called { outcome: answer.outcome, body: answer.body.into() })
-                }
-            }),
-            other => {
-                inbound.responder.fail(Outcome::NoCommand, &format!("a station has no command {other:?} for plugins"));
-                Box::pin(async {})
-            }
-        }
-    }
-
-    fn closed(&self, _: &Closed) {}
-}
-
-fn hear(child: &Arc<Child>, Told { instance, what }: Told) {
-    if let What::Trace { level, target, instance, fields } = what {
-        let taken = trace::event(level, &target, &child.name, instance.as_deref(), &fields);
-        if taken && level <= trace::TOLD {
-            let host = child.placed().values().find(|placed| placed.is_called(instance.as_deref())).cloned();
-            if let Some(placed) = host {
-                placed.host.emit("trace", trace::told(level, &target, &child.name, &fields));
-            }
-        }
-        return;
-    }
-    let Some(Placed { host, to }) = child.placed().get(&instance).cloned() else { return };
-    match what {
-        What::Log(level, text) => host.log(
-            match level {
-                abi::LOG_ERROR => LogLevel::Error,
-                abi::LOG_WARN => LogLevel::Warn,
-                abi::LOG_INFO => LogLevel::Info,
-                _ => LogLevel::Debug,
-            },
-            &text,
-        ),
-        What::Active => host.report(Report::Active),
-        What::Waiting(on) => host.report(Report::Waiting(on)),
-        What::Pid(pid) => host.report(Report::Pid(pid)),
-        What::FoundAgain(since_ms) => host.report(Report::FoundAgain(since_ms)),
-        What::Failed(why) => host.report(Report::Failed(why)),
-        What::Ended(how) => host.report(Report::Ended(how)),
-        What::Attribute(name, json) => host.attribute(&name, json),
-        What::Emit(topic, json) => host.emit(&topic, json),
-        What::Register(command, record) => match serde_json::from_str(&record) {
-            Ok(record) => drop(host.register(record, handler(child.clone(), to, command))),
-            Err(error) => host.log(LogLevel::Error, &format!("a command's record: {error}")),
-        },
-        What::DeRegister(group, name) => host.de_register(&group, &name),
-        What::Trace { .. } => unreachable!("told above"),
-    }
-}
-
-/// What carries out calls of a command in a child.
-fn handler(child: Arc<Child>, to: Address, command: u64) -> Handler {
-    Arc::new(move |call| Box::pin(carry_out(child.clone(), to.clone(), command, call)))
-}
-
-async fn carry_out(child: Arc<Child>, to: Address, command: u64, call: api::Call) -> Ended {
-    let session = child.session.get().expect("a child that was started has a session");
-    let mut head = RequestHead::new(to, command.to_string());
-    head.encoding = match call.encoding {
-        api::Encoding::Json => Encoding::Json,
-        api::Encoding::Bincode => Encoding::Bincode,
-    };
-    // Whoever calls keeps the time, and drops this when it is over.
-    head.remaining_ms = NO_DEADLINE;
-    let answer = match call.items {
-        None => {
-            let asked = session.request(head, call.body);
-            let watch = Watch { child: child.clone(), done: false };
-            let answer = asked.await;
-            watch.done();
-            answer
-        }
-        Some(sink) => {
-            let watch = Watch { child: child.clone(), done: false };
-            let answer = stream(session, head, call.body, sink).await;
-            watch.done();
-            answer
-        }
-    };
-    let Answer { outcome, body, .. } = &answer;
-    match outcome {
-        Outcome::Reply => Ended::Reply(body.clone()),
-        Outcome::Error => Ended::Error(body.clone()),
-        Outcome::SchemaMismatch => Ended::SchemaMismatch(answer.text()),
-        Outcome::Panicked => resume_unwind(Box::new(answer.text())),
-        Outcome::TimedOut => Ended::TimedOut,
-        Outcome::PeerLost(_) => Ended::Lost(child.end_in_words().await),
-        _ => Ended::Refused(answer.text()),
-    }
-}
-
-async fn stream(session: &Handle, head: RequestHead, body: Bytes, mut sink: Box<dyn RawItems>) -> Answer {
-    let mut items = session.stream(head, body, WINDOW);
-    while let Some(item) = items.next().await {
-        if !sink.send(item).await {
-            break;
-        }
-    }
-    items.end().await
-}
-
-/// Looks whether a plugin lets go of a call that was given up: one that does not hangs, and is killed.
-struct Watch {
-    child: Arc<Child>,
-    done: bool,
-}
-
-impl Watch {
-    fn done(mut self) {
-        self.done = true;
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.done || self.child.is_over() {
-            return;
-        }
-        let child = self.child.clone();
-        #[allow(clippy::disallowed_methods, reason = "bounded by CANCEL")]
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // The plugin's own threads must still turn: that is what a hang in a command stops.
-                if child.ask::<_, ()>(wire::ALIVE, &(), CANCEL).await.is_err() && !child.is_over() {
-                    child.kill(&format!("it did not answer {CANCEL:?} after a call was given up: it hangs"));
-                }
-            });
-        }
-    }
-}
-
-/// A role of a plugin in a child process.
-struct Remote {
-    keeper: Arc<Keeper>,
-    role: RoleDescription,
-}
-
-fn outcome<T>(done: Result<Done<T>, String>) -> Result<T, RoleError> {
-    match done {
-        Ok(Done::Ok(value)) => Ok(value),
-        Ok(Done::Invalid(invalid)) => Err(RoleError::Rejected(invalid)),
-        Ok(Done::NeedsRestart) => Err(RoleError::NeedsRestart),
-        Ok(Done::Failed(text)) | Err(text) => Err(RoleError::Failed(text)),
-        Ok(Done::Panicked(panic)) => resume_unwind(Box::new(panic)),
-    }
-}
-
-impl RoleFactory for Remote {
-    fn name(&self) -> &str {
-        &self.role.name
-    }
-
-    fn instances(&self) -> u32 {
-        self.role.instances
-    }
-
-    fn version(&self) -> &str {
-        &self.role.version
-    }
-
-    fn describe(&self) -> RoleDescription {
-        self.role.clone()
-    }
-
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
-        let (keeper, config, role) = (self.keeper.clone(), config.to_vec(), self.role.name.clone());
-        Box::pin(async move {
-            let unable = |got: String| vec![Invalid { key: None, expected: "a plugin that can judge it".into(), got }];
-            let child = keeper.child().await.map_err(|error| unable(error.to_string()))?;
-            let asked = child.ask(wire::VALIDATE, &wire::Validate { role, config }, VALIDATE).await;
-            outcome(asked).map_err(|error| match error {
-                RoleError::Rejected(invalid) => invalid,
-                other => unable(other.to_string()),
-            })
-        })
-    }
-
-    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
-        let (keeper, config, role) = (self.keeper.clone(), config.to_vec(), self.role.name.clone());
-        Box::pin(async move {
-            let child = keeper.child().await.map_err(|error| RoleError::failed(error.to_string()))?;
-            let place = Place::new(child.clone(), &cx);
-            let stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
-            let instance = place.instance;
-            cx.host().report(Report::Pid(Some(child.pid)));
-            // A start that is given up leaves something half done, and nobody to end it.
-            let mut given_up = KillUnlessDone { child: child.clone(), what: "a start that was given up", done: false };
-            let request = wire::Start { instance, role, place: cx.place().clone(), config, stop_timeout_ms };
-            let started = child.ask(wire::START, &request, LONG).await;
-            given_up.done = true;
-            let work = outcome(started)?;
-            Ok(Box::new(Running { place, work }) as Box<dyn Instance>)
-        })
-    }
-
-    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
-        let (keeper, role) = (self.keeper.clone(), self.role.name.clone());
-        Box::pin(async move {
-            let Ok(child) = keeper.child().await else { return };
-            let stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
-            let request = wire::Abandon { role, place: cx.place().clone(), stop_timeout_ms };
-            let _ = child.ask::<_, Done<()>>(wire::ABANDON, &request, LONG).await;
-        })
-    }
-}
-
-/// Kills a child that is left with something it does not finish.
-struct KillUnlessDone {
-    child: Arc<Child>,
-    what: &'static str,
-    done: bool,
-}
-
-impl Drop for KillUnlessDone {
-    fn drop(&mut self) {
-        if !self.done {
-            self.child.kill(&format!("it hangs in {}", self.what));
-        }
-    }
-}
-
-/// An instance's place in a child; over when this is dropped.
-struct Place {
-    child: Arc<Child>,
-    instance: u64,
-    host: Arc<dyn Host>,
-}
-
-impl Place {
-    fn new(child: Arc<Child>, cx: &RoleContext) -> Self {
-        let name = |text: &str| text.parse::<Name>().expect("the station made it from a name");
-        // The station part is not used: a session with a child has one station.
-        let to = Address::Instance { station: name("here"), role: name(cx.role()), instance: name(cx.instance()) };
-        let instance = {
-            let mut next = child.next.lock().unwrap_or_else(PoisonError::into_inner);
-            *next += 1;
-            *next
-        };
-        child.placed().insert(instance, Placed { host: cx.host().clone(), to });
-        Self { child, instance, host: cx.host().clone() }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.child.placed().remove(&self.instance);
-    }
-}
-
-struct Running {
-    place: Place,
-    /// Has work of its own that is not begun yet.
-    work: bool,
-}
-
-impl Running {
-    async fn end(self, detach: bool) {
-        let Place { child, instance, host } = &self.place;
-        if child.is_over() {
-            return;
-        }
-        let mut given_up = KillUnlessDone { child: child.clone(), what: "stop", done: false };
-        let stop_timeout_ms = host.stop_timeout().as_millis() as u64;
-        let stop = wire::Stop { instance: *instance, detach, stop_timeout_ms };
-        let stopped = child.ask::<_, Done<()>>(wire::STOP, &stop, LONG).await;
-        given_up.done = true;
-        if let Err(RoleError::Failed(text)) = outcome(stopped) {
-            host.log(LogLevel::Error, &format!("while stopping: {text}"));
-        }
-    }
-}
-
-impl Instance for Running {
-    fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>> {
-        let config = config.to_vec();
-        Box::pin(async move {
-            let Place { child, instance, host } = &self.place;
-            let stop_timeout_ms = host.stop_timeout().as_millis() as u64;
-            let mut given_up = KillUnlessDone { child: child.clone(), what: "update", done: false };
-            let update = wire::Update { instance: *instance, config, stop_timeout_ms };
-            let updated = child.ask(wire::UPDATE, &update, LONG).await;
-            given_up.done = true;
-            outcome(updated)
-        })
-    }
-
-    fn run(&mut self) -> BoxFuture<'_, Option<Work>> {
-        let work = std::mem::take(&mut self.work).then(|| {
-            let (child, instance) = (self.place.child.clone(), self.place.instance);
-            Box::pin(async move { outcome(child.run(instance).await) }) as Work
-        });
-        Box::pin(async move { work })
-    }
-
-    fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(self.end(false))
-    }
-
-    fn detach(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(self.end(true))
-    }
-}
-
-impl Child {
-    /// Runs an instance's work; without a deadline, so it is a stream that has no items.
-    async fn run(&self, instance: u64) -> Result<Done<()>, String> {
-        let session = self.session.get().expect("a child that was started has a session");
-        let mut head = RequestHead::new(Address::Manager, wire::RUN);
-        (head.remaining_ms, head.encoding) = (NO_DEADLINE, Encoding::Bincode);
-        let request = quilt_net::encode(Encoding::Bincode, &wire::Run { instance });
-        let answer = session.stream(head, request, 1).end().await;
-        match answer.outcome {
-            Outcome::Reply => {
-                quilt_net::decode("how work ended", answer.encoding, &answer.body).map_err(|error| error.to_string())
-            }
-            Outcome::PeerLost(_) => Err(self.end_in_words().await),
-            _ => Err(answer.text()),
-        }
-    }
 }

@@ -251,20 +251,8 @@ fn absent() -> RoleError {
 }
 
 impl RoleFactory for Loaded {
-    fn name(&self) -> &str {
-        &self.role.name
-    }
-
-    fn instances(&self) -> u32 {
-        self.role.instances
-    }
-
-    fn version(&self) -> &str {
-        &self.role.version
-    }
-
-    fn describe(&self) -> RoleDescription {
-        self.role.clone()
+    fn description(&self) -> &RoleDescription {
+        &self.role
     }
 
     fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {

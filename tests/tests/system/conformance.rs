@@ -179,6 +179,8 @@ async fn transcript(isolation: Option<&str>) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_is_linked_in_one_in_the_station_and_one_in_a_child_cannot_be_told_apart() {
+    // Before anything runs in this process that a build would hold up.
+    plugins::imp("one");
     let (linked, inproc, child) =
         tokio::join!(transcript(None), transcript(Some("inproc")), transcript(Some("process")));
     for (name, other) in [("in the station", inproc), ("in a child", child)] {

@@ -28,7 +28,9 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     let made = world.ctl(&["plugin", "new", "camera", "--dir", folder.to_str().unwrap()]).await.with_code(0);
     assert!(made.out.contains("cargo build --release"), "{}", made.out);
     let again = world.ctl(&["plugin", "new", "camera", "--dir", folder.to_str().unwrap()]).await.with_code(1);
-    assert!(again.err.contains("camera"), "{}", again.err);
+    assert!(again.err.contains("camera") && again.err.contains("--dir"), "{}", again.err);
+    let word = world.ctl(&["plugin", "new", "self"]).await.with_code(1);
+    assert!(word.err.contains("self"), "{}", word.err);
     tokio::task::spawn_blocking({
         let folder = folder.clone();
         move || {
@@ -42,6 +44,10 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     let checked = world.ctl(&["plugin", "check", library.to_str().unwrap(), "-o", "json"]).await.with_code(0).json();
     let results: Vec<_> = checked.as_array().unwrap().iter().map(|finding| &finding["result"]).collect();
     assert!(results.len() == 6 && results.iter().all(|result| *result == "passed"), "{checked}");
+    let check = ["plugin", "check", library.to_str().unwrap(), "--config"];
+    world.ctl(&[&check[..], &["[]"]].concat()).await.with_code(2);
+    let refused = world.ctl(&[&check[..], &[r#"{"greting":"x"}"#]].concat()).await.with_code(4);
+    assert!(refused.out.contains("greting"), "{}", refused.out);
     world.plug(&library, "libcamera.so");
     world.until_offered("cam-1", "camera").await;
     world.apply(Fleet::new().with("cam-1/camera/main", "greeting = 'Salut'\n").text()).await.with_code(0);
@@ -51,6 +57,32 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     assert_eq!(greeted, serde_json::json!({ "text": "Salut, you!", "before": 0 }));
     let error = world.ctl(&["call", "cam-1/camera/main", "greet", r#"{"to":""}"#]).await.with_code(4);
     assert!(error.err.contains("Nobody"), "{}", error.err);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_examples_pass_their_own_tests_and_are_called_on_a_station() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let machine = plugins::root().join("examples/plugins/machine");
+    tokio::task::spawn_blocking(move || cargo(&machine, &["test", "--release", "--locked"])).await.unwrap();
+    let source = "examples/plugins/c/hello.c";
+    let text = std::fs::read_to_string(plugins::root().join(source)).unwrap();
+    assert!(text.lines().count() <= 150, "it is to fit on a few screens");
+    let hello = plugins::c_plugin(world.folder(), source, "hello", &["-Wall", "-Wextra", "-Werror"]);
+    let checked = ["plugin", "check", hello.to_str().unwrap(), "--config", r#"{"greeting":"Hello"}"#];
+    world.ctl(&checked).await.with_code(0);
+    world.plug(&hello, "libhello.so");
+    world.until_offered("cam-1", "hello").await;
+    for isolation in ["process", "inproc"] {
+        let keys = format!("greeting = 'Hello'\nisolation = '{isolation}'\n");
+        world.apply(Fleet::new().with("cam-1/hello/main", &keys).text()).await.with_code(0);
+        let greeted = world.ctl(&["call", "cam-1/hello/main", "greet", r#"{"name":"x"}"#]).await.with_code(0);
+        assert_eq!(greeted.json(), "Hello, x!");
+        let cheers = world.ctl(&["call", "cam-1/hello/main", "cheer", r#"{"name":"x"}"#]).await.with_code(0);
+        assert_eq!(cheers.out.lines().count(), 3);
+    }
+    let refused = world.apply(Fleet::new().with("cam-1/hello/main", "greeting = 3\n").text()).await.with_code(4);
+    assert!(refused.err.contains("greeting"), "{}", refused.err);
 }
 
 #[tokio::test]

@@ -86,6 +86,13 @@ async fn files_that_are_no_plugins_are_each_refused_by_name_while_a_good_one_bes
     ];
     until_refused(&world, "QUARANTINED", &expected).await;
     world.apply(Fleet::new().with("cam-1/good/main", "").text()).await.with_code(0);
+    // Of two with one name the younger is used.
+    put("younger.so", &[&bytes[..], b"younger"].concat());
+    world
+        .eventually("the older is left", async |world| {
+            refused(world).await.get("good").is_some_and(|code| code == "SHADOWED")
+        })
+        .await;
     // Whoever removes a file is told of it no more.
     fs::remove_file(folder.join("text.so")).unwrap();
     world.eventually("the text is gone", async |world| !refused(world).await.contains_key("text")).await;

@@ -137,6 +137,7 @@ async fn a_plugin_is_pushed_to_stations_that_never_saw_its_file_and_stays_across
     let gone = ["cam-1", "cam-2", "cam-3"].iter().fold(Fleet::new(), |fleet, name| fleet.empty_station(name));
     world.apply(gone.text()).await.with_code(0);
     world.ctl(&["plugin", "remove", "imp"]).await.with_code(0);
+    world.ctl(&["plugin", "remove", "imp"]).await.with_code(1);
     world
         .eventually("nobody offers it", async |world| {
             world.stations().await.iter().all(|view| !view.roles.iter().any(|role| role == "imp"))
@@ -199,6 +200,8 @@ impl Callers {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_file_takes_over_while_a_thousand_calls_are_under_way_and_each_ends_once_in_one_build() {
+    // Before there are connections that a build would hold up.
+    let _ = ["one", "two"].map(plugins::imp);
     for isolation in ["process", "inproc"] {
         let world = world(&format!("say = 'x'\nisolation = '{isolation}'\n")).await;
         let callers = Callers::start(&world, 1000, 50).await;
@@ -251,6 +254,63 @@ async fn an_upgrade_that_fails_goes_back_to_the_build_before_on_every_instance()
     assert!(pushed.err.contains("was not upgraded") && pushed.err.contains("rolled back"), "{}", pushed.err);
     let goes_on = async |_: &World| client.call("cam-1/imp/a", &Build {}).await.unwrap() == "one";
     world.eventually("the one before goes on", goes_on).await;
+}
+
+#[tokio::test]
+async fn a_newer_build_goes_through_a_fleet_in_batches_and_no_further_than_where_it_fails() {
+    const NAMES: [&str; 3] = ["cam-1", "cam-2", "cam-3"];
+    // Before there are connections that a build would hold up.
+    let _ = ["one", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    for name in NAMES {
+        world.station(name, &[]).await;
+    }
+    let push = async |world: &World, build: &str, more: &[&str]| {
+        let library = plugins::imp(build);
+        let push = ["plugin", "push", library.to_str().unwrap(), "--on", "name=*", "--batch", "1"];
+        world.ctl(&[&push, more].concat()).await
+    };
+    push(&world, "one", &[]).await.with_code(0);
+    // The second of them cannot start with the build to come.
+    let fleet = NAMES.iter().fold(Fleet::new(), |fleet, name| {
+        let more = if *name == "cam-2" { "start = 'fails'\nonly_build = 'two'\n" } else { "" };
+        fleet.with(&format!("{name}/imp/main"), &format!("say = 'x'\n{more}"))
+    });
+    world.apply(fleet.text()).await.with_code(0);
+    let client = world.client().await;
+    let builds = async || {
+        let mut builds = Vec::new();
+        for name in NAMES {
+            builds.push(client.call(&format!("{name}/imp/main"), &Build {}).await.unwrap_or_default());
+        }
+        builds
+    };
+    let stopped = push(&world, "two", &[]).await;
+    assert!(stopped.code != 0 && stopped.err.contains("cam-2"), "{stopped:?}");
+    world.eventually("the first has it, and only it", async |_| builds().await == ["two", "one", "one"]).await;
+    // Tried again at an operator's word, and refused again; what is live is what runs.
+    let one = quilt_station::inspect_plugin(&plugins::imp("one")).unwrap().sha256;
+    world.ctl(&["plugin", "reload", "cam-2"]).await.with_code(0);
+    world
+        .eventually("the one before is live again", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-2", "-o", "json"]).await.json();
+            let list = list.as_array().unwrap();
+            let is_live = list.iter().any(|plugin| plugin["state"] == "live" && plugin["sha256"] == *one);
+            is_live && list.len() == 2 && list.iter().any(|plugin| plugin["code"] == "UPGRADE_FAILED")
+        })
+        .await;
+    assert_eq!(builds().await, ["two", "one", "one"]);
+    let back = push(&world, "one", &[]).await;
+    world.eventually("all have the one before", async |_| builds().await == ["one", "one", "one"]).await;
+    back.with_code(0);
+    let list = world.ctl(&["plugin", "list", "cam-2", "-o", "json"]).await.json();
+    assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
+    let rolled_back = push(&world, "two", &["--rollback"]).await;
+    assert!(rolled_back.code != 0 && rolled_back.err.contains("rolled back"), "{rolled_back:?}");
+    world.eventually("all have the one before again", async |_| builds().await == ["one", "one", "one"]).await;
+    for name in NAMES {
+        assert_eq!(world.instance(&format!("{name}/imp/main")).await.unwrap().restarts, 0);
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,197 @@
+//! A role in a child process, as the station handles any role.
+
+use std::panic::resume_unwind;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use quilt_plugin_api::{
+    BoxFuture, Host, Instance, Invalid, LogLevel, Report, RoleContext, RoleDescription, RoleError, RoleFactory, Work,
+};
+use quilt_protocol::message::NO_DEADLINE;
+use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead};
+
+use super::{Child, Keeper, Placed};
+use crate::plugins::wire::{self, Done};
+
+/// How long judging a configuration may take.
+const VALIDATE: Duration = Duration::from_secs(5);
+/// More than anything that the station bounds itself.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A role of a plugin in a child process.
+pub(super) struct Remote {
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) role: RoleDescription,
+}
+
+fn outcome<T>(done: Result<Done<T>, String>) -> Result<T, RoleError> {
+    match done {
+        Ok(Done::Ok(value)) => Ok(value),
+        Ok(Done::Invalid(invalid)) => Err(RoleError::Rejected(invalid)),
+        Ok(Done::NeedsRestart) => Err(RoleError::NeedsRestart),
+        Ok(Done::Failed(text)) | Err(text) => Err(RoleError::Failed(text)),
+        Ok(Done::Panicked(panic)) => resume_unwind(Box::new(panic)),
+    }
+}
+
+impl RoleFactory for Remote {
+    fn description(&self) -> &RoleDescription {
+        &self.role
+    }
+
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+        let (keeper, config, role) = (self.keeper.clone(), config.to_vec(), self.role.name.clone());
+        Box::pin(async move {
+            let unable = |got: String| vec![Invalid { key: None, expected: "a plugin that can judge it".into(), got }];
+            let child = keeper.child().await.map_err(|error| unable(error.to_string()))?;
+            let asked = child.ask(wire::VALIDATE, &wire::Validate { role, config }, VALIDATE).await;
+            outcome(asked).map_err(|error| match error {
+                RoleError::Rejected(invalid) => invalid,
+                other => unable(other.to_string()),
+            })
+        })
+    }
+
+    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+        let (keeper, config, role) = (self.keeper.clone(), config.to_vec(), self.role.name.clone());
+        Box::pin(async move {
+            let child = keeper.child().await.map_err(|error| RoleError::failed(error.to_string()))?;
+            let place = Place::new(child.clone(), &cx);
+            let stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
+            let instance = place.instance;
+            cx.host().report(Report::Pid(Some(child.pid)));
+            // A start that is given up leaves something half done, and nobody to end it.
+            let mut given_up = KillUnlessDone { child: child.clone(), what: "a start that was given up", done: false };
+            let request = wire::Start { instance, role, place: cx.place().clone(), config, stop_timeout_ms };
+            let started = child.ask(wire::START, &request, LONG).await;
+            given_up.done = true;
+            let work = outcome(started)?;
+            Ok(Box::new(Running { place, work }) as Box<dyn Instance>)
+        })
+    }
+
+    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+        let (keeper, role) = (self.keeper.clone(), self.role.name.clone());
+        Box::pin(async move {
+            let Ok(child) = keeper.child().await else { return };
+            let stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
+            let request = wire::Abandon { role, place: cx.place().clone(), stop_timeout_ms };
+            let _ = child.ask::<_, Done<()>>(wire::ABANDON, &request, LONG).await;
+        })
+    }
+}
+
+/// Kills a child that is left with something it does not finish.
+struct KillUnlessDone {
+    child: Arc<Child>,
+    what: &'static str,
+    done: bool,
+}
+
+impl Drop for KillUnlessDone {
+    fn drop(&mut self) {
+        if !self.done {
+            self.child.kill(&format!("it hangs in {}", self.what));
+        }
+    }
+}
+
+/// An instance's place in a child; over when this is dropped.
+struct Place {
+    child: Arc<Child>,
+    instance: u64,
+    host: Arc<dyn Host>,
+}
+
+impl Place {
+    fn new(child: Arc<Child>, cx: &RoleContext) -> Self {
+        let name = |text: &str| text.parse::<Name>().expect("the station made it from a name");
+        // The station part is not used: a session with a child has one station.
+        let to = Address::Instance { station: name("here"), role: name(cx.role()), instance: name(cx.instance()) };
+        let instance = {
+            let mut next = child.next.lock().unwrap_or_else(PoisonError::into_inner);
+            *next += 1;
+            *next
+        };
+        child.placed().insert(instance, Placed { host: cx.host().clone(), to });
+        Self { child, instance, host: cx.host().clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.child.placed().remove(&self.instance);
+    }
+}
+
+struct Running {
+    place: Place,
+    /// Has work of its own that is not begun yet.
+    work: bool,
+}
+
+impl Running {
+    async fn end(self, detach: bool) {
+        let Place { child, instance, host } = &self.place;
+        if child.is_over() {
+            return;
+        }
+        let mut given_up = KillUnlessDone { child: child.clone(), what: "stop", done: false };
+        let stop_timeout_ms = host.stop_timeout().as_millis() as u64;
+        let stop = wire::Stop { instance: *instance, detach, stop_timeout_ms };
+        let stopped = child.ask::<_, Done<()>>(wire::STOP, &stop, LONG).await;
+        given_up.done = true;
+        if let Err(RoleError::Failed(text)) = outcome(stopped) {
+            host.log(LogLevel::Error, &format!("while stopping: {text}"));
+        }
+    }
+}
+
+impl Instance for Running {
+    fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>> {
+        let config = config.to_vec();
+        Box::pin(async move {
+            let Place { child, instance, host } = &self.place;
+            let stop_timeout_ms = host.stop_timeout().as_millis() as u64;
+            let mut given_up = KillUnlessDone { child: child.clone(), what: "update", done: false };
+            let update = wire::Update { instance: *instance, config, stop_timeout_ms };
+            let updated = child.ask(wire::UPDATE, &update, LONG).await;
+            given_up.done = true;
+            outcome(updated)
+        })
+    }
+
+    fn run(&mut self) -> BoxFuture<'_, Option<Work>> {
+        let work = std::mem::take(&mut self.work).then(|| {
+            let (child, instance) = (self.place.child.clone(), self.place.instance);
+            Box::pin(async move { outcome(child.run(instance).await) }) as Work
+        });
+        Box::pin(async move { work })
+    }
+
+    fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(self.end(false))
+    }
+
+    fn detach(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(self.end(true))
+    }
+}
+
+impl Child {
+    /// Runs an instance's work; without a deadline, so it is a stream that has no items.
+    async fn run(&self, instance: u64) -> Result<Done<()>, String> {
+        let session = self.session.get().expect("a child that was started has a session");
+        let mut head = RequestHead::new(Address::Manager, wire::RUN);
+        (head.remaining_ms, head.encoding) = (NO_DEADLINE, Encoding::Bincode);
+        let request = quilt_net::encode(Encoding::Bincode, &wire::Run { instance });
+        let answer = session.stream(head, request, 1).end().await;
+        match answer.outcome {
+            Outcome::Reply => {
+                quilt_net::decode("how work ended", answer.encoding, &answer.body).map_err(|error| error.to_string())
+            }
+            Outcome::PeerLost(_) => Err(self.end_in_words().await),
+            _ => Err(answer.text()),
+        }
+    }
+}
