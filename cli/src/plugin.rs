@@ -231,8 +231,13 @@ async fn list(session: &Session, station: Option<&str>) -> Result<ExitCode, Fail
     let stations = match station {
         Some(station) => vec![reference::name(&client, station).await?],
         None => {
-            let all = client.stations("").await?;
-            all.into_iter().filter(|view| view.state.is_here()).map(|view| view.name).collect()
+            let all = client.stations("").await?.into_iter();
+            let (here, away): (Vec<_>, Vec<_>) = all.partition(|view| view.state.is_here());
+            if !away.is_empty() {
+                let away: Vec<_> = away.iter().map(|view| view.name.as_str()).collect();
+                eprintln!("not there: {}", away.join(", "));
+            }
+            here.into_iter().map(|view| view.name).collect()
         }
     };
     let mut all = Vec::new();

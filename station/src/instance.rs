@@ -156,6 +156,14 @@ impl Runner {
     /// What an order means to an instance that has nothing running.
     async fn rest(&mut self, order: Order) -> Phase {
         match order {
+            Order::Update(spec, done)
+                if self.state() == Some(State::Stopped) && differs_in_build(&self.spec, &spec) =>
+            {
+                // Nobody asked for anything but another build: what an operator stopped stays so.
+                self.take(*spec);
+                let _ = done.send(Updated::InPlace);
+                Phase::Idle
+            }
             Order::Update(spec, done) => {
                 self.abandon().await;
                 // A failure of the old configuration is not one of the new.
@@ -459,6 +467,11 @@ fn moves(from: &Spec, to: &Spec) -> bool {
         && to.carrier.is_some()
         && from.carrier != to.carrier
         && from.settings.isolation == to.settings.isolation
+}
+
+/// Whether a specification asks for another build of its plugin and nothing else.
+fn differs_in_build(from: &Spec, to: &Spec) -> bool {
+    moves(from, to) && Spec { carrier: to.carrier.clone(), ..from.clone() } == *to
 }
 
 fn until(delay: Duration, why: &str) -> String {

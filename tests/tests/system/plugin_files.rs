@@ -24,18 +24,13 @@ async fn refused(world: &World) -> BTreeMap<String, String> {
 async fn until_refused(world: &World, crashed: &str, expected: &[(&str, &str)]) {
     let expected: BTreeMap<_, _> =
         expected.iter().map(|(file, code)| ((*file).to_owned(), (*code).to_owned())).collect();
-    let started = std::time::Instant::now();
-    loop {
+    let codes = async |world: &World| {
         let mut got = refused(world).await;
         got.values_mut().filter(|code| *code == "QUARANTINED").for_each(|code| *code = crashed.into());
-        if got == expected {
-            return;
-        }
-        let different: Vec<_> = expected.iter().filter(|(file, code)| got.get(*file) != Some(*code)).collect();
-        let more: Vec<_> = got.iter().filter(|(file, _)| !expected.contains_key(*file)).collect();
-        assert!(started.elapsed().as_secs() < 60, "expected {different:?}, got {got:?}, more: {more:?}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+        got
+    };
+    world.eventually("as many are refused", async |world| codes(world).await.len() == expected.len()).await;
+    world.eventually("each has its code", async |world| codes(world).await == expected).await;
 }
 
 #[tokio::test]

@@ -314,6 +314,26 @@ async fn a_newer_build_goes_through_a_fleet_in_batches_and_no_further_than_where
 }
 
 #[tokio::test]
+async fn an_instance_that_is_stopped_stays_so_through_an_upgrade_and_starts_with_the_newer_build() {
+    let [_, two] = ["one", "two"].map(plugins::imp);
+    let world = world("say = 'x'\n").await;
+    world.ctl(&["stop", TARGET]).await.with_code(0);
+    world.until_state(TARGET, "stopped").await;
+    world.plug(&two, "libimp.so");
+    let sha256 = quilt_station::inspect_plugin(&two).unwrap().sha256;
+    world
+        .eventually("the newer one is live", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+            list.as_array().unwrap().iter().any(|plugin| plugin["state"] == "live" && plugin["sha256"] == *sha256)
+        })
+        .await;
+    assert_eq!(world.instance(TARGET).await.unwrap().state.name(), "stopped");
+    world.ctl(&["start", TARGET]).await.with_code(0);
+    world.until_state(TARGET, "active").await;
+    assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "two");
+}
+
+#[tokio::test]
 async fn a_configuration_that_the_newer_build_refuses_leaves_the_one_before() {
     // Build "two" knows the same keys, so a role of another name stands for a schema that does not fit.
     let world = world("say = 'x'\n").await;
