@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// One build at a time in this process; a file lock keeps other test runs away.
@@ -41,9 +41,19 @@ pub fn c_plugin(folder: &Path, source: &str, name: &str, flags: &[&str]) -> Path
     out
 }
 
-/// Holds off other builds of this process.
-pub fn building() -> std::sync::MutexGuard<'static, ()> {
-    BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// Holds off other builds, of this process and of other test runs, until it is dropped.
+pub struct Building {
+    _here: MutexGuard<'static, ()>,
+    _lock: fs::File,
+}
+
+/// Waits for other builds to end.
+pub fn building() -> Building {
+    // A build that failed is told by its own test.
+    let here = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = fs::File::create(folder().join("lock")).unwrap();
+    lock.lock().unwrap();
+    Building { _here: here, _lock: lock }
 }
 
 /// quilt's own sources.
@@ -60,10 +70,8 @@ pub fn folder() -> PathBuf {
 }
 
 fn built(package: &str, name: &str, build: &str) -> PathBuf {
-    let _here = BUILDING.lock().unwrap();
+    let _alone = building();
     let folder = folder();
-    let lock = fs::File::create(folder.join("lock")).unwrap();
-    lock.lock().unwrap();
     let out = folder.join(format!("lib{name}-{build}.so"));
     let package = root().join(package);
     let newest = [&package, &root().join("plugin-api")].map(|folder| newest(folder)).into_iter().max().unwrap();

@@ -5,9 +5,8 @@ use std::process::Command;
 
 use quilt_tests::{Fleet, World, plugins};
 
-/// Runs cargo as the author does, beside what other tests build.
-fn cargo(folder: &Path, arguments: &[&str]) {
-    let _alone = plugins::building();
+/// Runs cargo as the author does. In the folder that it builds in, packages of other test runs have the same name.
+fn cargo(_alone: &plugins::Building, folder: &Path, arguments: &[&str]) {
     let target = plugins::folder().join("author");
     let status = Command::new(env!("CARGO"))
         .args(arguments)
@@ -34,13 +33,15 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     tokio::task::spawn_blocking({
         let folder = folder.clone();
         move || {
-            cargo(&folder, &["test", "--release"]);
-            cargo(&folder, &["build", "--release"]);
+            let alone = plugins::building();
+            cargo(&alone, &folder, &["test", "--release"]);
+            cargo(&alone, &folder, &["build", "--release"]);
+            std::fs::copy(plugins::folder().join("author/release/libcamera.so"), folder.join("libcamera.so")).unwrap();
         }
     })
     .await
     .unwrap();
-    let library = plugins::folder().join("author/release/libcamera.so");
+    let library = folder.join("libcamera.so");
     let checked = world.ctl(&["plugin", "check", library.to_str().unwrap(), "-o", "json"]).await.with_code(0).json();
     let results: Vec<_> = checked.as_array().unwrap().iter().map(|finding| &finding["result"]).collect();
     assert!(results.len() == 6 && results.iter().all(|result| *result == "passed"), "{checked}");
@@ -64,7 +65,9 @@ async fn the_examples_pass_their_own_tests_and_are_called_on_a_station() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     let machine = plugins::root().join("examples/plugins/machine");
-    tokio::task::spawn_blocking(move || cargo(&machine, &["test", "--release", "--locked"])).await.unwrap();
+    tokio::task::spawn_blocking(move || cargo(&plugins::building(), &machine, &["test", "--release", "--locked"]))
+        .await
+        .unwrap();
     let source = "examples/plugins/c/hello.c";
     let text = std::fs::read_to_string(plugins::root().join(source)).unwrap();
     assert!(text.lines().count() <= 150, "it is to fit on a few screens");
