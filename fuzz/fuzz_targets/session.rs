@@ -43,7 +43,7 @@ fuzz_target!(|data: (u8, Vec<Vec<u8>>)| {
                 session.respond(number, Outcome::Reply, Encoding::Json, body);
             }
         }
-        let written = session.poll_transmit().len();
+        let written = session.poll_transmit().concat().len();
         session.transmitted(written / 2);
         now += Duration::from_millis(u64::from(greet));
         session.handle_timeout(now);

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -35,7 +36,7 @@ const READS_PER_WAKE: usize = 16;
 
 thread_local! {
     /// Everything is read into this first, so that an idle connection owns no read buffer.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 128 * 1024]);
 }
 
 /// What the driver, the handles and the handlers of one session share.
@@ -302,12 +303,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn write(&mut self, cx: &mut Context<'_>) -> std::io::Result<()> {
         let mut inner = self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let bytes = inner.session.poll_transmit();
-            if bytes.is_empty() {
-                self.write_blocked = None;
-                return Ok(());
-            }
-            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            let [bytes, body] = inner.session.poll_transmit();
+            let writing = match (bytes, body) {
+                ([], []) => {
+                    self.write_blocked = None;
+                    return Ok(());
+                }
+                (bytes, []) => Pin::new(&mut self.stream).poll_write(cx, bytes),
+                (bytes, body) => {
+                    let parts = [IoSlice::new(bytes), IoSlice::new(body)];
+                    Pin::new(&mut self.stream).poll_write_vectored(cx, &parts)
+                }
+            };
+            match writing {
                 Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => {
                     inner.session.transmitted(count);
@@ -345,7 +353,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             let now = now();
             self.shared.with(|inner| inner.session.handle_timeout(now));
             if stalled.is_some_and(|stalled| stalled <= now) {
-                let queued = self.shared.with(|inner| inner.session.poll_transmit().len());
+                let queued = self.shared.with(|inner| inner.session.poll_transmit().concat().len());
                 let violation = Violation::NotReading { queued, limit: 0 };
                 self.shared.with(|inner| inner.session.handle_end(&violation.to_string()));
                 (self.write_blocked, self.flush_by) = (None, None);
@@ -385,13 +393,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
         let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
         // Others may have changed the session since it was looked at: then look again.
         let unseen = inner.session.has_events()
-            || (!inner.session.poll_transmit().is_empty() && this.write_blocked.is_none() && written.is_ok());
+            || (inner.session.has_transmit() && this.write_blocked.is_none() && written.is_ok());
         if unseen && !this.shutting_down {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         if inner.session.is_closed() {
-            let flushed = written.is_err() || this.shutting_down || inner.session.poll_transmit().is_empty();
+            let flushed = written.is_err() || this.shutting_down || !inner.session.has_transmit();
             drop(inner);
             if flushed {
                 // A polite end; the kernel sends what is buffered either way.

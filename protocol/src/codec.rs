@@ -40,6 +40,12 @@ fn bounded<const N: usize>() -> Configuration<LittleEndian, Varint, Limit<N>> {
 ///
 /// If header and body exceed [`FRAME_MAX`]: the session splits bodies before it comes to this.
 pub fn put_frame(out: &mut Vec<u8>, message: &Message, body: &[u8]) {
+    put_header(out, message, body.len());
+    out.put_slice(body);
+}
+
+/// Appends a frame up to its body, of which `body` bytes must follow.
+pub(crate) fn put_header(out: &mut Vec<u8>, message: &Message, body: usize) {
     let start = out.len();
     out.put_u32_le(0);
     if matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refusal(_)) {
@@ -47,8 +53,7 @@ pub fn put_frame(out: &mut Vec<u8>, message: &Message, body: &[u8]) {
     }
     bincode::serde::encode_into_std_write(message, out, config::standard())
         .expect("writing a message into memory does not fail: no wire type refuses to serialize");
-    out.put_slice(body);
-    let length = out.len() - start - LENGTH_BYTES;
+    let length = out.len() - start - LENGTH_BYTES + body;
     assert!(length <= FRAME_MAX, "a {} frame of {length} bytes", message.name());
     let length = u32::try_from(length).expect("FRAME_MAX fits u32");
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
@@ -82,14 +87,10 @@ pub fn read_frame(mut frame: &[u8], greeting: bool) -> Result<(Message, &[u8]), 
         frame = frame.strip_prefix(&MAGIC).ok_or(Violation::NotQuilt)?;
     }
     let header = &frame[..frame.len().min(HEADER_MAX)];
-    let (message, used) = bincode::serde::decode_from_slice(header, bounded::<HEADER_MAX>())
+    let (message, used): (Message, usize) = bincode::serde::decode_from_slice(header, bounded::<HEADER_MAX>())
         .map_err(|error| malformed("a frame header", &error))?;
     let body = &frame[used..];
-    let may_have_body = matches!(
-        message,
-        Message::Request { .. } | Message::Response { .. } | Message::Item { .. } | Message::Chunk { .. }
-    );
-    if !body.is_empty() && !may_have_body {
+    if !body.is_empty() && message.body_of().is_none() {
         return Err(DecodeError::TrailingBytes { what: message.name(), left: body.len() }.into());
     }
     Ok((message, body))

@@ -360,6 +360,16 @@ impl Outcome {
 }
 
 impl Message {
+    /// Which body the bytes behind the message belong to, if it may have any.
+    pub(crate) fn body_of(&self) -> Option<(RequestNumber, BodyOf)> {
+        match self {
+            Self::Request { number, .. } => Some((*number, BodyOf::Request)),
+            Self::Response { number, .. } | Self::Item { number, .. } => Some((*number, BodyOf::Answer)),
+            Self::Chunk { number, of } => Some((*number, *of)),
+            _ => None,
+        }
+    }
+
     /// The message's name, for errors and logs.
     pub fn name(&self) -> &'static str {
         match self {

@@ -134,6 +134,8 @@ pub struct Session {
     liveness: Liveness,
     /// The part of a frame that has arrived.
     tail: Vec<u8>,
+    /// The body in the midst of whose frame we are, and how much of that is still to come.
+    in_body: Option<(RequestNumber, BodyOf, usize)>,
     /// When the rest of it must have arrived.
     tail_by: Option<Instant>,
     /// Bytes announced of bodies that have begun to arrive.
@@ -167,6 +169,7 @@ impl Session {
             serving: HashMap::new(),
             liveness: Liveness::new(state == State::Greeting, HEARTBEAT, now),
             tail: Vec::new(),
+            in_body: None,
             tail_by: None,
             arriving: 0,
             events: VecDeque::new(),
@@ -355,8 +358,14 @@ impl Session {
         self.events.pop_front()
     }
 
-    /// The bytes to write next; empty if there are none. Report with [`Session::transmitted`].
-    pub fn poll_transmit(&mut self) -> &[u8] {
+    /// Whether [`Session::poll_transmit`] has something.
+    pub fn has_transmit(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// The bytes to write next, the second part after the first; both are empty if there are none. Report with
+    /// [`Session::transmitted`].
+    pub fn poll_transmit(&mut self) -> [&[u8]; 2] {
         self.outbox.unwritten()
     }
 
@@ -431,7 +440,7 @@ impl Session {
 
     /// The transport ended. Without a goodbye before it, that is a crash or a cut.
     pub fn handle_end(&mut self, reason: &str) {
-        if self.state != State::Closed && !self.tail.is_empty() {
+        if self.state != State::Closed && (self.in_body.is_some() || !self.tail.is_empty()) {
             return self.close(Closed::Broken(format!("{reason}, in the middle of a frame")));
         }
         self.close(Closed::Broken(reason.to_owned()));

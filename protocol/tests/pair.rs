@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use quilt_protocol::codec::{HEADER_MAX, LENGTH_BYTES, put_frame};
 use quilt_protocol::error::Violation;
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
 use quilt_protocol::session::{Budget, Closed, HEARTBEAT, IN_FLIGHT_MAX, MISSED_MAX};
 use quilt_protocol::version::{SPOKEN, Versions};
-use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Welcome};
+use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Message, Outcome, RequestHead, Session, Welcome};
 
 /// A small random number generator; a dependency for this would be a crate for ten lines.
 struct Random(u64);
@@ -91,7 +92,7 @@ impl Pair {
     fn transmit(&mut self) {
         for side in 0..2 {
             loop {
-                let bytes = self.sides[side].poll_transmit();
+                let bytes = self.sides[side].poll_transmit().concat();
                 if bytes.is_empty() {
                     break;
                 }
@@ -296,7 +297,7 @@ fn what_was_not_written_when_the_link_broke_was_certainly_not_delivered() {
     outcomes.sort_by_key(|(number, _)| *number);
     let lost = |number, delivered| (number, Outcome::PeerLost(delivered));
     assert_eq!(outcomes, [lost(sent, Delivered::Unknown), lost(kept, Delivered::No), lost(large, Delivered::No)]);
-    assert!(pair.sides[0].poll_transmit().is_empty(), "what is said to be undelivered leaves all the same");
+    assert!(!pair.sides[0].has_transmit(), "what is said to be undelivered leaves all the same");
 }
 
 #[test]
@@ -323,7 +324,7 @@ fn replies_that_nobody_reads_are_bounded() {
         let now = pair.now;
         let number = pair.sides[0].request(head(15_000), Bytes::new(), now);
         let Ok(_) = number else { break };
-        let bytes = pair.sides[0].poll_transmit().to_vec();
+        let bytes = pair.sides[0].poll_transmit().concat();
         pair.sides[0].transmitted(bytes.len());
         pair.sides[1].handle_bytes(&bytes, now);
         while let Some(event) = pair.sides[1].poll_event() {
@@ -406,8 +407,8 @@ fn peers_without_a_common_version_are_told_both_ranges() {
     let future = Hello { versions: Versions { lowest: 7, highest: 9 }, ..hello() };
     let mut opener = Session::open(future, Limits::default(), now);
     let mut acceptor = Session::answer(Limits::default(), now);
-    acceptor.handle_bytes(opener.poll_transmit(), now);
-    opener.handle_bytes(acceptor.poll_transmit(), now);
+    acceptor.handle_bytes(&opener.poll_transmit().concat(), now);
+    opener.handle_bytes(&acceptor.poll_transmit().concat(), now);
     let Some(Event::Refused(refusal)) = opener.poll_event() else { panic!("the opener is not told") };
     let Refusal { code, text, versions, .. } = *refusal;
     assert_eq!((code.as_str(), versions), ("version", SPOKEN));
@@ -436,7 +437,7 @@ fn a_lagging_reader_does_not_make_the_written_part_pile_up() {
         if let Ok(number) = number {
             pair.sides[1].cancel(number);
         }
-        let bytes = pair.sides[1].poll_transmit();
+        let bytes = pair.sides[1].poll_transmit().concat();
         waiting = waiting.max(bytes.len());
         // Always 64 KiB behind.
         let take = bytes.len().saturating_sub(64 * 1024);
@@ -462,7 +463,7 @@ fn sessions_that_share_a_budget_are_bounded_together() {
     let session = || {
         let mut session = Session::answer(limits.clone(), now);
         let mut opener = Session::open(hello(), Limits::default(), now);
-        session.handle_bytes(opener.poll_transmit(), now);
+        session.handle_bytes(&opener.poll_transmit().concat(), now);
         session.accept(welcome(), 0, now);
         session
     };
@@ -478,4 +479,40 @@ fn sessions_that_share_a_budget_are_bounded_together() {
     let mut three = session();
     three.handle_bytes(&begin(0), now);
     assert_eq!(three.counters().overloaded, 0);
+}
+
+#[test]
+fn a_body_cut_anywhere_arrives_as_it_was_sent() {
+    let body: Bytes = (0..60_000u32).map(|at| (at % 251) as u8).collect();
+    let mut pair = Pair::established(23);
+    let now = pair.now;
+    pair.sides[0].request(head(15_000), body.clone(), now).unwrap();
+    let bytes = pair.sides[0].poll_transmit().concat();
+    let header = bytes.len() - body.len();
+    let edge = LENGTH_BYTES + HEADER_MAX;
+    for cut in [1, header - 1, header, header + 1, edge - 1, edge, edge + 1, edge + 2, bytes.len() - 1] {
+        let mut pair = Pair::established(23);
+        for part in [&bytes[..cut], &bytes[cut..]] {
+            assert!(pair.sides[1].poll_event().is_none(), "cut at {cut}");
+            pair.sides[1].handle_bytes(part, now);
+        }
+        let Some(Event::Request(_, _, arrived)) = pair.sides[1].poll_event() else { panic!("cut at {cut}") };
+        assert!(arrived == body, "cut at {cut}");
+        // What comes next is read in its place.
+        pair.sides[0].ping();
+        pair.run(Duration::from_millis(50));
+        assert!(pair.sides[1].is_established(), "cut at {cut}: {:?}", pair.take(1));
+    }
+}
+
+#[test]
+fn a_frame_that_holds_more_than_its_body_ends_the_session_before_it_is_whole() {
+    let mut pair = Pair::established(24);
+    let message = Message::Request { number: 1, head: Box::new(head(15_000)), body: 20_000 };
+    let mut bytes = Vec::new();
+    put_frame(&mut bytes, &message, &[7; 20_001]);
+    pair.sides[1].handle_bytes(&bytes[..bytes.len() - 2000], pair.now);
+    let why = pair.sides[1].poll_event();
+    let expected = Violation::BodyTooLong { length: 20_001, limit: 20_000 };
+    assert_eq!(why, Some(Event::Closed(Closed::Violation(expected))));
 }

@@ -8,10 +8,13 @@ use super::liveness::Liveness;
 use super::outbox::BUFFERED_MAX;
 use super::requests::{Answer, Arriving, IN_FLIGHT_MAX, Known, Serving};
 use super::{Closed, Event, ITEM_MAX, Session, State, UNCHARGED_MAX, deadline};
-use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, LENGTH_BYTES};
+use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, HEADER_MAX, LENGTH_BYTES};
 use crate::error::Violation;
 use crate::message::{BodyOf, Encoding, Message, Outcome, Refusal, RequestHead, RequestNumber};
 use crate::version::SPOKEN;
+
+/// How much of a frame is enough to read its header, and the first byte of its body.
+const BEGINNING: usize = HEADER_MAX + 1;
 
 impl Session {
     /// Takes what arrived. After an error the session is closed and a [`Event::Closed`] says why.
@@ -33,7 +36,6 @@ impl Session {
                     self.tail = tail;
                     return Ok(());
                 }
-                self.tail_by = None;
                 self.take_frames(&mut input, now)
             })
         };
@@ -41,13 +43,13 @@ impl Session {
             Ok(()) => self.tail.extend_from_slice(input),
             Err(violation) => return self.close_for(violation),
         }
-        match self.tail.is_empty() {
+        match self.tail.is_empty() && self.in_body.is_none() {
             true => self.tail_by = None,
             false => drop(self.tail_by.get_or_insert(now + time_for(FRAME_MAX))),
         }
     }
 
-    /// Moves as much of `input` to `tail` as completes the frame that `tail` begins.
+    /// Moves as much of `input` to `tail` as completes the frame that `tail` begins, or lets its header be read.
     fn fill_tail(&mut self, tail: &mut Vec<u8>, input: &mut &[u8]) -> Result<(), Violation> {
         let mut take = |tail: &mut Vec<u8>, wanted: usize| {
             let (now, later) = input.split_at(wanted.saturating_sub(tail.len()).min(input.len()));
@@ -58,7 +60,7 @@ impl Session {
         let Some(length) = tail.first_chunk::<LENGTH_BYTES>() else { return Ok(()) };
         let length = u32::from_le_bytes(*length) as usize;
         codec::find_frame(tail, self.frame_limit())?;
-        take(tail, LENGTH_BYTES + length);
+        take(tail, LENGTH_BYTES + length.min(BEGINNING));
         Ok(())
     }
 
@@ -68,11 +70,39 @@ impl Session {
 
     fn take_frames(&mut self, input: &mut &[u8], now: Instant) -> Result<(), Violation> {
         while self.state != State::Closed {
-            let Some(frame) = codec::find_frame(input, self.frame_limit())? else { return Ok(()) };
+            if let Some((number, of, left)) = self.in_body.take() {
+                let (part, rest) = input.split_at(left.min(input.len()));
+                *input = rest;
+                match part.len() < left {
+                    true => self.in_body = Some((number, of, left - part.len())),
+                    false => self.tail_by = None,
+                }
+                match of {
+                    _ if part.is_empty() => return Ok(()),
+                    BodyOf::Request => self.handle_request_chunk(number, part)?,
+                    BodyOf::Answer => self.handle_answer_chunk(number, part)?,
+                }
+                continue;
+            }
+            let Some(frame) = codec::find_frame(input, self.frame_limit())? else {
+                let begun = self.state == State::Established && input.len() >= LENGTH_BYTES + BEGINNING;
+                if !begun {
+                    return Ok(());
+                }
+                // A long body goes where it is gathered as it comes, and does not wait here for the end of its frame.
+                let length = input.first_chunk::<LENGTH_BYTES>().map_or(0, |length| u32::from_le_bytes(*length));
+                let left = LENGTH_BYTES + length as usize - input.len();
+                let (message, part) = codec::read_frame(&input[LENGTH_BYTES..], false)?;
+                *input = &[];
+                self.in_body = message.body_of().map(|(number, of)| (number, of, left));
+                self.handle_message(message, part, part.len() + left, now)?;
+                continue;
+            };
             *input = &input[LENGTH_BYTES + frame.len()..];
+            self.tail_by = None;
             let greeting = matches!(self.state, State::Greeting | State::AwaitingHello);
             let (message, body) = codec::read_frame(frame, greeting)?;
-            self.handle_message(message, body, now)?;
+            self.handle_message(message, body, body.len(), now)?;
             if self.outbox.buffered() > BUFFERED_MAX {
                 return Err(Violation::NotReading { queued: self.outbox.buffered(), limit: BUFFERED_MAX });
             }
@@ -81,7 +111,19 @@ impl Session {
         Ok(())
     }
 
-    fn handle_message(&mut self, message: Message, part: &[u8], now: Instant) -> Result<(), Violation> {
+    /// `in_frame` is how much of a body the frame holds, of which `part` has arrived.
+    fn handle_message(
+        &mut self,
+        message: Message,
+        part: &[u8],
+        in_frame: usize,
+        now: Instant,
+    ) -> Result<(), Violation> {
+        if let Message::Request { body, .. } | Message::Response { body, .. } | Message::Item { body, .. } = &message
+            && in_frame > *body as usize
+        {
+            return Err(Violation::BodyTooLong { length: in_frame, limit: *body as usize });
+        }
         match (self.state, message) {
             (State::AwaitingHello, Message::Hello(hello)) => match SPOKEN.common(hello.versions) {
                 Some(_) => {
@@ -158,7 +200,6 @@ impl Session {
         if self.serving.contains_key(&number) {
             return Err(Violation::NumberInUse(number));
         }
-        check_body(whole, part)?;
         let streaming = head.credit > 0;
         let serving =
             Serving { deadline: deadline(&head, now), arriving: None, charged: 0, credit: head.credit, streaming };
@@ -219,7 +260,6 @@ impl Session {
         whole: usize,
         part: &[u8],
     ) -> Result<(), Violation> {
-        check_body(whole, part)?;
         let longest = if answer == Answer::Item { ITEM_MAX } else { self.limits.body };
         if let Known::Waiting(asked) = self.asked.find(number) {
             if asked.arriving.is_some() {
@@ -308,11 +348,6 @@ impl Session {
     pub(super) fn forget_arriving(&mut self, body: Option<Arriving>) {
         self.release(body.map_or(0, |body| body.whole()));
     }
-}
-
-/// A frame holds at most the body it announces.
-fn check_body(whole: usize, part: &[u8]) -> Result<(), Violation> {
-    if part.len() > whole { Err(Violation::BodyTooLong { length: part.len(), limit: whole }) } else { Ok(()) }
 }
 
 /// How long so many bytes may take to arrive: 10 s, and a second for each 64 KiB.

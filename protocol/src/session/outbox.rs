@@ -1,11 +1,12 @@
 //! What waits to be written.
 //!
 //! Small messages are encoded at once into one buffer and leave in a single write. Larger bodies wait as they are, one
-//! queue per request, and take turns a chunk at a time, so that a 16 MiB body never holds up a heartbeat.
+//! queue per request, and take turns a chunk at a time, so that a 16 MiB body never holds up a heartbeat. A chunk is
+//! written from where the body lies.
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 use crate::codec;
 use crate::message::{BodyOf, Message, RequestNumber};
@@ -26,6 +27,10 @@ pub(super) struct Outbox {
     buffer: Vec<u8>,
     /// How much of `buffer` has been written.
     written: usize,
+    /// What is left of the part of a large body whose header ends `buffer`.
+    chunk: Bytes,
+    /// What goes after it.
+    after: Vec<u8>,
     /// Bytes ever written, to tell whether a given message has left.
     total_written: u64,
     bulk: VecDeque<(Key, VecDeque<Bulk>)>,
@@ -52,7 +57,7 @@ pub(super) enum Placed {
 impl Outbox {
     /// Bytes waiting in the write buffer.
     pub(super) fn buffered(&self) -> usize {
-        self.buffer.len() - self.written
+        self.buffer.len() - self.written + self.chunk.len() + self.after.len()
     }
 
     /// Bytes of large bodies waiting for their turn.
@@ -66,9 +71,10 @@ impl Outbox {
     }
 
     fn put(&mut self, message: &Message, body: &[u8]) -> Placed {
-        let before = self.buffer.len();
-        codec::put_frame(&mut self.buffer, message, body);
-        self.since_chunk += self.buffer.len() - before;
+        let buffer = if self.chunk.is_empty() { &mut self.buffer } else { &mut self.after };
+        let before = buffer.len();
+        codec::put_frame(buffer, message, body);
+        self.since_chunk += buffer.len() - before;
         Placed::Until(self.total_written + self.buffered() as u64)
     }
 
@@ -105,26 +111,30 @@ impl Outbox {
         queue.and_then(|(_, queue)| queue.front()).is_none_or(|bulk| bulk.header.is_none())
     }
 
-    /// The bytes to write next, if any.
-    pub(super) fn unwritten(&mut self) -> &[u8] {
-        // One chunk at a time: what arrives while it is being written goes before the next chunk.
-        if self.buffered() == 0 {
-            self.release();
-            self.stage_chunk();
-        } else if self.since_chunk >= SMALL_BEFORE_CHUNK {
-            // Small messages without end must not hold up a large body for ever either.
+    /// Whether there are bytes to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffered() == 0 && self.bulk.is_empty()
+    }
+
+    /// The bytes to write next, if any, in two parts.
+    pub(super) fn unwritten(&mut self) -> [&[u8]; 2] {
+        // One chunk at a time: what arrives while it is being written goes before the next chunk. Small messages without
+        // end must not hold up a large body for ever either.
+        if self.buffered() == 0 || (self.chunk.is_empty() && self.since_chunk >= SMALL_BEFORE_CHUNK) {
             self.stage_chunk();
         }
-        &self.buffer[self.written..]
+        [&self.buffer[self.written..], &self.chunk]
     }
 
     /// Records that the first `count` of the unwritten bytes were written.
     pub(super) fn advance(&mut self, count: usize) {
-        self.written += count;
+        let of_buffer = count.min(self.buffer.len() - self.written);
+        self.written += of_buffer;
+        self.chunk.advance(count - of_buffer);
         self.total_written += count as u64;
-        debug_assert!(self.written <= self.buffer.len());
-        if self.written == self.buffer.len() {
-            self.release();
+        if self.written == self.buffer.len() && self.chunk.is_empty() {
+            // An idle session owns no buffer.
+            (self.buffer, self.written) = (std::mem::take(&mut self.after), 0);
         } else if self.written >= CHUNK && self.written * 2 >= self.buffer.len() {
             // A peer that reads, but never catches up, must not make the written part grow.
             self.buffer.drain(..self.written);
@@ -140,24 +150,20 @@ impl Outbox {
 
     /// Forgets everything that was not written.
     pub(super) fn clear(&mut self) {
-        self.clear_bulk();
-        self.release();
-    }
-
-    /// An idle session owns no buffer.
-    fn release(&mut self) {
-        self.buffer = Vec::new();
-        self.written = 0;
+        *self = Self { total_written: self.total_written, ..Self::default() };
     }
 
     fn stage_chunk(&mut self) {
         self.since_chunk = 0;
         let Some((key, mut queue)) = self.bulk.pop_front() else { return };
         let mut bulk = queue.pop_front().expect("a queue is removed with its last body");
-        let part = bulk.body.split_to(bulk.body.len().min(CHUNK));
+        // A short rest goes along: it is not worth a wake-up of the peer.
+        let part = if bulk.body.len() <= CHUNK + CHUNK / 2 { bulk.body.len() } else { CHUNK };
+        let part = bulk.body.split_to(part);
         self.bulk_bytes -= part.len();
         let header = bulk.header.take().unwrap_or(Message::Chunk { number: key.0, of: key.1 });
-        codec::put_frame(&mut self.buffer, &header, &part);
+        codec::put_header(&mut self.buffer, &header, part.len());
+        self.chunk = part;
         if !bulk.body.is_empty() {
             queue.push_front(bulk);
         }

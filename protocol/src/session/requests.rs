@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::outbox::Placed;
 use crate::message::{Encoding, Outcome, RequestHead, RequestNumber};
@@ -19,13 +19,13 @@ const HALF: u32 = GENERATION_MASK / 2;
 #[derive(Debug)]
 pub(super) struct Arriving {
     whole: usize,
-    bytes: BytesMut,
+    bytes: Vec<u8>,
 }
 
 impl Arriving {
     /// Memory grows with what has arrived, not with what was announced.
     pub(super) fn new(whole: usize, first: &[u8]) -> Self {
-        Self { whole, bytes: BytesMut::from(first) }
+        Self { whole, bytes: first.to_vec() }
     }
 
     /// Adds a part; `Err` with the length reached if it is more than was announced.
@@ -34,7 +34,10 @@ impl Arriving {
         if reached > self.whole || part.is_empty() {
             return Err(reached);
         }
-        self.bytes.put_slice(part);
+        if self.bytes.capacity() < reached {
+            self.bytes.reserve_exact((self.whole - self.bytes.len()).min(part.len().max(self.bytes.len())));
+        }
+        self.bytes.extend_from_slice(part);
         Ok(())
     }
 
@@ -48,7 +51,7 @@ impl Arriving {
     }
 
     pub(super) fn into_bytes(self) -> Bytes {
-        self.bytes.freeze()
+        self.bytes.into()
     }
 }
 
