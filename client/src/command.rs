@@ -7,9 +7,9 @@ use bytes::Bytes;
 use quilt_net::{Answer, Items};
 use quilt_plugin_api as api;
 use quilt_plugin_api::Command;
-use quilt_protocol::control::{CommandView, InstanceRef, Resolve, RoleView, Share, command};
+use quilt_protocol::control::{InstanceRef, Resolve, Share, command};
 use quilt_protocol::message::{Delivered, NO_DEADLINE};
-use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead};
+use quilt_protocol::{Address, Encoding, Outcome, RequestHead};
 
 use crate::{AskError, Client};
 
@@ -160,28 +160,6 @@ impl Client {
     pub async fn resolve(&self, target: &str, limit: Option<Share>) -> Result<Vec<InstanceRef>, AskError> {
         let request = Resolve { target: target.into(), limit };
         self.ask(command::RESOLVE, &request).await
-    }
-
-    /// The commands that a station's instances offer.
-    ///
-    /// # Errors
-    ///
-    /// The station is unknown or away, or no answer.
-    pub async fn commands(&self, station: &Name) -> Result<Vec<CommandView>, AskError> {
-        let to = Address::Station(station.clone());
-        let empty = quilt_protocol::control::Empty {};
-        self.handle().ask(to, command::COMMANDS, Encoding::Json, &empty, self.timeout()).await
-    }
-
-    /// The roles that a station can run.
-    ///
-    /// # Errors
-    ///
-    /// The station is unknown or away, or no answer.
-    pub async fn roles(&self, station: &Name) -> Result<Vec<RoleView>, AskError> {
-        let to = Address::Station(station.clone());
-        let empty = quilt_protocol::control::Empty {};
-        self.handle().ask(to, command::ROLES, Encoding::Json, &empty, self.timeout()).await
     }
 }
 

@@ -23,10 +23,11 @@
 mod command;
 mod plugin;
 mod push;
+mod schemas;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quilt_net::{ConnectError, Handle, NoService, dial};
@@ -50,6 +51,7 @@ pub struct Client {
     manager: Arc<str>,
     wished: Name,
     session: Arc<Mutex<(Handle, Welcome)>>,
+    schemas: Arc<Mutex<schemas::Kept>>,
     timeout: Duration,
 }
 
@@ -105,7 +107,8 @@ impl Client {
     pub async fn connect_within(manager: &str, name: &str, timeout: Duration) -> Result<Self, ConnectFailure> {
         let wished: Name = name.parse()?;
         let session = open(manager, &wished, timeout).await?;
-        Ok(Self { manager: manager.into(), wished, session: Arc::new(Mutex::new(session)), timeout })
+        let session = Arc::new(Mutex::new(session));
+        Ok(Self { manager: manager.into(), wished, session, schemas: Arc::default(), timeout })
     }
 
     /// The name the manager assigned to this tool.
@@ -126,6 +129,10 @@ impl Client {
 
     pub(crate) fn handle(&self) -> Handle {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    pub(crate) fn schemas(&self) -> MutexGuard<'_, schemas::Kept> {
+        self.schemas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects anew if the connection is gone.

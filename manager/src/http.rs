@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub(crate) pushes: Counter,
     pub(crate) requests: Counter,
     pub(crate) relayed: Counter,
+    pub(crate) schemas: Counter,
 }
 
 impl Metrics {
@@ -51,6 +52,7 @@ impl Metrics {
             pushes: Counter::default(),
             requests: Counter::default(),
             relayed: Counter::default(),
+            schemas: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("stations", "Known stations by state", metrics.stations.clone());
@@ -61,6 +63,7 @@ impl Metrics {
         registry.register("config_pushes", "Configurations offered", metrics.pushes.clone());
         registry.register("requests", "Requests received", metrics.requests.clone());
         registry.register("relayed", "Requests passed on to stations and tools", metrics.relayed.clone());
+        registry.register("schemas_fetched", "Schemas asked of stations", metrics.schemas.clone());
         metrics
     }
 

@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `blobs`, `http`.
+//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `blobs`, `schemas`, `http`.
 
 mod apply;
 mod blobs;
@@ -16,6 +16,7 @@ mod push;
 mod register;
 mod rollout;
 mod route;
+mod schemas;
 mod selector;
 mod session;
 mod state;
@@ -63,6 +64,7 @@ pub(crate) struct Core {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) events: EventLog,
     pub(crate) blobs: blobs::Blobs,
+    pub(crate) schemas: schemas::Schemas,
     state: Mutex<State>,
     /// Counts changes of any station.
     pub(crate) changed: watch::Sender<u64>,
@@ -122,6 +124,7 @@ impl Manager {
             fleet,
             events: EventLog::new(store.clone(), last_event),
             blobs: blobs::Blobs::open(folder.join("files")).context("the folder of files for stations")?,
+            schemas: schemas::Schemas::default(),
             store,
             state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
             changed: watch::Sender::new(0),

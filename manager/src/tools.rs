@@ -19,7 +19,7 @@ use crate::blobs::BlobError;
 use crate::selector::{Selector, glob};
 use crate::session::Session;
 use crate::store::{Change, Desired, Origin};
-use crate::{Core, apply, push, register, rollout};
+use crate::{Core, apply, push, register, rollout, schemas};
 
 /// How long a station may take for what an operator asks of it.
 const STATION: Duration = Duration::from_secs(60);
@@ -103,6 +103,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::ADD_TO_FILE => {
             inbound.answer(move |request| async move { core.blobs.add(request).await.map_err(blob_failure) })
         }
+        command::SCHEMAS => inbound.answer(move |request| async move { schemas::read(&core, request).await }),
         command::EVENTS => events(core, inbound),
         other => {
             let known = [

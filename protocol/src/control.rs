@@ -4,10 +4,15 @@
 //! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
 
 mod plugin;
+mod schemas;
 mod station;
 mod tool;
 
 pub use self::plugin::*;
+pub use self::schemas::{
+    Discover, ReadSchemas, SCHEMAS_MAX, reference as schema_reference, referenced as schema_referenced,
+    text as schema_text,
+};
 pub use self::station::*;
 pub use self::tool::*;
 
@@ -26,10 +31,13 @@ pub mod command {
     pub const PLAN: &str = "quilt:plan";
     /// Manager to station: start, stop or restart an instance.
     pub const CONTROL: &str = "quilt:control";
-    /// Manager to station: the roles a station offers, with schemas.
+    /// The roles a station offers, with schemas: [`Discover`](super::Discover) for [`RoleView`](super::RoleView)s.
     pub const ROLES: &str = "quilt:roles";
-    /// The commands a station's instances offer, with schemas.
+    /// The commands a station's instances offer, with schemas: [`Discover`](super::Discover) for
+    /// [`CommandView`](super::CommandView)s.
     pub const COMMANDS: &str = "quilt:commands";
+    /// Tool to manager: the texts of schemas, [`ReadSchemas`](super::ReadSchemas). Manager to station: hashes for texts.
+    pub const SCHEMAS: &str = "quilt:schemas";
     /// Tool to manager: [`BeginFile`](super::BeginFile) for [`FileProgress`](super::FileProgress).
     pub const BEGIN_FILE: &str = "quilt:begin_file";
     /// Tool to manager: [`AddToFile`](super::AddToFile) for [`FileProgress`](super::FileProgress).

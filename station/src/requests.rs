@@ -10,12 +10,13 @@ use quilt_core::lines;
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, SessionState};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
-    ASK_FOR_STREAM, AllowPlugin, CommandView, Control, LogLine, Logs, Plan, UpdateConfiguration, command,
+    ASK_FOR_STREAM, AllowPlugin, CommandView, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
+    schema_reference, schema_text,
 };
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Address, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
+use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -94,11 +95,36 @@ impl Requests {
             }
             command::ROLES => {
                 let roles = self.roles.clone();
-                inbound.answer(move |_: serde_json::Value| async move { Ok(roles.views()) })
+                inbound.answer(move |Discover { by_hash }| async move {
+                    let mut views = roles.views();
+                    if by_hash {
+                        refer(views.iter_mut().map(|view| &mut view.config_schema));
+                    }
+                    Ok(views)
+                })
             }
             command::COMMANDS => {
                 let (commands, roles) = (self.commands.clone(), self.roles.clone());
-                inbound.answer(move |_: serde_json::Value| async move { Ok(views(&commands, &roles)) })
+                inbound.answer(move |Discover { by_hash }| async move {
+                    let mut views = views(&commands, &roles);
+                    if by_hash {
+                        refer(views.iter_mut().flat_map(schemas_of));
+                    }
+                    Ok(views)
+                })
+            }
+            command::SCHEMAS => {
+                let (commands, roles) = (self.commands.clone(), self.roles.clone());
+                inbound.answer(move |wanted: BTreeSet<Digest>| async move {
+                    let (mut views, mut described) = (views(&commands, &roles), roles.views());
+                    let schemas = views.iter_mut().flat_map(schemas_of);
+                    let schemas = schemas.chain(described.iter_mut().map(|view| &mut view.config_schema));
+                    let texts: BTreeSet<String> = schemas.map(|schema| schema_text(schema)).collect();
+                    Ok(texts
+                        .into_iter()
+                        .filter(|text| wanted.contains(&Digest::of(text.as_bytes())))
+                        .collect::<Vec<_>>())
+                })
             }
             command::LOGS => self.logs(inbound),
             command::PLUGINS => {
@@ -160,6 +186,15 @@ fn views(commands: &Commands, roles: &RoleTable) -> Vec<CommandView> {
         views.extend(described.commands.into_iter().map(|record| view(role.clone(), None, record)));
     }
     views
+}
+
+fn schemas_of(view: &mut CommandView) -> [&mut serde_json::Value; 3] {
+    [&mut view.request_schema, &mut view.reply_schema, &mut view.error_schema]
+}
+
+/// Puts references in the place of schemas.
+fn refer<'a>(schemas: impl Iterator<Item = &'a mut serde_json::Value>) {
+    schemas.for_each(|schema| *schema = schema_reference(schema));
 }
 
 impl Requests {

@@ -265,6 +265,17 @@ impl World {
         self.ctl(&["apply", "-f", &path, "--wait", "20", "--settle", "0"]).await
     }
 
+    /// What the manager's HTTP side answers.
+    pub async fn get(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(&self.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     /// Waits for something to become true.
     pub async fn eventually(&self, what: &str, condition: impl AsyncFn(&World) -> bool) {
         let until = Instant::now() + PATIENCE;

@@ -105,6 +105,32 @@ async fn selectors_reach_every_instance_that_offers_the_command() {
 }
 
 #[tokio::test]
+async fn schemas_are_asked_of_one_station_for_all_that_have_the_same() {
+    let mut world = World::new().await;
+    for station in ["a-1", "a-2"] {
+        world.station(station, &[]).await;
+    }
+    let fetched = async |world: &World| {
+        let metrics = world.get("/metrics").await;
+        let line = metrics.lines().find(|line| line.starts_with("quilt_manager_schemas_fetched_total ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let first = world.ctl(&["commands", "a-1", "-o", "json"]).await.with_code(0).json();
+    let asked = fetched(&world).await;
+    assert!(asked > 0);
+    let second = world.ctl(&["commands", "a-2", "-o", "json"]).await.with_code(0).json();
+    assert_eq!((second, fetched(&world).await), (first, asked));
+    // Roles are listed so too.
+    let roles = world.ctl(&["roles", "a-2", "-o", "json"]).await.with_code(0).json();
+    assert!(roles.as_array().unwrap().iter().all(|role| role["config_schema"]["type"] == "object"), "{roles}");
+    let wrong = world.ctl(&["call", "manager", "schemas", r#"{"station":"a-2","schemas":["00"]}"#]).await.with_code(4);
+    assert!(wrong.err.contains("64 hexadecimal digits"), "{}", wrong.err);
+    let unknown = format!(r#"{{"station":"a-2","schemas":["{}"]}}"#, "0".repeat(64));
+    let unknown = world.ctl(&["call", "manager", "schemas", &unknown]).await.with_code(4);
+    assert!(unknown.err.contains("a-2 has no schema 000"), "{}", unknown.err);
+}
+
+#[tokio::test]
 async fn a_thousand_calls_in_flight_all_end_as_they_should() {
     let world = counting_world().await;
     let fleet = world.client().await;

@@ -104,22 +104,13 @@ async fn a_store_older_than_what_a_station_applied_is_noticed() {
 async fn health_version_and_metrics_are_served() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let get = async |path: &str| -> String {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let mut stream = tokio::net::TcpStream::connect(&world.http).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    };
-    assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
-    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(get("/version").await.contains("\"version\""));
-    let metrics = get("/metrics").await;
+    assert!(world.get("/healthz").await.starts_with("HTTP/1.1 200"));
+    assert!(world.get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(world.get("/version").await.contains("\"version\""));
+    let metrics = world.get("/metrics").await;
     assert!(metrics.contains("quilt_manager_stations{state=\"connected\"} 1"), "{metrics}");
     assert!(metrics.contains("quilt_manager_registrations_total 1"), "{metrics}");
-    assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
+    assert!(world.get("/nothing").await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]
