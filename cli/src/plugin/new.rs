@@ -15,6 +15,7 @@ const SDK: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sdk.rs"));
 const WORKSPACE: &str = include_str!("../../../Cargo.toml");
 const MANIFEST: &str = include_str!("../../templates/plugin/Cargo.toml.in");
 const LIBRARY: &str = include_str!("../../templates/plugin/lib.rs.in");
+const CALL: &str = include_str!("../../templates/plugin/call.rs.in");
 const README: &str = include_str!("../../templates/plugin/README.md.in");
 
 /// Names that no crate can have, or that are taken by what a plugin uses or a station offers.
@@ -60,6 +61,7 @@ impl New {
         let write = |path: &str, text: &str| write(&folder.join(path), text);
         write("Cargo.toml", &fill(MANIFEST))?;
         write("src/lib.rs", &fill(LIBRARY))?;
+        write("examples/call.rs", &fill(CALL))?;
         write("README.md", &fill(README))?;
         write(".gitignore", "/target\n")?;
         write("quilt-sdk/Cargo.toml", &sdk_workspace())?;
@@ -95,11 +97,12 @@ fn sdk_workspace() -> String {
     workspace.remove("exclude");
     workspace.insert("members".into(), SDK_CRATES.map(toml::Value::from).to_vec().into());
     let dependencies = workspace["dependencies"].as_table_mut().expect("it is a table");
-    dependencies.retain(|name, _| name.starts_with("quilt-plugin-"));
+    let is_there = |path: &str| SDK_CRATES.contains(&path);
+    dependencies.retain(|_, how| how.get("path").and_then(toml::Value::as_str).is_none_or(is_there));
     toml::to_string(&manifest).expect("it was read from TOML")
 }
 
-const SDK_CRATES: [&str; 3] = ["plugin-api", "plugin-api/abi", "plugin-api/macros"];
+const SDK_CRATES: [&str; 6] = ["plugin-api", "plugin-api/abi", "plugin-api/macros", "client", "net", "protocol"];
 
 /// A crate's manifest without what only quilt's own tests need.
 fn without_tests(manifest: &str) -> String {

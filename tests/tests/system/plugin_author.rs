@@ -36,7 +36,10 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
             let alone = plugins::building();
             cargo(&alone, &folder, &["test", "--release"]);
             cargo(&alone, &folder, &["build", "--release"]);
-            std::fs::copy(plugins::folder().join("author/release/libcamera.so"), folder.join("libcamera.so")).unwrap();
+            cargo(&alone, &folder, &["build", "--release", "--example", "call"]);
+            let built = plugins::folder().join("author/release");
+            std::fs::copy(built.join("libcamera.so"), folder.join("libcamera.so")).unwrap();
+            std::fs::copy(built.join("examples/call"), folder.join("call")).unwrap();
         }
     })
     .await
@@ -58,6 +61,16 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     assert_eq!(greeted, serde_json::json!({ "text": "Salut, you!", "before": 0 }));
     let error = world.ctl(&["call", "cam-1/camera/main", "greet", r#"{"to":""}"#]).await.with_code(4);
     assert!(error.err.contains("Nobody"), "{}", error.err);
+    // And from a tool in Rust, which knows the same types.
+    for (to, printed) in [("Ada", "Salut, Ada! (1 before)"), ("", "cam-1/camera/main greets nobody in particular")] {
+        let call = tokio::process::Command::new(folder.join("call"))
+            .args(["cam-1/camera/main", to])
+            .env("QUILT_MANAGER", &world.address)
+            .output();
+        let output = call.await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!((text.trim(), output.status.success()), (printed, true), "{output:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
