@@ -13,11 +13,13 @@ mod baseline;
 #[path = "../../tests/fixtures/imp/src/role.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod imp;
+mod kills;
 mod part;
 mod plugins;
 mod rows;
 mod swarm;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -41,7 +43,11 @@ enum Verb {
     Manager,
     /// Be a real station (started by `all`)
     #[command(hide = true)]
-    Station { manager: String },
+    Station {
+        manager: String,
+        #[arg(long)]
+        plugin_dir: Vec<PathBuf>,
+    },
     /// Be many light stations (started by `all`)
     #[command(hide = true)]
     Swarm { manager: String, count: usize },
@@ -64,7 +70,7 @@ async fn run(verb: Verb) -> ExitCode {
         Verb::All(all) => all.run().await,
         Verb::Echo => baseline::serve().await,
         Verb::Manager => part::manager().await,
-        Verb::Station { manager } => part::station(&manager).await,
+        Verb::Station { manager, plugin_dir } => part::station(&manager, plugin_dir).await,
         Verb::Swarm { manager, count } => swarm::run(&manager, count).await,
         Verb::Pong => plugins::pong().await,
         Verb::Idle { echo, count } => baseline::idle(&echo, count).await,

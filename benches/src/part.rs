@@ -1,5 +1,6 @@
 //! The processes a measurement is made of: started as children of this program, known by one line they print.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::Context as _;
@@ -61,12 +62,13 @@ pub(crate) async fn manager() -> anyhow::Result<()> {
 }
 
 /// A real station with the built-in roles; prints when it has started.
-pub(crate) async fn station(manager: &str) -> anyhow::Result<()> {
+pub(crate) async fn station(manager: &str, plugin_dir: Vec<PathBuf>) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let args = StationArgs {
         daemon: DaemonArgs::with_data_dir(folder.path()),
         manager: vec![manager.into()],
         name: Some("bench".into()),
+        plugin_dir,
         ..StationArgs::default()
     };
     let _station = Station::start(args.resolve()?).await?;

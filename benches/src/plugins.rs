@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::imp::{Echo, Imp, Quick};
+use crate::kills;
 use crate::rows::{Row, median, row};
 
 /// Bodies of these sizes are sent and sent back: name of the row in the station, of the one in a child, bytes, calls.
@@ -68,6 +69,7 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
     }
     let name = "start of a child to its first reply; baseline: the same of a bare process";
     rows.push(row("child-start", name, "ms", ours, base));
+    rows.extend(kills::rows(runs, quick).await?);
     Ok(rows)
 }
 

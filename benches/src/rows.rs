@@ -187,7 +187,7 @@ impl All {
     }
 }
 
-async fn apply(client: &Client, fleet: serde_json::Value) -> anyhow::Result<()> {
+pub(crate) async fn apply(client: &Client, fleet: serde_json::Value) -> anyhow::Result<()> {
     let fleet: FleetFile = serde_json::from_value(fleet)?;
     let source = "bench".to_owned();
     let request = Apply { source, fleet, dry_run: false, force: false, wait: None, batch: None };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use quilt_client::control::{FleetFile, GroupEntry, PluginView, Share, Wait};
+use quilt_client::control::{FleetFile, GroupEntry, PluginView, ProblemCode, Share, Wait};
 use quilt_protocol::Name;
 use serde::Serialize;
 
@@ -86,7 +86,7 @@ pub(crate) struct Remove {
 /// How a change reaches the stations.
 #[derive(Args)]
 struct Rollout {
-    /// How long to follow until it works everywhere
+    /// How long to follow until it works everywhere; 0 does not follow
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     wait: Duration,
     /// How long every instance must stay healthy
@@ -175,13 +175,14 @@ impl Rollout {
             },
             dry_run: false,
             force: false,
-            wait: Some(Wait {
+            wait: (!self.wait.is_zero()).then_some(Wait {
                 within_ms: self.wait.as_millis() as u64,
                 settle_ms: self.settle.as_millis() as u64,
                 rollback: self.rollback,
             }),
             batch: self.batch,
         };
+        let waited = request.wait.is_some();
         let is_removal = request.fleet.group.is_empty();
         let reply = apply::follow(session, &client, &request).await?;
         if is_removal && reply.changes.is_empty() && reply.rejection.is_none() && reply.mistakes.is_empty() {
@@ -189,8 +190,20 @@ impl Rollout {
                 "no station has {plugin} from a push; one that is in a station's folder goes with its file (`quiltctl plugin list`)"
             )));
         }
-        apply::report(session.format, None, &reply, false, true)?;
-        Ok(apply::code(&reply, false, true))
+        apply::report(session.format, None, &reply, false, waited)?;
+        if let Some(rejection) = &reply.rejection {
+            if rejection.problems.iter().any(|problem| problem.code == ProblemCode::MissingRoleFactory) {
+                eprintln!(
+                    "a fleet file asks for a role that would be gone; take it out there and apply that first (`quiltctl \
+                     history STATION` names the file)"
+                );
+            }
+        } else if reply.changes.is_empty() && reply.mistakes.is_empty() {
+            eprintln!(
+                "{plugin} is stored for stations that match; no station that is known has anything to change now"
+            );
+        }
+        Ok(apply::code(&reply, false, waited))
     }
 }
 

@@ -133,11 +133,17 @@ async fn a_plugin_is_pushed_to_stations_that_never_saw_its_file_and_stays_across
             stations.iter().filter(|view| view.state.name() == "connected").count() == 3
         })
         .await;
-    // And away again.
+    // And away again, but not while a fleet file asks for its role.
+    let asked_for = world.ctl(&["plugin", "remove", "imp"]).await.with_code(4);
+    assert!(asked_for.err.contains("a fleet file asks for a role that would be gone"), "{}", asked_for.err);
     let gone = ["cam-1", "cam-2", "cam-3"].iter().fold(Fleet::new(), |fleet, name| fleet.empty_station(name));
     world.apply(gone.text()).await.with_code(0);
     world.ctl(&["plugin", "remove", "imp"]).await.with_code(0);
     world.ctl(&["plugin", "remove", "imp"]).await.with_code(1);
+    let library = plugins::imp("one");
+    let nobody = ["plugin", "push", library.to_str().unwrap(), "--on", "name=nobody-*", "--wait", "0"];
+    let nobody = world.ctl(&nobody).await.with_code(0);
+    assert!(nobody.err.contains("imp is stored for stations that match"), "{}", nobody.err);
     world
         .eventually("nobody offers it", async |world| {
             world.stations().await.iter().all(|view| !view.roles.iter().any(|role| role == "imp"))
