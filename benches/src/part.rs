@@ -48,15 +48,20 @@ pub(crate) async fn until_told() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A manager; prints where it listens.
-pub(crate) async fn manager() -> anyhow::Result<()> {
+/// A manager in this process, and the folder that it lives in.
+pub(crate) async fn host() -> anyhow::Result<(Manager, tempfile::TempDir)> {
     let folder = tempfile::tempdir()?;
     let args = ManagerArgs {
         daemon: DaemonArgs::with_data_dir(folder.path()),
         listen: Some("127.0.0.1:0".into()),
         http: Some("127.0.0.1:0".into()),
     };
-    let manager = Manager::start(&args.resolve()?).await?;
+    Ok((Manager::start(&args.resolve()?).await?, folder))
+}
+
+/// A manager; prints where it listens.
+pub(crate) async fn manager() -> anyhow::Result<()> {
+    let (manager, _folder) = host().await?;
     println!("{}", manager.protocol_addr());
     until_told().await
 }

@@ -11,9 +11,10 @@ use quilt_client::Client;
 use quilt_client::control::{Apply, FleetFile};
 use quilt_role_counter::api::Value;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::baseline;
-use crate::part::Part;
+use crate::part::{self, Part};
 use crate::plugins;
 
 /// Arguments of `all`.
@@ -50,6 +51,9 @@ impl All {
         if wanted("call") || wanted("in-flight") {
             rows.extend(self.calls(runs).await?.into_iter().filter(|row| wanted(row.row)));
         }
+        if wanted("hop") || wanted("hop-64") {
+            rows.extend(self.hop(runs).await?.into_iter().filter(|row| wanted(row.row)));
+        }
         if wanted("push") {
             rows.push(self.push(runs).await?);
         }
@@ -73,6 +77,43 @@ impl All {
         }
         println!("{table}");
         Ok(())
+    }
+
+    /// A typed call of the program that hosts the manager to a role on a station: one hop, as the baseline.
+    async fn hop(&self, runs: usize) -> anyhow::Result<Vec<Row>> {
+        let count = if self.quick { 500 } else { 20_000 };
+        let mut echo = Part::start(&["echo"])?;
+        let echo_address = echo.line().await?;
+        let (manager, _folder) = part::host().await?;
+        let address = manager.protocol_addr().to_string();
+        let mut station = Part::start(&["station", &address])?;
+        station.line().await?;
+        let tool = Client::connect(&address, "bench").await?;
+        apply(&tool, json!({ "group": { "all": { "match": "name=*", "roles": { "counter": { "main": {} } } } } }))
+            .await?;
+        let target = "bench/counter/main";
+        while tool.call(target, &Value {}).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let client = manager.station(&"bench".parse()?).map_err(anyhow::Error::msg)?;
+        let body = Bytes::from(vec![7; 84]);
+        let (mut single, mut single_base, mut many, mut many_base) = (vec![], vec![], vec![], vec![]);
+        for _ in 0..runs {
+            single_base.push(median(baseline::calls(&echo_address, &body, count).await?).as_secs_f64() * 1e6);
+            let mut times = Vec::with_capacity(count);
+            for _ in 0..count {
+                let began = Instant::now();
+                client.call(target, &Value {}).await?;
+                times.push(began.elapsed());
+            }
+            single.push(median(times).as_secs_f64() * 1e6);
+            many_base.push(baseline::in_flight(&echo_address, &body, 64, count * 20).await?);
+            many.push(in_flight(&client, target, 64, count * 5).await?);
+        }
+        let single =
+            row("hop", "one call at a time, manager's library > station > role, p50", "us", single, single_base);
+        let many = row("hop-64", "the same, 64 in flight on one connection", "calls/s", many, many_base);
+        Ok(vec![single, many])
     }
 
     /// A typed call of a tool through the manager to a role on a station: two hops, against one hop of the baseline.

@@ -76,7 +76,7 @@ impl Client {
         let mut answer = None;
         if let Ok(body) = api::encode(api::Encoding::Bincode, request) {
             head.encoding = Encoding::Bincode;
-            head.fingerprint = api::fingerprint_of::<C>();
+            head.fingerprint = C::fingerprint();
             let first = self.request(head.clone(), body, options).await;
             answer = (first.outcome != Outcome::SchemaMismatch).then_some(first);
         }
@@ -143,7 +143,7 @@ impl Client {
             let answer = self.handle().request(head.clone(), body.clone()).await;
             let lost = matches!(answer.outcome, Outcome::PeerLost(Delivered::No | Delivered::Unknown));
             let delay = pause.next_delay();
-            if !lost || !options.retry || Instant::now() + delay >= until {
+            if !lost || !options.retry || self.dialled.is_none() || Instant::now() + delay >= until {
                 return answer;
             }
             tokio::time::sleep(delay).await;

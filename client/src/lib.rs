@@ -33,7 +33,7 @@ use std::time::Duration;
 use quilt_net::{ConnectError, Handle, NoService, dial};
 use quilt_protocol::message::{Hello, Identity, PERSON};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Name, Welcome};
+use quilt_protocol::{Address, Encoding, Name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -48,9 +48,9 @@ pub use watch::JsonItems;
 /// A connection to a fleet's manager. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    manager: Arc<str>,
-    wished: Name,
-    session: Arc<Mutex<(Handle, Welcome)>>,
+    /// How to connect anew; nothing for a session that was given.
+    dialled: Option<Arc<(String, Name)>>,
+    session: Arc<Mutex<(Handle, Name)>>,
     schemas: Arc<Mutex<schemas::Kept>>,
     timeout: Duration,
 }
@@ -107,14 +107,19 @@ impl Client {
     pub async fn connect_within(manager: &str, name: &str, timeout: Duration) -> Result<Self, ConnectFailure> {
         let wished: Name = name.parse()?;
         let session = open(manager, &wished, timeout).await?;
-        let session = Arc::new(Mutex::new(session));
-        Ok(Self { manager: manager.into(), wished, session, schemas: Arc::default(), timeout })
+        let dialled = Some(Arc::new((manager.to_owned(), wished)));
+        Ok(Self { dialled, session: Arc::new(Mutex::new(session)), schemas: Arc::default(), timeout })
+    }
+
+    /// Asks over a session that there is, as a program that hosts a manager has one with each station. It is not made anew
+    /// when it ends.
+    pub fn over(session: Handle, name: Name, timeout: Duration) -> Self {
+        Self { dialled: None, session: Arc::new(Mutex::new((session, name))), schemas: Arc::default(), timeout }
     }
 
     /// The name the manager assigned to this tool.
     pub fn name(&self) -> Name {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        session.1.assigned.clone().unwrap_or_else(|| self.wished.clone())
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
     /// The default time of requests.
@@ -137,8 +142,8 @@ impl Client {
 
     /// Connects anew if the connection is gone.
     pub(crate) async fn reconnect(&self) -> Result<(), ConnectFailure> {
-        if self.handle().is_closed() {
-            let session = open(&self.manager, &self.wished, self.timeout).await?;
+        if let Some(dialled) = self.dialled.as_deref().filter(|_| self.handle().is_closed()) {
+            let session = open(&dialled.0, &dialled.1, self.timeout).await?;
             *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
         }
         Ok(())
@@ -154,7 +159,7 @@ impl Client {
     }
 }
 
-async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle, Welcome), ConnectFailure> {
+async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle, Name), ConnectFailure> {
     let until = tokio::time::Instant::now() + timeout;
     let stream = dial(manager, timeout)
         .await
@@ -169,7 +174,9 @@ async fn open(manager: &str, wished: &Name, timeout: Duration) -> Result<(Handle
     };
     let late = |_| ConnectFailure::Late { manager: manager.to_owned(), time: timeout };
     let greeted = tokio::time::timeout_at(until, quilt_net::connect(stream, hello, Arc::new(NoService)));
-    greeted.await.map_err(late)?.map_err(|error| ConnectFailure::Declined { manager: manager.to_owned(), error })
+    let greeted = greeted.await.map_err(late)?;
+    let (handle, welcome) = greeted.map_err(|error| ConnectFailure::Declined { manager: manager.to_owned(), error })?;
+    Ok((handle, welcome.assigned.unwrap_or_else(|| wished.clone())))
 }
 
 /// Who runs this tool, for the histories that the manager keeps.

@@ -28,9 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use quilt_client::Client;
 use quilt_core::files::{self, PidFile};
 use quilt_net::Listener;
-use quilt_protocol::FleetId;
+use quilt_protocol::{FleetId, Name};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,6 +47,8 @@ const BEATS_PER_SECOND: usize = 1000;
 /// How often the heartbeat interval is adapted to the size of the fleet.
 const ADAPT_EVERY: Duration = Duration::from_secs(10);
 /// How long connections get to take their goodbye.
+const CALL: Duration = Duration::from_secs(15);
+/// How long stopping waits for connections to end.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// A running manager.
@@ -152,6 +155,16 @@ impl Manager {
     /// Where stations and tools connect.
     pub fn protocol_addr(&self) -> SocketAddr {
         self.protocol
+    }
+
+    /// Calls commands of a connected station without a way around; for programs that host a manager.
+    ///
+    /// # Errors
+    ///
+    /// There is no such station, or it is away; for people.
+    pub fn station(&self, name: &Name) -> Result<Client, String> {
+        let handle = route::station_handle(&self.core, name).map_err(|(_, text)| text)?;
+        Ok(Client::over(handle, "manager".parse().expect("a fixed name is a name"), CALL))
     }
 
     /// Where health, readiness and metrics are served.

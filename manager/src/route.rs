@@ -37,11 +37,8 @@ pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, (
     head.principal = Some(session.principal());
     session.core.metrics.relayed.inc();
     if head.credit == 0 {
-        let answering = target.request(*head, body);
-        return Box::pin(async move {
-            let answer = answering.await;
-            responder.respond(answer.outcome, answer.encoding, answer.body);
-        });
+        target.relay(*head, body, responder);
+        return Box::pin(async {});
     }
     let window = head.credit.clamp(1, WINDOW_MAX);
     let mut items = target.stream(*head, body, window);

@@ -4,7 +4,6 @@
 //! answers appends to the session and wakes the driver, which writes everything that has gathered in one call.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,6 +16,7 @@ use quilt_protocol::message::{Refusal, RequestNumber};
 use quilt_protocol::session::{Closed, NotAsked};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Event, Hello, Limits, RequestHead, Session, Welcome};
+use rustc_hash::FxHashMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -50,8 +50,8 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) session: Session,
-    pub(crate) waiting: HashMap<RequestNumber, Waiter>,
-    pub(crate) serving: HashMap<RequestNumber, Serving>,
+    pub(crate) waiting: FxHashMap<RequestNumber, Waiter>,
+    pub(crate) serving: FxHashMap<RequestNumber, Serving>,
     driver: Option<Waker>,
     greeting: Option<oneshot::Sender<Result<Welcome, ConnectError>>>,
 }
@@ -61,18 +61,99 @@ pub(crate) struct Inner {
 pub(crate) enum Waiter {
     Reply(oneshot::Sender<Answer>),
     Stream(mpsc::Sender<Bytes>, oneshot::Sender<Answer>),
+    /// The answer is another session's.
+    Relay(Responder),
+}
+
+impl Waiter {
+    pub(crate) fn give(self, answer: Answer) {
+        match self {
+            // Nobody waiting any more is fine: the caller gave up at this very moment.
+            Self::Reply(waiter) | Self::Stream(_, waiter) => drop(waiter.send(answer)),
+            Self::Relay(responder) => responder.respond(answer.outcome, answer.encoding, answer.body),
+        }
+    }
 }
 
 /// A request being served.
 #[derive(Debug, Default)]
 pub(crate) struct Serving {
-    task: Option<AbortHandle>,
+    work: Option<Working>,
+    /// Goes on when the connection is lost; ends when the request is cancelled or its time is over.
+    pub(crate) outlives: bool,
     pub(crate) credit_waker: Option<Waker>,
+}
+
+/// What is to be ended when a request is given up.
+#[derive(Debug)]
+enum Working {
+    Here(AbortHandle),
+    /// It was passed on to this session.
+    There(Arc<Shared>, RequestNumber),
+}
+
+impl Serving {
+    fn abort(self) {
+        match self.work {
+            Some(Working::Here(task)) => task.abort(),
+            Some(Working::There(session, number)) => session.give_up(number),
+            None => {}
+        }
+        if let Some(waker) = self.credit_waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Something to be done outside the lock.
+enum Due {
+    Hello(Box<Hello>),
+    Greeted(Result<Welcome, ConnectError>),
+    Serve(RequestNumber, Box<RequestHead>, Bytes),
+    Answer(Waiter, Answer),
+    Wake(Waker),
+    Cancel(RequestNumber),
+    End(Closed),
+}
+
+impl Inner {
+    /// Whom an event concerns, if anybody.
+    fn find(&mut self, event: Event) -> Option<Due> {
+        Some(match event {
+            Event::Hello(hello) => Due::Hello(hello),
+            Event::Established(welcome) => Due::Greeted(Ok(*welcome)),
+            Event::Refused(refusal) => Due::Greeted(Err(ConnectError::Refused(refusal))),
+            Event::Request(number, head, body) => {
+                self.serving.insert(number, Serving::default());
+                Due::Serve(number, head, body)
+            }
+            Event::Answered(number, outcome, encoding, body) => {
+                Due::Answer(self.waiting.remove(&number)?, Answer { outcome, encoding, body })
+            }
+            Event::Item(number, item) => {
+                let length = item.len();
+                // The channel is as long as the credit given, which the session enforces.
+                let sent = match self.waiting.get(&number) {
+                    Some(Waiter::Stream(items, _)) => items.try_send(item).is_ok(),
+                    _ => false,
+                };
+                if !sent {
+                    self.session.item_taken(length);
+                }
+                return None;
+            }
+            Event::Credit(number) => Due::Wake(self.serving.get_mut(&number)?.credit_waker.take()?),
+            // Found when its turn comes: it may be the cancellation of what is to be served before.
+            Event::Cancelled(number) => Due::Cancel(number),
+            Event::Closed(why) => Due::End(why),
+        })
+    }
 }
 
 impl Shared {
     fn new(session: Session) -> Arc<Self> {
-        let inner = Inner { session, waiting: HashMap::new(), serving: HashMap::new(), driver: None, greeting: None };
+        let (waiting, serving) = Default::default();
+        let inner = Inner { session, waiting, serving, driver: None, greeting: None };
         Arc::new(Self { inner: Mutex::new(inner), closed: OnceLock::new(), closed_notify: Notify::new() })
     }
 
@@ -88,12 +169,46 @@ impl Shared {
         result
     }
 
-    pub(crate) fn ask(&self, head: RequestHead, body: Bytes, waiter: Waiter) -> Result<RequestNumber, NotAsked> {
-        self.with(|inner| {
-            let number = inner.session.request(head, body, now())?;
-            inner.waiting.insert(number, waiter);
-            Ok(number)
+    /// Asks; gives the waiter back if that cannot be.
+    pub(crate) fn ask(
+        &self,
+        head: RequestHead,
+        body: Bytes,
+        waiter: Waiter,
+    ) -> Result<RequestNumber, (NotAsked, Waiter)> {
+        self.with(|inner| match inner.session.request(head, body, now()) {
+            Ok(number) => {
+                inner.waiting.insert(number, waiter);
+                Ok(number)
+            }
+            Err(why) => Err((why, waiter)),
         })
+    }
+
+    /// Nobody wants the answer of a request any more.
+    pub(crate) fn give_up(&self, number: RequestNumber) {
+        // Dropped outside the lock: a responder in it answers another session, which may be this one.
+        let _waiter = self.with(|inner| {
+            let waiter = inner.waiting.remove(&number);
+            if waiter.is_some() {
+                inner.session.cancel(number);
+            }
+            waiter
+        });
+    }
+
+    /// Notes that a request being served was passed on to another session. It may be over already.
+    pub(crate) fn passed_on(&self, number: RequestNumber, to: &Arc<Self>, as_number: RequestNumber) {
+        let over = self.with(|inner| match inner.serving.get_mut(&number) {
+            Some(serving) => {
+                serving.work = Some(Working::There(to.clone(), as_number));
+                false
+            }
+            None => true,
+        });
+        if over {
+            to.give_up(as_number);
+        }
     }
 }
 
@@ -157,6 +272,8 @@ struct Driver<T> {
     shared: Arc<Shared>,
     service: Arc<dyn Service>,
     timer: Pin<Box<Sleep>>,
+    /// The timer goes off at its deadline, and has not yet.
+    armed: bool,
     write_blocked: Option<Instant>,
     /// Bytes written since the peer stalled.
     written: usize,
@@ -168,7 +285,17 @@ struct Driver<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn new(stream: T, shared: Arc<Shared>, service: Arc<dyn Service>) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { stream, shared, service, timer, write_blocked: None, written: 0, flush_by: None, shutting_down: false }
+        Self {
+            stream,
+            shared,
+            service,
+            timer,
+            armed: false,
+            write_blocked: None,
+            written: 0,
+            flush_by: None,
+            shutting_down: false,
+        }
     }
 
     /// Reads what is there.
@@ -196,52 +323,35 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         });
     }
 
-    /// Hands events to whoever waits for them, one at a time, never holding the lock meanwhile.
+    /// Hands events to whoever waits for them: what belongs to whom is found under the lock, for all that there are, and given
+    /// without it.
     fn dispatch(&mut self) {
-        while let Some(event) = self.shared.with(|inner| inner.session.poll_event()) {
-            match event {
-                Event::Hello(hello) => self.decide(*hello),
-                Event::Established(welcome) => self.greeted(Ok(*welcome)),
-                Event::Refused(refusal) => self.greeted(Err(ConnectError::Refused(refusal))),
-                Event::Request(number, head, body) => self.serve(number, head, body),
-                Event::Answered(number, outcome, encoding, body) => {
-                    let answer = Answer { outcome, encoding, body };
-                    match self.shared.with(|inner| inner.waiting.remove(&number)) {
-                        // Nobody waiting any more is fine: the caller gave up at this very moment.
-                        Some(Waiter::Reply(waiter)) => drop(waiter.send(answer)),
-                        Some(Waiter::Stream(_, end)) => drop(end.send(answer)),
-                        None => {}
-                    }
-                }
-                Event::Item(number, item) => self.shared.with(|inner| {
-                    let length = item.len();
-                    // The channel is as long as the credit given, which the session enforces.
-                    let sent = match inner.waiting.get(&number) {
-                        Some(Waiter::Stream(items, _)) => items.try_send(item).is_ok(),
-                        _ => false,
-                    };
-                    if !sent {
-                        inner.session.item_taken(length);
-                    }
-                }),
-                Event::Credit(number) => {
-                    let serving = |inner: &mut Inner| inner.serving.get_mut(&number)?.credit_waker.take();
-                    if let Some(waker) = self.shared.with(serving) {
-                        waker.wake();
-                    }
-                }
-                Event::Cancelled(number) => {
-                    if let Some(serving) = self.shared.with(|inner| inner.serving.remove(&number)) {
-                        if let Some(task) = serving.task {
-                            task.abort();
-                        }
-                        if let Some(waker) = serving.credit_waker {
-                            waker.wake();
-                        }
-                    }
-                }
-                Event::Closed(why) => self.end(why),
+        loop {
+            let due: Vec<_> = self.shared.with(|inner| {
+                let events = inner.session.take_events();
+                events.into_iter().filter_map(|event| inner.find(event)).collect()
+            });
+            if due.is_empty() {
+                return;
             }
+            for due in due {
+                match due {
+                    Due::Hello(hello) => self.decide(*hello),
+                    Due::Greeted(result) => self.greeted(result),
+                    Due::Serve(number, head, body) => self.serve(number, head, body),
+                    Due::Answer(waiter, answer) => waiter.give(answer),
+                    Due::Wake(waker) => waker.wake(),
+                    Due::Cancel(number) => self.cancel(number),
+                    Due::End(why) => self.end(why),
+                }
+            }
+        }
+    }
+
+    fn cancel(&self, number: RequestNumber) {
+        let (serving, lost) = self.shared.with(|inner| (inner.serving.remove(&number), inner.session.is_closed()));
+        if let Some(serving) = serving.filter(|serving| !(lost && serving.outlives)) {
+            serving.abort();
         }
     }
 
@@ -265,7 +375,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 
     fn serve(&mut self, number: RequestNumber, head: Box<RequestHead>, body: Bytes) {
-        self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
         let responder = Responder::new(self.shared.clone(), number);
         let service = &self.service;
         let first = std::panic::AssertUnwindSafe(|| {
@@ -280,7 +389,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 let task = tokio::spawn(work).abort_handle();
                 let wanted = self.shared.with(|inner| match inner.serving.get_mut(&number) {
                     Some(serving) => {
-                        serving.task = Some(task.clone());
+                        serving.work = Some(Working::Here(task.clone()));
                         true
                     }
                     None => inner.session.is_established(),
@@ -343,14 +452,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             let stalled = stalled.into_iter().chain(self.flush_by).min();
             let due = self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).session.poll_timeout();
             let Some(due) = due.into_iter().chain(stalled).min() else { return worked };
-            if self.timer.deadline().into_std() != due {
+            // What is due moves with every message, mostly to later: then the timer is left as it is, and looks again when it
+            // goes off.
+            if !self.armed || due < self.timer.deadline().into_std() {
                 self.timer.as_mut().reset(due.into());
+                self.armed = true;
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return worked;
             }
-            worked = true;
+            self.armed = false;
             let now = now();
+            if now < due {
+                continue;
+            }
+            worked = true;
             self.shared.with(|inner| inner.session.handle_timeout(now));
             if stalled.is_some_and(|stalled| stalled <= now) {
                 let queued = self.shared.with(|inner| inner.session.poll_transmit().concat().len());
@@ -419,11 +535,11 @@ impl<T> Drop for Driver<T> {
         if self.shared.closed.get().is_some() {
             return;
         }
-        let (events, why) = self.shared.with(|inner| {
+        let (waiting, serving, why) = self.shared.with(|inner| {
             inner.session.handle_end("the connection's task was ended");
             let mut why = Closed::ByUs;
             let mut waiting = Vec::new();
-            while let Some(event) = inner.session.poll_event() {
+            for event in inner.session.take_events() {
                 match event {
                     Event::Answered(number, outcome, encoding, body) => {
                         let answer = Answer { outcome, encoding, body };
@@ -433,16 +549,10 @@ impl<T> Drop for Driver<T> {
                     _ => {}
                 }
             }
-            for (_, serving) in inner.serving.drain() {
-                serving.task.inspect(AbortHandle::abort);
-            }
-            (waiting, why)
+            (waiting, std::mem::take(&mut inner.serving), why)
         });
-        for (waiter, answer) in events {
-            match waiter {
-                Waiter::Reply(waiter) | Waiter::Stream(_, waiter) => drop(waiter.send(answer)),
-            }
-        }
+        serving.into_values().filter(|serving| !serving.outlives).for_each(Serving::abort);
+        waiting.into_iter().for_each(|(waiter, answer)| waiter.give(answer));
         self.service.closed(&why);
         let _ = self.shared.closed.set(why);
         self.shared.closed_notify.notify_waiters();

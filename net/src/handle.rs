@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::{Shared, Waiter};
-use crate::service::{decode, encode};
+use crate::service::{Responder, decode, encode};
 
 /// How a request ended, with the body that goes with it: the reply, the command's error, or a text for people.
 #[derive(Clone, PartialEq, Debug)]
@@ -80,8 +80,18 @@ impl Handle {
     /// Asks. The answer is awaited on the result; dropping that cancels the request.
     pub fn request(&self, head: RequestHead, body: Bytes) -> Pending {
         let (sender, receiver) = oneshot::channel();
-        let asked = self.shared.ask(head, body, Waiter::Reply(sender));
+        let asked = self.shared.ask(head, body, Waiter::Reply(sender)).map_err(|(why, _)| why);
         Pending { shared: self.shared.clone(), asked, receiver }
+    }
+
+    /// Asks on behalf of another session's peer: whatever the answer is, it is the answer to `responder`'s request too; and when
+    /// that is given up, so is this.
+    pub fn relay(&self, head: RequestHead, body: Bytes, responder: Responder) {
+        let (from, number) = responder.origin();
+        match self.shared.ask(head, body, Waiter::Relay(responder)) {
+            Ok(as_number) => from.passed_on(number, &self.shared, as_number),
+            Err((NotAsked(outcome), waiter)) => waiter.give(Answer::bare(outcome)),
+        }
     }
 
     /// Asks for a stream. At most `window` items wait here before the peer stops sending.
@@ -90,7 +100,7 @@ impl Handle {
         head.credit = window;
         let (items, receiver) = mpsc::channel(window as usize);
         let (end, ended) = oneshot::channel();
-        let asked = self.shared.ask(head, body, Waiter::Stream(items, end));
+        let asked = self.shared.ask(head, body, Waiter::Stream(items, end)).map_err(|(why, _)| why);
         let pending = Pending { shared: self.shared.clone(), asked, receiver: ended };
         Items { receiver, pending, window, taken: 0 }
     }
@@ -195,11 +205,7 @@ impl Future for Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if let Ok(number) = self.asked {
-            self.shared.with(|inner| {
-                if inner.waiting.remove(&number).is_some() {
-                    inner.session.cancel(number);
-                }
-            });
+            self.shared.give_up(number);
         }
     }
 }

@@ -148,14 +148,23 @@ impl Responder {
         self.respond(outcome, Encoding::Json, Bytes::copy_from_slice(text.as_bytes()));
     }
 
-    /// Tells whether the session is over, as opposed to the request.
-    pub fn session(&self) -> SessionState {
-        SessionState { shared: self.shared.clone() }
+    /// Lets the work of this request go on when its connection is lost; whoever asks for this bounds it.
+    pub fn outlive_connection(&self) {
+        self.shared.with(|inner| {
+            if let Some(serving) = inner.serving.get_mut(&self.number) {
+                serving.outlives = true;
+            }
+        });
     }
 
     /// The way to send items, for a request that asks for a stream.
     pub fn items(&self) -> ItemSink {
         ItemSink { shared: self.shared.clone(), number: self.number }
+    }
+
+    /// The request that it answers.
+    pub(crate) fn origin(&self) -> (Arc<Shared>, RequestNumber) {
+        (self.shared.clone(), self.number)
     }
 
     fn end(&mut self, outcome: Outcome, encoding: Encoding, body: Bytes) {
@@ -173,19 +182,6 @@ impl Drop for Responder {
             let text = Bytes::from_static(b"the handler ended without an answer");
             self.end(Outcome::Panicked, Encoding::Json, text);
         }
-    }
-}
-
-/// Whether a session goes on.
-#[derive(Clone, Debug)]
-pub struct SessionState {
-    shared: Arc<Shared>,
-}
-
-impl SessionState {
-    /// Whether it is over.
-    pub fn is_over(&self) -> bool {
-        self.shared.with(|inner| inner.session.is_closed())
     }
 }
 

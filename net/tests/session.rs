@@ -269,3 +269,65 @@ async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
     assert!(matches!(why.unwrap(), Closed::Violation(_) | Closed::Broken(_)));
     assert!(sent < 1_000_000);
 }
+
+/// Passes everything on to another session.
+struct Relay(Handle);
+
+impl Service for Relay {
+    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+        let closed = mpsc::unbounded_channel().0;
+        TestService { refuse: false, hanging: Arc::default(), closed }.hello(hello)
+    }
+
+    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let Inbound { head, body, responder } = inbound;
+        self.0.relay(*head, body, responder);
+        Box::pin(async {})
+    }
+
+    fn closed(&self, _: &Closed) {}
+}
+
+/// Somebody who asks a [`Relay`] to the world's server.
+async fn asker_through_a_relay(world: &World) -> Handle {
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    let relay = Arc::new(Relay(world.asker.clone()));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| relay));
+    quilt_net::connect(near, hello(), Arc::new(NoService)).await.unwrap().0
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_relayed_request_ends_as_it_does_where_it_is_relayed_to() {
+    let world = world().await;
+    let asker = asker_through_a_relay(&world).await;
+    let ask = |command: &str| asker.request(head(command), Bytes::from_static(b"body"));
+    let answer = ask("echo").await;
+    assert_eq!((answer.outcome, &answer.body[..]), (Outcome::Reply, &b"body"[..]));
+    for (command, outcome) in [("panic", Outcome::Panicked), ("drop", Outcome::Panicked), ("slow", Outcome::Reply)] {
+        assert_eq!(ask(command).await.outcome, outcome, "{command}");
+    }
+    // Whoever gives up in front is given up behind.
+    let hanging = ask("hang");
+    let until = async |count| {
+        while world.hanging.load(Ordering::SeqCst) != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    until(1).await;
+    drop(hanging);
+    until(0).await;
+    // As is one whose connection ends.
+    let hanging = ask("hang");
+    until(1).await;
+    asker.goodbye("enough");
+    assert_eq!(hanging.await.outcome, Outcome::PeerLost(Delivered::Unknown));
+    until(0).await;
+    // What is lost behind is lost in front, and what comes after that was never delivered.
+    let asker = asker_through_a_relay(&world).await;
+    let hanging = asker.request(head("hang"), Bytes::new());
+    until(1).await;
+    world.server.abort();
+    assert_eq!(hanging.await.outcome, Outcome::PeerLost(Delivered::Unknown));
+    let late = asker.request(head("echo"), Bytes::new()).await;
+    assert_eq!(late.outcome, Outcome::PeerLost(Delivered::No));
+}

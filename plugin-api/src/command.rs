@@ -49,6 +49,11 @@ pub trait Command: Serialize + DeserializeOwned + JsonSchema + Send + 'static {
     type Reply: Serialize + DeserializeOwned + JsonSchema + Send + 'static;
     /// The command's own error.
     type Error: CommandError;
+
+    /// The fingerprint of the three types. What `#[derive(Command)]` writes computes it once.
+    fn fingerprint() -> Fingerprint {
+        body::fingerprint_of::<Self>()
+    }
 }
 
 /// What a command's own error must be able to do: travel, and be shown.
@@ -105,7 +110,7 @@ impl CommandRecord {
             read,
             streaming,
             inline: false,
-            fingerprint: body::fingerprint_of::<C>(),
+            fingerprint: C::fingerprint(),
             request_schema: body::schema_of::<C>(),
             reply_schema: body::schema_of::<C::Reply>(),
             error_schema: body::schema_of::<C::Error>(),

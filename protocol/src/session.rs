@@ -353,6 +353,11 @@ impl Session {
         !self.events.is_empty()
     }
 
+    /// All that the owner should know, in order.
+    pub fn take_events(&mut self) -> VecDeque<Event> {
+        std::mem::take(&mut self.events)
+    }
+
     /// The next thing the owner should know.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

@@ -32,7 +32,8 @@ struct Tables {
 struct Offered {
     /// Which run of the instance offers them.
     run: u64,
-    commands: BTreeMap<(String, String), (CommandRecord, Handler)>,
+    /// By `group:name`, as typed callers ask for them.
+    commands: BTreeMap<String, (CommandRecord, Handler)>,
     /// Cancelled before an update or stop.
     calls: CancellationToken,
     /// Counts the calls under way.
@@ -84,10 +85,18 @@ pub(crate) enum NoHandler {
 pub(crate) struct Found {
     pub(crate) handler: Handler,
     pub(crate) fingerprint: quilt_plugin_api::Fingerprint,
+    /// It changes nothing.
+    pub(crate) read: bool,
     pub(crate) streaming: bool,
+    /// It may run on the connection's own task.
+    pub(crate) inline: bool,
     pub(crate) calls: CancellationToken,
     /// Says that the call is under way until it is dropped.
     pub(crate) under_way: TaskTrackerToken,
+}
+
+fn full_name(group: &str, name: &str) -> String {
+    format!("{group}:{name}")
 }
 
 impl Commands {
@@ -107,7 +116,7 @@ impl Commands {
             return false;
         }
         // The first that registers a name keeps it: a second never takes calls away from it.
-        match offered.commands.entry((record.group.clone(), record.name.clone())) {
+        match offered.commands.entry(full_name(&record.group, &record.name)) {
             Entry::Occupied(_) => false,
             Entry::Vacant(place) => {
                 place.insert((record, handler));
@@ -118,7 +127,7 @@ impl Commands {
 
     pub(crate) fn de_register(&self, key: &Key, run: u64, group: &str, name: &str) {
         if let Some(offered) = self.tables().of(key, run) {
-            offered.commands.remove(&(group.to_owned(), name.to_owned()));
+            offered.commands.remove(&full_name(group, name));
         }
     }
 
@@ -161,20 +170,21 @@ impl Commands {
         let found = |(record, handler): &(CommandRecord, Handler)| Found {
             handler: handler.clone(),
             fingerprint: record.fingerprint,
+            read: record.read,
             streaming: record.streaming,
+            inline: record.inline,
             calls: offered.calls.clone(),
             under_way: offered.under_way.token(),
         };
-        if let Some((group, name)) = command.rsplit_once(':') {
-            let exact = offered.commands.get(&(group.to_owned(), name.to_owned()));
-            return exact.map(found).ok_or(NoHandler::NoCommand);
+        if command.contains(':') {
+            return offered.commands.get(command).map(found).ok_or(NoHandler::NoCommand);
         }
-        let matching: Vec<_> = offered.commands.iter().filter(|((_, name), _)| name == command).collect();
+        let matching: Vec<_> = offered.commands.iter().filter(|(_, (record, _))| record.name == command).collect();
         match matching[..] {
             [] => Err(NoHandler::NoCommand),
             [(_, only)] => Ok(found(only)),
             _ => {
-                let names: Vec<_> = matching.iter().map(|((group, name), _)| format!("{group}:{name}")).collect();
+                let names: Vec<_> = matching.iter().map(|(name, _)| name.as_str()).collect();
                 Err(NoHandler::Ambiguous(format!("several groups have it; say which: {}", names.join(", "))))
             }
         }

@@ -1,13 +1,16 @@
 //! What the manager, and tools through it, ask of a station.
 
 use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_core::lines;
-use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, SessionState};
+use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
     ASK_FOR_STREAM, AllowPlugin, CommandView, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
@@ -17,8 +20,6 @@ use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
-use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
 use crate::board::Board;
 use crate::catch::catch;
@@ -54,22 +55,18 @@ impl Service for Requests {
     fn closed(&self, _: &Closed) {}
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        let work = self.work(inbound);
-        Box::pin(async move {
-            // Not on the connection's own task, which must go on reading and beating while a role or the disk takes its
-            // time: what is not ready at once is given a task.
-            tokio::task::yield_now().await;
-            work.await;
-        })
+        match &inbound.head.to {
+            Address::Instance { role, instance, .. } if inbound.head.command != command::LOGS => {
+                let key = Key { role: role.clone(), instance: instance.clone() };
+                self.call(&key, inbound)
+            }
+            _ => in_a_task(self.work(inbound)),
+        }
     }
 }
 
 impl Requests {
     fn work(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        if let Address::Instance { role, instance, .. } = &inbound.head.to {
-            let key = Key { role: role.clone(), instance: instance.clone() };
-            return if inbound.head.command == command::LOGS { self.logs(inbound) } else { self.call(key, inbound) };
-        }
         match inbound.head.command.as_str() {
             command::UPDATE_CONFIGURATION => {
                 let push = self.push.clone();
@@ -229,95 +226,77 @@ impl Requests {
     }
 
     /// Calls a command of an instance. A retry of a call is not carried out twice.
-    fn call(&self, key: Key, inbound: Inbound) -> BoxFuture<'static, ()> {
+    fn call(&self, key: &Key, inbound: Inbound) -> BoxFuture<'static, ()> {
         let Inbound { head, body, responder } = inbound;
-        if head.credit > 0 {
-            let answering = self.carry_out(key, &head, body, Some(responder.items()));
-            return Box::pin(async move {
-                let (outcome, encoding, body) = answering.await;
-                responder.respond(outcome, encoding, body);
-            });
-        }
-        let dedupe = self.dedupe.clone();
-        let arrived = lock(&dedupe).arrived(head.message_id, responder, Instant::now());
-        let responder = match arrived {
-            Seen::Fresh(responder) => responder,
-            Seen::Answered(responder, (outcome, encoding, body)) => {
-                responder.respond(outcome, encoding, body);
-                return Box::pin(async {});
-            }
-            Seen::Joined => return Box::pin(async {}),
-            Seen::Crowded(responder) => {
-                responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
+        let streaming = head.credit > 0;
+        let found = match self.find(key, &head, streaming) {
+            Ok(found) => found,
+            Err((outcome, text)) => {
+                responder.fail(outcome, &text);
                 return Box::pin(async {});
             }
         };
-        let time = Duration::from_millis(head.remaining_ms.into());
-        let answering = self.carry_out(key, &head, body, None);
-        let (guard, session) = (Guard { dedupe, head }, responder.session());
-        Box::pin(async move {
-            // A caller that lost its connection may ask again: what it began is carried out to its end, so that the answer is
-            // there. One that cancels, or whose time is over, wants it ended.
-            let (sender, receiver) = oneshot::channel();
-            #[allow(clippy::disallowed_methods, reason = "owned by AbortUnlessLost, bounded by the deadline")]
-            let task = tokio::spawn(async move {
-                let timed_out = (Outcome::TimedOut, Encoding::Json, Bytes::new());
-                let answer = tokio::time::timeout(time, answering).await.unwrap_or(timed_out);
-                for joined in guard.done(&answer) {
-                    joined.respond(answer.0, answer.1, answer.2.clone());
-                }
-                let _ = sender.send(answer);
-            });
-            let abort = AbortUnlessLost { task: task.abort_handle(), session };
-            let answered = receiver.await;
-            drop(abort);
-            if let Ok((outcome, encoding, body)) = answered {
+        let inline = found.inline;
+        let work: BoxFuture<'static, ()> = if streaming {
+            let items = Box::new(Sink(responder.items())) as Box<dyn api::RawItems>;
+            let answering = carry_out(found, head.encoding, body, Some(items));
+            Box::pin(async move {
+                let (outcome, encoding, body) = answering.await;
                 responder.respond(outcome, encoding, body);
+            })
+        } else if found.read {
+            // To look twice does no harm.
+            let answering = carry_out(found, head.encoding, body, None);
+            Box::pin(async move {
+                let (outcome, encoding, body) = answering.await;
+                responder.respond(outcome, encoding, body);
+            })
+        } else {
+            match lock(&self.dedupe).arrived(head.message_id, responder, Instant::now()) {
+                Seen::Fresh(responder) => self.call_once(found, head, body, responder),
+                Seen::Answered(responder, (outcome, encoding, body)) => {
+                    responder.respond(outcome, encoding, body);
+                    return Box::pin(async {});
+                }
+                Seen::Joined => return Box::pin(async {}),
+                Seen::Crowded(responder) => {
+                    responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
+                    return Box::pin(async {});
+                }
             }
-        })
+        };
+        if inline { work } else { in_a_task(work) }
     }
 
-    fn carry_out(
+    /// Carries out what may be asked for again: a caller that lost its connection finds the answer then, so what it began goes
+    /// on to its end. One that cancels, or whose time is over, wants it ended.
+    fn call_once(
         &self,
-        key: Key,
-        head: &RequestHead,
+        found: Found,
+        head: Box<RequestHead>,
         body: Bytes,
-        items: Option<ItemSink>,
-    ) -> impl Future<Output = (Outcome, Encoding, Bytes)> + Send + use<> {
-        let found = self.find(&key, head, items.is_some());
-        let encoding = head.encoding;
-        let text = |outcome: Outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
-        async move {
-            let found = match found {
-                Ok(found) => found,
-                Err((outcome, why)) => return text(outcome, why),
-            };
-            let call = api::Call {
-                encoding: match encoding {
-                    Encoding::Json => api::Encoding::Json,
-                    Encoding::Bincode => api::Encoding::Bincode,
-                },
-                body,
-                items: items.map(|sink| Box::new(Sink(sink)) as Box<dyn api::RawItems>),
-            };
-            let (handler, _under_way) = (found.handler, found.under_way);
-            let ended = tokio::select! {
-                biased;
-                ended = catch(async move { handler(call).await }) => ended,
-                () = found.calls.cancelled() => {
-                    return text(Outcome::Cancelled, "the instance was updated or stopped".into());
+        responder: Responder,
+    ) -> BoxFuture<'static, ()> {
+        responder.outlive_connection();
+        let answering = carry_out(found, head.encoding, body, None);
+        let guard = Guard { dedupe: self.dedupe.clone(), head };
+        Box::pin(async move {
+            let mut answering = pin!(answering);
+            // Most are ready at once and need no timer.
+            let ready = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
+            let answer = match ready {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => {
+                    let time = Duration::from_millis(guard.head.remaining_ms.into());
+                    let answered = tokio::time::timeout(time, answering).await;
+                    answered.unwrap_or((Outcome::TimedOut, Encoding::Json, Bytes::new()))
                 }
             };
-            match ended {
-                Ok(api::Ended::Reply(body)) => (Outcome::Reply, encoding, body),
-                Ok(api::Ended::Error(body)) => (Outcome::Error, encoding, body),
-                Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
-                Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
-                Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
-                Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
-                Err(panic) => text(Outcome::Panicked, panic),
+            for joined in guard.done(&answer) {
+                joined.respond(answer.0, answer.1, answer.2.clone());
             }
-        }
+            responder.respond(answer.0, answer.1, answer.2);
+        })
     }
 
     fn find(&self, key: &Key, head: &RequestHead, streaming: bool) -> Result<Found, (Outcome, String)> {
@@ -341,22 +320,49 @@ impl Requests {
     }
 }
 
+/// Carries out a call.
+async fn carry_out(
+    found: Found,
+    encoding: Encoding,
+    body: Bytes,
+    items: Option<Box<dyn api::RawItems>>,
+) -> (Outcome, Encoding, Bytes) {
+    let text = |outcome: Outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
+    let as_role_sees_it = match encoding {
+        Encoding::Json => api::Encoding::Json,
+        Encoding::Bincode => api::Encoding::Bincode,
+    };
+    let Found { handler, calls, under_way: _under_way, .. } = found;
+    let call = api::Call { encoding: as_role_sees_it, body, items };
+    let ended = tokio::select! {
+        biased;
+        ended = catch(async move { handler(call).await }) => ended,
+        () = calls.cancelled() => {
+            return text(Outcome::Cancelled, "the instance was updated or stopped".into());
+        }
+    };
+    match ended {
+        Ok(api::Ended::Reply(body)) => (Outcome::Reply, encoding, body),
+        Ok(api::Ended::Error(body)) => (Outcome::Error, encoding, body),
+        Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
+        Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
+        Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
+        Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
+        Err(panic) => text(Outcome::Panicked, panic),
+    }
+}
+
+/// Not on the connection's own task, which must go on reading and beating while a role or the disk takes its time: what is
+/// not ready at once is given a task.
+fn in_a_task(work: BoxFuture<'static, ()>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        tokio::task::yield_now().await;
+        work.await;
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends a call when its request is given up, unless it is only the connection that is lost.
-struct AbortUnlessLost {
-    task: AbortHandle,
-    session: SessionState,
-}
-
-impl Drop for AbortUnlessLost {
-    fn drop(&mut self) {
-        if !self.session.is_over() {
-            self.task.abort();
-        }
-    }
 }
 
 /// Makes sure that a call that was dropped half-way does not stay "under way" for its retries.

@@ -44,6 +44,15 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     };
     let reply = reply.map_or_else(|| quote!(()), |reply| quote!(#reply));
     let error = error.map_or_else(|| quote!(::quilt_plugin_api::NoError), |error| quote!(#error));
+    // A static in a generic item is one for all its types.
+    let fingerprint = input.generics.params.is_empty().then(|| {
+        quote! {
+            fn fingerprint() -> ::quilt_plugin_api::Fingerprint {
+                static FINGERPRINT: ::std::sync::OnceLock<::quilt_plugin_api::Fingerprint> = ::std::sync::OnceLock::new();
+                *FINGERPRINT.get_or_init(::quilt_plugin_api::fingerprint_of::<Self>)
+            }
+        }
+    });
     let (generics, type_generics, clause) = input.generics.split_for_impl();
     Ok(quote! {
         impl #generics ::quilt_plugin_api::Command for #ident #type_generics #clause {
@@ -51,6 +60,8 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
             const NAME: &'static str = #name;
             type Reply = #reply;
             type Error = #error;
+
+            #fingerprint
         }
     })
 }

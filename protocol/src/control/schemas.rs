@@ -12,7 +12,7 @@ pub const SCHEMAS_MAX: usize = 1024;
 /// Asks a station for its roles or commands.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Discover {
-    /// Whether schemas are to be [`reference`]s.
+    /// Whether schemas are to be [`reference()`]s.
     #[serde(default)]
     pub by_hash: bool,
 }
@@ -36,7 +36,7 @@ pub fn reference(schema: &Value) -> Value {
     json!({ "$ref": format!("sha256:{}", Digest::of(text(schema).as_bytes())) })
 }
 
-/// The hash that a [`reference`] holds; none for any other schema.
+/// The hash that a [`reference()`] holds; none for any other schema.
 pub fn referenced(schema: &Value) -> Option<Digest> {
     let members = schema.as_object().filter(|members| members.len() == 1)?;
     members.get("$ref")?.as_str()?.strip_prefix("sha256:")?.parse().ok()

@@ -51,7 +51,7 @@ impl Counter {
     }
 
     /// Replies the value.
-    #[command(read)]
+    #[command(read, inline)]
     async fn value(&self, _: Value) -> Result<i64, NoError> {
         Ok(self.value)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_net::{BoxFuture, Inbound, Service};
-use quilt_plugin_api::{LogLevel, Report, abi};
+use quilt_plugin_api::{CommandRecord, LogLevel, Report, abi};
 use quilt_protocol::message::{Hello, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
@@ -99,7 +99,11 @@ fn hear(child: &Arc<Child>, Told { instance, what }: Told) {
         What::Attribute(name, json) => host.attribute(&name, json),
         What::Emit(topic, json) => host.emit(&topic, json),
         What::Register(command, record) => match serde_json::from_str(&record) {
-            Ok(record) => drop(host.register(record, handler(child.clone(), to, command))),
+            Ok(record) => {
+                // Here a call is only handed over.
+                let record = CommandRecord { inline: true, ..record };
+                host.register(record, handler(child.clone(), to, command));
+            }
             Err(error) => host.log(LogLevel::Error, &format!("a command's record: {error}")),
         },
         What::DeRegister(group, name) => host.de_register(&group, &name),
