@@ -192,7 +192,7 @@ impl Rollout {
         }
         apply::report(session.format, None, &reply, false, waited)?;
         if let Some(rejection) = &reply.rejection {
-            if rejection.problems.iter().any(|problem| problem.code == ProblemCode::MissingRoleFactory) {
+            if rejection.problems.iter().all(|problem| problem.code == ProblemCode::MissingRoleFactory) {
                 eprintln!(
                     "a fleet file asks for a role that would be gone; take it out there and apply that first (`quiltctl \
                      history STATION` names the file)"

@@ -30,6 +30,8 @@ pub(crate) struct Target {
     pub(crate) desired: Option<Desired>,
     /// Whether it was connected when the apply began.
     pub(crate) was_live: bool,
+    /// Whether it was seen to fail with what was desired before.
+    pub(crate) was_ill: bool,
 }
 
 /// What an apply did, for whoever follows its effect.
@@ -160,11 +162,11 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
             new_desired(revision, json, Origin::Fleet)
         });
         let (id, name) = (station.record.id, station.record.name.clone());
-        let was_live = station.live.is_some();
+        let (was_live, was_ill) = (station.live.is_some(), station.is_ill());
         if !was_live {
             reply.away.push(name.to_string());
         }
-        targets.push(Target { id, name, document: said.document, before, desired, was_live });
+        targets.push(Target { id, name, document: said.document, before, desired, was_live, was_ill });
     }
     reply.targets = targets.len()
         + state
@@ -305,10 +307,11 @@ async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
     }
 }
 
-/// What a station last ran well before an apply, or at least had.
+/// What a station had before an apply; if it was seen to fail with that, what it last ran well. What is too new to be judged
+/// was asked for and has not failed.
 async fn last_good(core: &Core, target: &Target) -> Option<Desired> {
     let before = target.before.clone()?;
-    if before.good {
+    if before.good || !target.was_ill {
         return Some(before);
     }
     let history = core.store.history(target.id).await.unwrap_or_default();
@@ -380,10 +383,16 @@ pub(crate) async fn take_back(
             };
             let mut desired = new_desired(state.last_revision, document.to_json(), origin);
             (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
+            desired.good = earlier.as_ref().is_some_and(|earlier| earlier.good);
+            // A part of a rollout may have run well before the rest failed; nobody goes back to it.
+            if let Some(taken_back) = target.desired.as_ref().filter(|_| how == TakeBack::Whole) {
+                writes.push(Change::MarkGood(target.id, taken_back.revision, false));
+            }
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
             let (name, before) = (target.name.clone(), target.desired.clone());
-            let was_live = target.was_live;
-            targets.push(Target { id: target.id, name, document, before, desired: Some(desired), was_live });
+            let (was_live, was_ill) = (target.was_live, target.was_ill);
+            let desired = Some(desired);
+            targets.push(Target { id: target.id, name, document, before, desired, was_live, was_ill });
         }
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;

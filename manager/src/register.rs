@@ -344,7 +344,7 @@ pub(crate) fn note_good(core: &Core, id: StationId, revision: Revision) {
     if let Some(desired) = desired.filter(|desired| desired.revision == revision && !desired.good) {
         desired.good = true;
         // Which revision ran well is a help for rollback, not a promise; nobody waits for it.
-        drop(core.store.commit(vec![Change::MarkGood(id, revision)]));
+        drop(core.store.commit(vec![Change::MarkGood(id, revision, true)]));
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use quilt_core::time;
 use quilt_net::Handle;
 use quilt_protocol::control::{
-    Applied, Document, InstanceReport, InstanceView, Registration, Rejected, Report, StationState, StationView,
-    instance_digest,
+    Applied, Document, InstanceReport, InstanceView, Owner, Registration, Rejected, Report, State as InstanceState,
+    StationState, StationView, instance_digest,
 };
 use quilt_protocol::{Name, Revision, StationId};
 
@@ -86,6 +86,18 @@ impl Newcomer {
 }
 
 impl Station {
+    /// Whether it was seen to fail with what is desired of it: refused it, or holds an instance of it that failed.
+    pub(crate) fn is_ill(&self) -> bool {
+        let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
+        let refused = self.rejected.as_ref().is_some_and(|rejected| rejected.revision == desired.revision);
+        let failed = |report: &InstanceReport| {
+            matches!(report.state, InstanceState::Failed | InstanceState::Backoff)
+                || report.held_back.as_ref().is_some_and(|(asked, _)| *asked == desired.digest)
+        };
+        let applied = live.applied.is_some_and(|applied| applied.digest == desired.digest);
+        refused || (applied && live.instances.values().any(|one| one.owner == Owner::Fleet && failed(one)))
+    }
+
     /// Whether it runs every instance of its desired configuration, healthy and as configured.
     pub(crate) fn runs_well(&self) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };

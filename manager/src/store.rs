@@ -182,8 +182,8 @@ pub enum Change {
     ForgetStation(StationId),
     /// Gives a station a new desired configuration. Older ones beyond [`HISTORY_MAX`] go.
     PutDesired(StationId, Box<Desired>),
-    /// Notes that a desired configuration ran well.
-    MarkGood(StationId, Revision),
+    /// Notes whether a desired configuration ran well.
+    MarkGood(StationId, Revision, bool),
     /// Notes that a desired configuration does not wait for its batch any more.
     Release(StationId, Revision),
     /// Remembers a fleet entry.

@@ -29,7 +29,14 @@ pub struct Answer {
 
 impl Answer {
     pub(crate) fn bare(outcome: Outcome) -> Self {
-        Self { outcome, encoding: Encoding::Json, body: Bytes::new() }
+        let why: &'static str = match outcome {
+            Outcome::Refused => "not sent: a body has at most 64 MiB, a command's name at most 256 bytes",
+            Outcome::Overloaded => {
+                "not sent: too many requests, or too many large ones, are under way on this connection"
+            }
+            _ => "",
+        };
+        Self { outcome, encoding: Encoding::Json, body: Bytes::from_static(why.as_bytes()) }
     }
 
     /// The body as text for people.

@@ -161,7 +161,7 @@ impl Manifest {
 pub(crate) enum LoadError {
     #[error("cannot be opened: {0}")]
     NotFound(String),
-    #[error("is plugin `{name}`, as is the younger {by}, which is used; remove one of the two")]
+    #[error("is plugin `{name}`, as is {by}, which is used; remove one of the two")]
     Shadowed { name: String, by: String },
     #[error("cannot be fetched: {0}")]
     NotFetched(String),

@@ -65,7 +65,9 @@ async fn suite<S: Store>(open: impl Fn() -> S) {
             Change::PutEntry(group.clone(), entry.clone()),
             Change::PutEntry(EntryKey::Station("one".into()), entry.clone()),
             Change::RemoveEntry(EntryKey::Station("one".into())),
-            Change::MarkGood(one.id, Revision(2)),
+            Change::MarkGood(one.id, Revision(1), true),
+            Change::MarkGood(one.id, Revision(1), false),
+            Change::MarkGood(one.id, Revision(2), true),
         ])
         .await
         .unwrap();

@@ -62,8 +62,12 @@ impl Inner {
                 history.insert(0, *desired);
                 history.truncate(HISTORY_MAX + 1);
             }
-            Change::MarkGood(id, revision) => {
-                let mark = |desired: &mut Desired| desired.good |= desired.revision == revision;
+            Change::MarkGood(id, revision, good) => {
+                let mark = |desired: &mut Desired| {
+                    if desired.revision == revision {
+                        desired.good = good;
+                    }
+                };
                 self.loaded().desired.get_mut(&id).into_iter().for_each(mark);
                 self.history.entry(id).or_default().iter_mut().for_each(mark);
             }

@@ -247,9 +247,9 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
             )?;
             raise(transaction, "last_revision", desired.revision.0)?;
         }
-        Change::MarkGood(id, revision) => {
-            let values = params![id.to_string(), revision.0 as i64];
-            run("UPDATE desired SET good = 1 WHERE station = ?1 AND revision = ?2", values)?;
+        Change::MarkGood(id, revision, good) => {
+            let values = params![id.to_string(), revision.0 as i64, good];
+            run("UPDATE desired SET good = ?3 WHERE station = ?1 AND revision = ?2", values)?;
         }
         Change::Release(id, revision) => {
             let values = params![id.to_string(), revision.0 as i64];

@@ -192,10 +192,13 @@ impl Catalog {
     async fn settle(self: &Arc<Self>, seen: &BTreeMap<PathBuf, Seen>) {
         let mut wanted = BTreeMap::<String, (SystemTime, &PathBuf, &Taken)>::new();
         let shadowed = |by: &PathBuf, taken: &Taken| Refused {
-            error: LoadError::Shadowed { name: taken.inspection.name.clone(), by: by.display().to_string() },
+            error: LoadError::Shadowed {
+                name: taken.inspection.name.clone(),
+                by: format!("the younger {}", by.display()),
+            },
             taken: Some(taken.clone()),
         };
-        let mut refused = BTreeMap::new();
+        let (mut refused, mut unusable) = (BTreeMap::new(), BTreeSet::new());
         for (path, Seen { changed, taken, .. }) in seen {
             match taken {
                 Some(Ok(taken)) => {
@@ -212,10 +215,22 @@ impl Catalog {
                         }
                     }
                 }
-                Some(Err(error)) => drop(refused.insert(path.clone(), Refused { error: error.clone(), taken: None })),
-                None => {}
+                Some(Err(error)) => {
+                    refused.insert(path.clone(), Refused { error: error.clone(), taken: None });
+                    unusable.insert(path);
+                }
+                // It is being copied.
+                None => drop(unusable.insert(path)),
             }
         }
+        // A file that cannot be used does not end what its predecessor runs; one that is gone does.
+        let mut offered = self.offered();
+        offered.retain(|name, plugin| {
+            wanted.contains_key(name) || unusable.contains(&plugin.file) || self.state().assigned.contains_key(name)
+        });
+        let kept =
+            offered.iter().filter(|(name, plugin)| !wanted.contains_key(*name) && unusable.contains(&plugin.file));
+        let mut found: Offered = kept.map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
         // All at once: one that hangs must not hold up the others.
         let mut loading = tokio::task::JoinSet::new();
         for (name, (_, path, taken)) in wanted {
@@ -237,7 +252,6 @@ impl Catalog {
         }
         let mut loaded = loading.join_all().await;
         loaded.sort_by(|a, b| a.0.cmp(&b.0));
-        let (offered, mut found) = (self.offered(), Offered::new());
         for (name, path, taken, loaded) in loaded {
             let loaded = loaded.and_then(|plugin| {
                 let others =
@@ -249,7 +263,6 @@ impl Catalog {
                 Err(error) => {
                     let refusal = Refused { error, taken: Some(taken) };
                     refused.insert(path, refusal);
-                    // A file that cannot be used does not end what its predecessor runs.
                     let live = self.state().live.get(&name).cloned();
                     found.extend(live.map(|live| (name, live)));
                 }
@@ -410,7 +423,18 @@ impl Catalog {
                 pid: keeper.pid().await,
             });
         }
-        for (path, Refused { error, taken }) in &self.state().refused {
+        let state = self.state();
+        let pushed_over = state.found.iter().filter(|(name, found)| {
+            let live = state.live.get(*name).filter(|_| state.assigned.contains_key(*name));
+            live.is_some_and(|live| live.taken.sha256 != found.taken.sha256)
+        });
+        let pushed_over = pushed_over.map(|(name, found)| {
+            let error = LoadError::Shadowed { name: name.clone(), by: "what was pushed to this station".into() };
+            (found.file.clone(), Refused { error, taken: Some(found.taken.clone()) })
+        });
+        let pushed_over: Vec<_> = pushed_over.collect();
+        let unused = state.refused.iter().chain(pushed_over.iter().map(|(path, refused)| (path, refused)));
+        for (path, Refused { error, taken }) in unused {
             let inspection = taken.as_ref().map(|taken| taken.inspection.clone()).unwrap_or_default();
             let quarantined = matches!(error, LoadError::Quarantined(_) | LoadError::Crashed(_));
             views.push(PluginView {

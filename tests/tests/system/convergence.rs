@@ -161,6 +161,32 @@ async fn rollback_makes_the_last_good_configuration_desired_again() {
 }
 
 #[tokio::test]
+async fn a_rollback_goes_back_to_what_was_just_applied_and_no_further() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
+    let good = async |world: &World| {
+        world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json()[0]["good"] == true
+    };
+    world.eventually("it has run well for a while", good).await;
+    // Nobody has had the time to see the next one run well.
+    let next = || Fleet::new().with("cam-1/counter/one", "").with("cam-1/counter/two", "");
+    let file = world.fleet_file("fleet.toml", next().text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    let fails = "command = [\"false\"]\nrestart = { policy = \"temporary\" }\n";
+    let failing = world.fleet_file("fleet.toml", next().with("cam-1/process/fails", fails).text());
+    let rolled = world.ctl(&["apply", "-f", &failing, "--wait", "20", "--rollback"]).await.with_code(4);
+    assert!(rolled.err.contains("rolled back"), "{}", rolled.err);
+    world.until_state("cam-1/counter/two", "active").await;
+    world.eventually("the failing one goes", async |world| world.instance("cam-1/process/fails").await.is_none()).await;
+    let file = world.fleet_file("fleet.toml", next().text());
+    world.ctl(&["diff", "-f", &file]).await.with_code(0);
+    // What was taken back is not what somebody goes back to.
+    let history = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
+    assert_eq!(history[1]["good"], false, "{history}");
+}
+
+#[tokio::test]
 async fn operators_stop_start_and_restart_instances() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;

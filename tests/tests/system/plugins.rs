@@ -313,7 +313,13 @@ async fn a_newer_build_goes_through_a_fleet_in_batches_and_no_further_than_where
     assert_eq!(list.as_array().unwrap().len(), 1, "{list}");
     let rolled_back = push(&world, "two", &["--rollback"]).await;
     assert!(rolled_back.code != 0 && rolled_back.err.contains("rolled back"), "{rolled_back:?}");
+    // And at once again, when nobody has seen yet that what was gone back to runs well.
+    let rolled_back = push(&world, "two", &["--rollback"]).await;
+    assert!(rolled_back.code != 0 && rolled_back.err.contains("rolled back"), "{rolled_back:?}");
     world.eventually("all have the one before again", async |_| builds().await == ["one", "one", "one"]).await;
+    for view in world.stations().await {
+        assert_eq!(view.desired_digest, view.applied_digest, "{}", view.name);
+    }
     for name in NAMES {
         assert_eq!(world.instance(&format!("{name}/imp/main")).await.unwrap().restarts, 0);
     }
@@ -370,6 +376,54 @@ async fn two_plugins_with_one_role_are_told_apart_and_the_first_stays() {
         .await;
     let client = world.client().await;
     assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "one");
+    // Once the first is gone, the other has the role.
+    std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
+    world
+        .eventually("the second is offered", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+            list.as_array()
+                .unwrap()
+                .iter()
+                .map(|one| (&one["name"], &one["state"]))
+                .eq([(&"twin".into(), &"live".into())])
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_put_in_the_place_of_a_library_changes_nothing_until_it_is_one() {
+    let [_, two] = ["one", "two"].map(plugins::imp);
+    let world = world("say = 'x'\n").await;
+    let file = world.folder().join("config/plugins/libimp.so");
+    let whole = std::fs::read(&file).unwrap();
+    let client = world.client().await;
+    for (put, code) in [(&whole[..whole.len() / 2], "TRUNCATED"), (b"", "NOT_ELF"), (b"#!/bin/sh\n", "NOT_ELF")] {
+        std::fs::write(&file, put).unwrap();
+        world
+            .eventually(code, async |world| {
+                let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+                list.as_array().unwrap().iter().any(|plugin| plugin["code"] == code)
+            })
+            .await;
+        assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "one");
+    }
+    assert_eq!(world.instance(TARGET).await.unwrap().restarts, 0);
+    world.plug(&two, "libimp.so");
+    world.eventually("the newer one", async |_| client.call(TARGET, &Build {}).await.unwrap() == "two").await;
+    // A file under the same name that holds another plugin takes the place of the one before.
+    let twin = ["-DVARIANT=good", "-DROLE=\"imp\"", "-DPLUGIN=\"twin\""];
+    let twin = plugins::c_plugin(world.folder(), "tests/fixtures/hostile.c", "twin", &twin);
+    world.plug(&twin, "libimp.so");
+    world
+        .eventually("the other is offered", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+            list.as_array()
+                .unwrap()
+                .iter()
+                .map(|one| (&one["name"], &one["state"]))
+                .eq([(&"twin".into(), &"live".into())])
+        })
+        .await;
 }
 
 #[tokio::test]
