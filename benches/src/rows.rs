@@ -49,7 +49,7 @@ impl All {
         let mut rows = Vec::new();
         let wanted = |name: &str| self.only.as_deref().is_none_or(|only| only == name);
         if wanted("call") || wanted("in-flight") {
-            rows.extend(self.calls(runs).await?.into_iter().filter(|row| wanted(row.row)));
+            rows.extend(self.relay(runs).await?.into_iter().filter(|row| wanted(row.row)));
         }
         if wanted("hop") || wanted("hop-64") {
             rows.extend(self.hop(runs).await?.into_iter().filter(|row| wanted(row.row)));
@@ -81,63 +81,32 @@ impl All {
 
     /// A typed call of the program that hosts the manager to a role on a station: one hop, as the baseline.
     async fn hop(&self, runs: usize) -> anyhow::Result<Vec<Row>> {
-        let count = if self.quick { 500 } else { 20_000 };
-        let mut echo = Part::start(&["echo"])?;
-        let echo_address = echo.line().await?;
         let (manager, _folder) = part::host().await?;
         let address = manager.protocol_addr().to_string();
-        let mut station = Part::start(&["station", &address])?;
-        station.line().await?;
-        let tool = Client::connect(&address, "bench").await?;
-        apply(&tool, json!({ "group": { "all": { "match": "name=*", "roles": { "counter": { "main": {} } } } } }))
-            .await?;
-        let target = "bench/counter/main";
-        while tool.call(target, &Value {}).await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        let (_station, _) = counting(&address).await?;
         let client = manager.station(&"bench".parse()?).map_err(anyhow::Error::msg)?;
-        let body = Bytes::from(vec![7; 84]);
-        let (mut single, mut single_base, mut many, mut many_base) = (vec![], vec![], vec![], vec![]);
-        for _ in 0..runs {
-            single_base.push(median(baseline::calls(&echo_address, &body, count).await?).as_secs_f64() * 1e6);
-            let mut times = Vec::with_capacity(count);
-            for _ in 0..count {
-                let began = Instant::now();
-                client.call(target, &Value {}).await?;
-                times.push(began.elapsed());
-            }
-            single.push(median(times).as_secs_f64() * 1e6);
-            many_base.push(baseline::in_flight(&echo_address, &body, 64, count * 20).await?);
-            many.push(in_flight(&client, target, 64, count * 5).await?);
-        }
-        let single =
-            row("hop", "one call at a time, manager's library > station > role, p50", "us", single, single_base);
-        let many = row("hop-64", "the same, 64 in flight on one connection", "calls/s", many, many_base);
-        Ok(vec![single, many])
+        let name = "one call at a time, manager's library > station > role, p50";
+        self.calls(&client, [("hop", name), ("hop-64", "the same, 64 in flight on one connection")], runs).await
     }
 
     /// A typed call of a tool through the manager to a role on a station: two hops, against one hop of the baseline.
-    async fn calls(&self, runs: usize) -> anyhow::Result<Vec<Row>> {
+    async fn relay(&self, runs: usize) -> anyhow::Result<Vec<Row>> {
+        let mut manager = Part::start(&["manager"])?;
+        let address = manager.line().await?;
+        let (_station, client) = counting(&address).await?;
+        let name = "one call at a time, tool > manager > station > role, p50";
+        self.calls(&client, [("call", name), ("in-flight", "the same, 64 in flight on one connection")], runs).await
+    }
+
+    async fn calls(
+        &self,
+        client: &Client,
+        rows: [(&'static str, &'static str); 2],
+        runs: usize,
+    ) -> anyhow::Result<Vec<Row>> {
         let count = if self.quick { 500 } else { 20_000 };
         let mut echo = Part::start(&["echo"])?;
         let echo_address = echo.line().await?;
-        let mut manager = Part::start(&["manager"])?;
-        let address = manager.line().await?;
-        let mut station = Part::start(&["station", &address])?;
-        station.line().await?;
-        let client = Client::connect(&address, "bench").await?;
-        apply(
-            &client,
-            serde_json::json!({
-                "group": { "all": { "match": "name=*", "roles": { "counter": { "main": {} } } } }
-            }),
-        )
-        .await?;
-        let target = "bench/counter/main";
-        // Until it is there.
-        while client.call(target, &Value {}).await.is_err() {
-            tokio::task::yield_now().await;
-        }
         // A head and a reply of about the size that a quilt call has on the wire.
         let body = Bytes::from(vec![7; 84]);
         let (mut single, mut single_base, mut many, mut many_base) = (vec![], vec![], vec![], vec![]);
@@ -146,17 +115,18 @@ impl All {
             let mut times = Vec::with_capacity(count);
             for _ in 0..count {
                 let began = Instant::now();
-                client.call(target, &Value {}).await?;
+                client.call(TARGET, &Value {}).await?;
                 times.push(began.elapsed());
             }
             single.push(median(times).as_secs_f64() * 1e6);
-            many_base.push(baseline::in_flight(&echo_address, &body, 64, count * 5).await?);
-            many.push(in_flight(&client, target, 64, count).await?);
+            many_base.push(baseline::in_flight(&echo_address, &body, 64, count * 20).await?);
+            many.push(in_flight(client, TARGET, 64, count * 5).await?);
         }
-        let (name, unit) = ("one call at a time, tool > manager > station > role, p50", "us");
-        let single = row("call", name, unit, single, single_base);
-        let many = row("in-flight", "the same, 64 in flight on one connection", "calls/s", many, many_base);
-        Ok(vec![single, many])
+        let [(single_row, single_name), (many_row, many_name)] = rows;
+        Ok(vec![
+            row(single_row, single_name, "us", single, single_base),
+            row(many_row, many_name, "calls/s", many, many_base),
+        ])
     }
 
     /// One apply to 1,000 light stations, planned and accepted by each, against a bare push of as many bytes.
@@ -226,6 +196,22 @@ impl All {
         }
         Ok(row("memory", "manager memory per idle registered station", "KiB", ours, base))
     }
+}
+
+const TARGET: &str = "bench/counter/main";
+
+/// A station whose counter answers at [`TARGET`], and a tool that has called it.
+async fn counting(manager: &str) -> anyhow::Result<(Part, Client)> {
+    let mut station = Part::start(&["station", manager])?;
+    station.line().await?;
+    let client = Client::connect(manager, "bench").await?;
+    apply(&client, json!({ "group": { "all": { "match": "name=*", "roles": { "counter": { "main": {} } } } } }))
+        .await?;
+    // Until it is there.
+    while client.call(TARGET, &Value {}).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    Ok((station, client))
 }
 
 pub(crate) async fn apply(client: &Client, fleet: serde_json::Value) -> anyhow::Result<()> {

@@ -137,8 +137,8 @@ async fn a_rollout_that_fails_goes_back_and_one_in_batches_stops_at_the_first_fa
     assert_eq!(history.as_array().unwrap()[0]["instances"], serde_json::json!(["process/clock"]));
 }
 
-#[tokio::test]
-async fn rollback_makes_the_last_good_configuration_desired_again() {
+/// A station whose counter has run well for a while.
+async fn counter_that_ran_well() -> World {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
@@ -146,6 +146,12 @@ async fn rollback_makes_the_last_good_configuration_desired_again() {
         world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json()[0]["good"] == true
     };
     world.eventually("it has run well for a while", good).await;
+    world
+}
+
+#[tokio::test]
+async fn rollback_makes_the_last_good_configuration_desired_again() {
+    let world = counter_that_ran_well().await;
     // One that flaps is never good.
     let flapping =
         "command = [\"sh\", \"-c\", \"sleep 0.05; exit 3\"]\nrestart = { delay = \"10ms\", intensity = 0 }\n";
@@ -162,13 +168,7 @@ async fn rollback_makes_the_last_good_configuration_desired_again() {
 
 #[tokio::test]
 async fn a_rollback_goes_back_to_what_was_just_applied_and_no_further() {
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
-    let good = async |world: &World| {
-        world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json()[0]["good"] == true
-    };
-    world.eventually("it has run well for a while", good).await;
+    let world = counter_that_ran_well().await;
     // Nobody has had the time to see the next one run well.
     let next = || Fleet::new().with("cam-1/counter/one", "").with("cam-1/counter/two", "");
     let file = world.fleet_file("fleet.toml", next().text());

@@ -358,6 +358,17 @@ async fn a_configuration_that_the_newer_build_refuses_leaves_the_one_before() {
     assert_eq!(list.as_array().unwrap().iter().filter(|plugin| plugin["state"] == "live").count(), 2);
 }
 
+/// Waits until the station has this plugin, and no other file.
+async fn until_only(world: &World, name: &str) {
+    world
+        .eventually("it alone is offered", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+            let list: Vec<_> = list.as_array().unwrap().iter().map(|one| (&one["name"], &one["state"])).collect();
+            list == [(&name.into(), &"live".into())]
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn two_plugins_with_one_role_are_told_apart_and_the_first_stays() {
     let world = world("say = 'x'\n").await;
@@ -378,16 +389,7 @@ async fn two_plugins_with_one_role_are_told_apart_and_the_first_stays() {
     assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "one");
     // Once the first is gone, the other has the role.
     std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
-    world
-        .eventually("the second is offered", async |world| {
-            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
-            list.as_array()
-                .unwrap()
-                .iter()
-                .map(|one| (&one["name"], &one["state"]))
-                .eq([(&"twin".into(), &"live".into())])
-        })
-        .await;
+    until_only(&world, "twin").await;
 }
 
 #[tokio::test]
@@ -414,16 +416,7 @@ async fn what_is_put_in_the_place_of_a_library_changes_nothing_until_it_is_one()
     let twin = ["-DVARIANT=good", "-DROLE=\"imp\"", "-DPLUGIN=\"twin\""];
     let twin = plugins::c_plugin(world.folder(), "tests/fixtures/hostile.c", "twin", &twin);
     world.plug(&twin, "libimp.so");
-    world
-        .eventually("the other is offered", async |world| {
-            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
-            list.as_array()
-                .unwrap()
-                .iter()
-                .map(|one| (&one["name"], &one["state"]))
-                .eq([(&"twin".into(), &"live".into())])
-        })
-        .await;
+    until_only(&world, "twin").await;
 }
 
 #[tokio::test]
