@@ -4,11 +4,15 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::{SinkExt, StreamExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::part;
+
+/// As many bytes as the payload that quilt and the peers encode.
+const BODY: usize = 84;
 
 type Frames = Framed<TcpStream, LengthDelimitedCodec>;
 
@@ -55,23 +59,36 @@ async fn connect(address: &str) -> anyhow::Result<Frames> {
     Ok(Framed::new(stream, LengthDelimitedCodec::new()))
 }
 
-/// How long single calls take, one after the other.
-pub(crate) async fn calls(address: &str, body: &Bytes, count: usize) -> anyhow::Result<Vec<Duration>> {
-    let mut frames = connect(address).await?;
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let began = Instant::now();
-        frames.send(body.clone()).await?;
-        frames.next().await.transpose()?;
-        times.push(began.elapsed());
+/// The median time of a call in microseconds if they are made one after the other, and calls a second with so many in flight,
+/// spread over some connections.
+pub(crate) async fn calls(
+    address: &str,
+    connections: usize,
+    window: usize,
+    count: usize,
+) -> anyhow::Result<(f64, f64)> {
+    let body = Bytes::from(vec![7; BODY]);
+    if window == 1 {
+        let mut frames = connect(address).await?;
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let began = Instant::now();
+            frames.send(body.clone()).await?;
+            frames.next().await.transpose()?;
+            times.push(began.elapsed());
+        }
+        times.sort();
+        return Ok((times[count / 2].as_secs_f64() * 1e6, 0.0));
     }
-    Ok(times)
+    let began = Instant::now();
+    let all = (0..connections).map(|_| in_flight(address, &body, window / connections, count / connections));
+    let made: usize = try_join_all(all).await?.into_iter().sum();
+    Ok((0.0, made as f64 / began.elapsed().as_secs_f64()))
 }
 
-/// Calls a second with so many in flight on one connection.
-pub(crate) async fn in_flight(address: &str, body: &Bytes, window: usize, count: usize) -> anyhow::Result<f64> {
+/// Makes calls with so many in flight on one connection. Answers how many.
+async fn in_flight(address: &str, body: &Bytes, window: usize, count: usize) -> anyhow::Result<usize> {
     let mut frames = connect(address).await?;
-    let began = Instant::now();
     for _ in 0..window {
         frames.feed(body.clone()).await?;
     }
@@ -93,7 +110,7 @@ pub(crate) async fn in_flight(address: &str, body: &Bytes, window: usize, count:
         }
         SinkExt::<Bytes>::flush(&mut frames).await?;
     }
-    Ok(received as f64 / began.elapsed().as_secs_f64())
+    Ok(received)
 }
 
 /// How long it takes to send a body on each of so many connections and have an answer from each.

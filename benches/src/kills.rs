@@ -14,12 +14,13 @@ use quilt_role_counter::api::Value;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::all::apply;
 use crate::part::Part;
-use crate::rows::{Row, apply, row};
+use crate::row::{Bound, Row};
 
-const PLUGIN: &str = "bench/hello/main";
+const PLUGIN: &str = "bench-0/hello/main";
 const REQUEST: Bytes = Bytes::from_static(br#"{"name":"x"}"#);
-const OTHER: &str = "bench/counter/main";
+const OTHER: &str = "bench-0/counter/main";
 /// How many calls of the plugin are under way.
 const LOAD: usize = 8;
 
@@ -72,9 +73,12 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
     anyhow::ensure!(kills >= runs, "only {kills} children were killed: the plugin does not come back");
     let [p50, p99] = ours;
     let [base_p50, base_p99] = base;
-    let name =
-        "call of another role while a plugin's child under load is killed every 100 ms; baseline: while it lives";
-    Ok(vec![row("kill-p50", name, "us", p50, base_p50), row("kill-p99", name, "us", p99, base_p99)])
+    let name = "call of another role while a plugin's child under load is killed every 100 ms";
+    let beside = "while it lives";
+    Ok(vec![
+        Row::new("kill-p50", name, "us", &p50, (beside, &base_p50), Bound::None),
+        Row::new("kill-p99", name, "us", &p99, (beside, &base_p99), Bound::None),
+    ])
 }
 
 /// Builds the example in C: a role of the Rust one that other rows use is linked into this program too.

@@ -1,22 +1,30 @@
-//! `quilt-bench`: how fast and how large quilt is, as ratios to a bare framed TCP echo measured in the same run.
+//! `quilt-bench`: how fast and how large quilt is, as ratios to bare frames, tarpc and NATS measured in the same run.
 //!
 //! ```sh
 //! cargo run --release -p quilt-bench -- all            # a table
 //! cargo run --release -p quilt-bench -- all --json     # one JSON line a row
-//! cargo run --release -p quilt-bench -- all --only call --quick
+//! cargo run --release -p quilt-bench -- all --only hop --quick
 //! ```
 //!
 //! Server and client are processes of their own: this program starts itself for each part. Quilt and baseline take
 //! turns, and medians are shown, so that what the machine does meanwhile hits both.
 
+mod all;
+mod awake;
 mod baseline;
+mod calls;
+mod echo;
 #[path = "../../tests/fixtures/imp/src/role.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod imp;
 mod kills;
+mod memory;
+mod micro;
 mod part;
 mod plugins;
-mod rows;
+mod push;
+mod row;
+mod start;
 mod swarm;
 
 use std::path::PathBuf;
@@ -34,17 +42,24 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Measure
-    All(rows::All),
+    All(all::All),
+    /// Count the instructions of small pieces with callgrind
+    Micro(micro::Micro),
+    /// Do one of them (started by `micro`)
+    #[command(hide = true)]
+    Piece { name: String },
     /// Be the baseline's server (started by `all`)
     #[command(hide = true)]
     Echo,
     /// Be a manager with its data in a folder that goes away (started by `all`)
     #[command(hide = true)]
     Manager,
-    /// Be a real station (started by `all`)
+    /// Be real stations (started by `all`)
     #[command(hide = true)]
     Station {
         manager: String,
+        #[arg(long, default_value_t = 1)]
+        count: usize,
         #[arg(long)]
         plugin_dir: Vec<PathBuf>,
     },
@@ -57,6 +72,9 @@ enum Verb {
     /// Be the baseline of a plugin's child (started by `all`)
     #[command(hide = true)]
     Pong,
+    /// Keep a core awake (started by `all`)
+    #[command(hide = true)]
+    Spin,
 }
 
 fn main() -> ExitCode {
@@ -68,10 +86,16 @@ fn main() -> ExitCode {
 async fn run(verb: Verb) -> ExitCode {
     let done = match verb {
         Verb::All(all) => all.run().await,
+        Verb::Micro(micro) => micro.run(),
+        Verb::Piece { name } => micro::piece(&name),
         Verb::Echo => baseline::serve().await,
         Verb::Manager => part::manager().await,
-        Verb::Station { manager, plugin_dir } => part::station(&manager, plugin_dir).await,
+        Verb::Station { manager, count, plugin_dir } => part::stations(&manager, count, plugin_dir).await,
         Verb::Swarm { manager, count } => swarm::run(&manager, count).await,
+        Verb::Spin => {
+            awake::spin();
+            Ok(())
+        }
         Verb::Pong => plugins::pong().await,
         Verb::Idle { echo, count } => baseline::idle(&echo, count).await,
     };

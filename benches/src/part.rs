@@ -1,31 +1,58 @@
 //! The processes a measurement is made of: started as children of this program, known by one line they print.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use quilt_core::daemon::DaemonArgs;
 use quilt_manager::{Manager, ManagerArgs};
 use quilt_station::{Station, StationArgs};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// A child that is this program in another part. Ends when dropped.
 pub(crate) struct Part {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    input: ChildStdin,
 }
 
 impl Part {
     /// Starts a part.
     pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        Self::of(&std::env::current_exe()?, arguments)
+    }
+
+    fn of(program: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
         // Its standard input tells a part when to end, also if this program is killed.
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         command.env("QUILT_CFG_DIR", "/nonexistent");
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stdout.take().context("it was piped")?).lines();
-        Ok(Self { child, lines })
+        let input = child.stdin.take().context("it was piped")?;
+        Ok(Self { child, lines, input })
+    }
+
+    /// Tells it something, in one line.
+    pub(crate) async fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        Ok(self.input.write_all(format!("{line}\n").as_bytes()).await?)
+    }
+
+    fn pid(&self) -> anyhow::Result<u32> {
+        self.child.id().context("a part of the measurement ended early")
+    }
+
+    /// How long its threads have run, as the scheduler counts it.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let mut ran = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
+            // A thread may end meanwhile.
+            let Ok(figures) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            ran += figures.split_whitespace().next().context("schedstat has three figures")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(ran))
     }
 
     /// The next line it prints.
@@ -35,10 +62,51 @@ impl Part {
 
     /// Its resident memory in KiB.
     pub(crate) fn memory_kib(&self) -> anyhow::Result<f64> {
-        let pid = self.child.id().context("a part of the measurement ended early")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    }
+}
+
+/// tarpc and NATS, in a program of their own.
+pub(crate) struct Peers {
+    program: PathBuf,
+}
+
+impl Peers {
+    /// Builds the program of the peers, which nothing else needs.
+    pub(crate) fn build() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let target = root.join("../target/peers");
+        let built = std::process::Command::new("cargo")
+            .args(["build", "--release", "--locked", "--quiet", "--manifest-path"])
+            .arg(root.join("peers/Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .status()?;
+        anyhow::ensure!(built.success(), "the peers do not build; --no-peers does without them");
+        Ok(Self { program: target.join("release/quilt-peers") })
+    }
+
+    pub(crate) fn start(&self, arguments: &[&str]) -> anyhow::Result<Part> {
+        Part::of(&self.program, arguments)
+    }
+
+    /// A NATS server, whoever answers, and whoever asks.
+    pub(crate) async fn nats(&self) -> anyhow::Result<(Part, Part, Part)> {
+        // It takes no port of its own choice and prints nothing that is made for programs.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+        let server = Part::of(Path::new("nats-server"), &["-a", "127.0.0.1", "-p", &port, "-l", "/dev/null"]);
+        let server = server.context("nats-server, from the distribution's package; --no-peers does without")?;
+        let url = format!("nats://127.0.0.1:{port}");
+        while tokio::net::TcpStream::connect(&url[7..]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut responder = self.start(&["nats-serve", &url])?;
+        responder.line().await?;
+        let mut caller = self.start(&["nats-call", &url])?;
+        caller.line().await?;
+        Ok((server, responder, caller))
     }
 }
 
@@ -66,17 +134,20 @@ pub(crate) async fn manager() -> anyhow::Result<()> {
     until_told().await
 }
 
-/// A real station with the built-in roles; prints when it has started.
-pub(crate) async fn station(manager: &str, plugin_dir: Vec<PathBuf>) -> anyhow::Result<()> {
+/// Real stations with the built-in roles, in one process; prints when they have started.
+pub(crate) async fn stations(manager: &str, count: usize, plugin_dir: Vec<PathBuf>) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let args = StationArgs {
-        daemon: DaemonArgs::with_data_dir(folder.path()),
-        manager: vec![manager.into()],
-        name: Some("bench".into()),
-        plugin_dir,
-        ..StationArgs::default()
-    };
-    let _station = Station::start(args.resolve()?).await?;
+    let mut stations = Vec::new();
+    for number in 0..count {
+        let args = StationArgs {
+            daemon: DaemonArgs::with_data_dir(folder.path().join(number.to_string())),
+            manager: vec![manager.into()],
+            name: Some(format!("bench-{number}")),
+            plugin_dir: plugin_dir.clone(),
+            ..StationArgs::default()
+        };
+        stations.push(Station::start(args.resolve()?).await?);
+    }
     println!("started");
     until_told().await
 }

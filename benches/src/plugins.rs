@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::imp::{Echo, Imp, Quick};
 use crate::kills;
-use crate::rows::{Row, median, row};
+use crate::row::{Bound, Row};
 
 /// Bodies of these sizes are sent and sent back: name of the row in the station, of the one in a child, bytes, calls.
 const BODIES: [(&str, &str, usize, usize); 3] = [
@@ -25,8 +25,10 @@ const BODIES: [(&str, &str, usize, usize); 3] = [
     ("plugin-64k", "child-64k", 64 << 10, 1000),
     ("plugin-16m", "child-16m", 16 << 20, 6),
 ];
-const INSIDE: &str = "inline command in the station, bincode both ways; baseline: the role linked in, p50";
-const OUTSIDE: &str = "command in a child; baseline: as many bytes to a process and back, p50";
+const INSIDE: &str = "inline command in the station, bincode both ways, p50";
+const LINKED: &str = "the role linked in";
+const OUTSIDE: &str = "command in a child, p50";
+const BYTES: &str = "as many bytes to a process and back";
 
 /// Measures all of it.
 pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
@@ -46,8 +48,10 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
             bare.push(pong.calls(size, count).await?);
             theirs.push(calls(&child, size, count).await?);
         }
-        rows.push(row(name, INSIDE, "us", ours, base));
-        rows.push(row(name_of_child, OUTSIDE, "us", theirs, bare));
+        let inside = if size == 64 { Bound::AtMost(2.0, 2.0) } else { Bound::None };
+        rows.push(Row::new(name, INSIDE, "us", &ours, (LINKED, &base), inside));
+        let outside = if size == 64 { Bound::AtMost(1.6, 1.6) } else { Bound::None };
+        rows.push(Row::new(name_of_child, OUTSIDE, "us", &theirs, (BYTES, &bare), outside));
     }
     let (mut ours, mut base) = (vec![], vec![]);
     for _ in 0..runs {
@@ -55,9 +59,8 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
         base.push(spawned(&linked, count).await?);
         ours.push(spawned(&inside, count).await?);
     }
-    let name =
-        "spawned command in the station: on the plugin's own runtime and back; baseline: the role linked in, p50";
-    rows.push(row("plugin-spawned", name, "us", ours, base));
+    let name = "spawned command in the station: on the plugin's own runtime and back, p50";
+    rows.push(Row::new("plugin-spawned", name, "us", &ours, (LINKED, &base), Bound::None));
     let (mut ours, mut base) = (vec![], vec![]);
     for _ in 0..runs.max(3) {
         let began = Instant::now();
@@ -67,8 +70,8 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
         load(&library, false).await?;
         ours.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let name = "start of a child to its first reply; baseline: the same of a bare process";
-    rows.push(row("child-start", name, "ms", ours, base));
+    let name = "start of a child to its first reply";
+    rows.push(Row::new("child-start", name, "ms", &ours, ("the same of a bare process", &base), Bound::None));
     rows.extend(kills::rows(runs, quick).await?);
     Ok(rows)
 }
@@ -120,6 +123,11 @@ async fn spawned(harness: &Harness, count: usize) -> anyhow::Result<f64> {
         anyhow::ensure!(matches!(outcome, Outcome::Reply(_)), "{} failed", Echo::NAME);
     }
     Ok(median(times).as_secs_f64() * 1e6)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }
 
 type Frames = Framed<UnixStream, LengthDelimitedCodec>;

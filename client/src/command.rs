@@ -77,7 +77,7 @@ impl Client {
         if let Ok(body) = api::encode(api::Encoding::Bincode, request) {
             head.encoding = Encoding::Bincode;
             head.fingerprint = C::fingerprint();
-            let first = self.request(head.clone(), body, options).await;
+            let first = self.request(&mut head, body, options).await;
             answer = (first.outcome != Outcome::SchemaMismatch).then_some(first);
         }
         let answer = match answer {
@@ -89,7 +89,7 @@ impl Client {
                 head.fingerprint = [0; 16];
                 let body = api::encode(api::Encoding::Json, request);
                 let body = body.map_err(|error| ended(Outcome::SchemaMismatch, error))?;
-                self.request(head, body, options).await
+                self.request(&mut head, body, options).await
             }
         };
         let encoding = match answer.encoding {
@@ -108,7 +108,7 @@ impl Client {
     pub async fn call_json(&self, target: &Address, command: &str, body: Bytes, options: &CallOptions) -> Answer {
         let mut head = RequestHead::new(target.clone(), command);
         head.idempotent = options.idempotent;
-        self.request(head, body, options).await
+        self.request(&mut head, body, options).await
     }
 
     /// Calls any streaming command with a JSON body.
@@ -132,18 +132,22 @@ impl Client {
         Ok(TypedItems { items, command: PhantomData })
     }
 
-    async fn request(&self, mut head: RequestHead, body: Bytes, options: &CallOptions) -> Answer {
+    async fn request(&self, head: &mut RequestHead, body: Bytes, options: &CallOptions) -> Answer {
         // A time beyond all clocks is as good as a year.
         let year = Duration::from_secs(365 * 24 * 60 * 60);
         let until = Instant::now() + options.timeout.min(year);
-        let mut pause = quilt_net::Reconnect::new(Duration::from_millis(20), Duration::from_secs(1));
+        let mut pause = None;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             head.remaining_ms = u32::try_from(left.as_millis()).unwrap_or(NO_DEADLINE - 1).max(1);
-            let answer = self.handle().request(head.clone(), body.clone()).await;
+            let answer = self.handle().request(head, body.clone()).await;
             let lost = matches!(answer.outcome, Outcome::PeerLost(Delivered::No | Delivered::Unknown));
-            let delay = pause.next_delay();
-            if !lost || !options.retry || self.dialled.is_none() || Instant::now() + delay >= until {
+            if !lost || !options.retry || self.dialled.is_none() {
+                return answer;
+            }
+            let new = || quilt_net::Reconnect::new(Duration::from_millis(20), Duration::from_secs(1));
+            let delay = pause.get_or_insert_with(new).next_delay();
+            if Instant::now() + delay >= until {
                 return answer;
             }
             tokio::time::sleep(delay).await;

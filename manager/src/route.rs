@@ -37,7 +37,7 @@ pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, (
     head.principal = Some(session.principal());
     session.core.metrics.relayed.inc();
     if head.credit == 0 {
-        target.relay(*head, body, responder);
+        target.relay(&head, body, responder);
         return Box::pin(async {});
     }
     let window = head.credit.clamp(1, WINDOW_MAX);

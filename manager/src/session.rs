@@ -9,6 +9,7 @@ use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, PERSON, Refusal};
 use quilt_protocol::session::{Budget, Closed, Limits};
 use quilt_protocol::{Address, Hello, Name, Outcome, StationId, Welcome};
+use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Client;
@@ -35,6 +36,7 @@ pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: Cancellati
                 handle,
                 peer,
                 who: OnceLock::new(),
+                principal: OnceLock::new(),
                 person: OnceLock::new(),
                 ungreeted,
             })
@@ -54,6 +56,8 @@ pub(crate) struct Session {
     pub(crate) handle: Handle,
     pub(crate) peer: SocketAddr,
     who: OnceLock<Who>,
+    /// The same as it is stamped on requests.
+    principal: OnceLock<SmolStr>,
     /// Which person a tool says it acts for.
     person: OnceLock<String>,
     /// Counts the connection as not greeted until it has.
@@ -69,18 +73,14 @@ pub(crate) enum Who {
 
 impl Session {
     /// Who is at the other end, as it is stamped on requests.
-    pub(crate) fn principal(&self) -> String {
-        match self.who.get() {
-            Some(Who::Station(id)) => format!("station:{id}"),
-            Some(Who::Tool(name)) => format!("tool:{name}"),
-            None => "nobody".into(),
-        }
+    pub(crate) fn principal(&self) -> SmolStr {
+        self.principal.get().cloned().unwrap_or(SmolStr::new_static("nobody"))
     }
 
     /// The same with what the tool says of the person who uses it, for histories: as good as the tool's word.
     pub(crate) fn who(&self) -> String {
         let person = self.person.get().map_or_else(String::new, |person| format!(" ({person})"));
-        self.principal() + &person
+        format!("{}{person}", self.principal())
     }
 
     pub(crate) fn station(&self) -> Option<StationId> {
@@ -124,6 +124,11 @@ impl Service for Session {
             let person = String::from_utf8_lossy(person).chars().filter(|c| !c.is_control()).take(PERSON_MAX).collect();
             let _ = self.person.set(person);
         }
+        let principal = match &who {
+            Who::Station(id) => format!("station:{id}"),
+            Who::Tool(name) => format!("tool:{name}"),
+        };
+        let _ = self.principal.set(principal.into());
         self.who.set(who).expect("a connection greets once");
         Ok(Welcome {
             version: 0,

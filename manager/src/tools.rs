@@ -67,7 +67,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
     let (core, who) = (session.core.clone(), session.who());
     let name = inbound.head.command.clone();
     // `quiltctl call manager stations` need not say the group.
-    let name = if name.contains(':') { name } else { format!("quilt:{name}") };
+    let name = if name.contains(':') { name } else { format!("quilt:{name}").into() };
     match name.as_str() {
         command::STATIONS => inbound.answer(move |request: Stations| async move { stations(&core, &request) }),
         command::CLIENTS => inbound.answer(move |_: Empty| async move { Ok(clients(&core)) }),

@@ -37,6 +37,8 @@ const READS_PER_WAKE: usize = 16;
 thread_local! {
     /// Everything is read into this first, so that an idle connection owns no read buffer.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 128 * 1024]);
+    /// What one connection has to do at a time; kept, so that it is not allocated each time.
+    static DUE: RefCell<Vec<Due>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the driver, the handles and the handlers of one session share.
@@ -117,6 +119,16 @@ enum Due {
 }
 
 impl Inner {
+    fn trim(&mut self) {
+        self.session.trim();
+        if self.waiting.is_empty() {
+            self.waiting = FxHashMap::default();
+        }
+        if self.serving.is_empty() {
+            self.serving = FxHashMap::default();
+        }
+    }
+
     /// Whom an event concerns, if anybody.
     fn find(&mut self, event: Event) -> Option<Due> {
         Some(match event {
@@ -172,7 +184,7 @@ impl Shared {
     /// Asks; gives the waiter back if that cannot be.
     pub(crate) fn ask(
         &self,
-        head: RequestHead,
+        head: &RequestHead,
         body: Bytes,
         waiter: Waiter,
     ) -> Result<RequestNumber, (NotAsked, Waiter)> {
@@ -326,15 +338,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     /// Hands events to whoever waits for them: what belongs to whom is found under the lock, for all that there are, and given
     /// without it.
     fn dispatch(&mut self) {
+        let mut due = DUE.take();
         loop {
-            let due: Vec<_> = self.shared.with(|inner| {
-                let events = inner.session.take_events();
-                events.into_iter().filter_map(|event| inner.find(event)).collect()
+            self.shared.with(|inner| {
+                while let Some(event) = inner.session.poll_event() {
+                    due.extend(inner.find(event));
+                }
             });
             if due.is_empty() {
-                return;
+                break;
             }
-            for due in due {
+            for due in due.drain(..) {
                 match due {
                     Due::Hello(hello) => self.decide(*hello),
                     Due::Greeted(result) => self.greeted(result),
@@ -346,6 +360,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 }
             }
         }
+        DUE.set(due);
     }
 
     fn cancel(&self, number: RequestNumber) {
@@ -462,6 +477,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 return worked;
             }
             self.armed = false;
+            self.shared.with(Inner::trim);
             let now = now();
             if now < due {
                 continue;
@@ -539,7 +555,7 @@ impl<T> Drop for Driver<T> {
             inner.session.handle_end("the connection's task was ended");
             let mut why = Closed::ByUs;
             let mut waiting = Vec::new();
-            for event in inner.session.take_events() {
+            while let Some(event) = inner.session.poll_event() {
                 match event {
                     Event::Answered(number, outcome, encoding, body) => {
                         let answer = Answer { outcome, encoding, body };

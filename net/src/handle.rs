@@ -85,7 +85,7 @@ impl PartialEq for Handle {
 
 impl Handle {
     /// Asks. The answer is awaited on the result; dropping that cancels the request.
-    pub fn request(&self, head: RequestHead, body: Bytes) -> Pending {
+    pub fn request(&self, head: &RequestHead, body: Bytes) -> Pending {
         let (sender, receiver) = oneshot::channel();
         let asked = self.shared.ask(head, body, Waiter::Reply(sender)).map_err(|(why, _)| why);
         Pending { shared: self.shared.clone(), asked, receiver }
@@ -93,7 +93,7 @@ impl Handle {
 
     /// Asks on behalf of another session's peer: whatever the answer is, it is the answer to `responder`'s request too; and when
     /// that is given up, so is this.
-    pub fn relay(&self, head: RequestHead, body: Bytes, responder: Responder) {
+    pub fn relay(&self, head: &RequestHead, body: Bytes, responder: Responder) {
         let (from, number) = responder.origin();
         match self.shared.ask(head, body, Waiter::Relay(responder)) {
             Ok(as_number) => from.passed_on(number, &self.shared, as_number),
@@ -107,7 +107,7 @@ impl Handle {
         head.credit = window;
         let (items, receiver) = mpsc::channel(window as usize);
         let (end, ended) = oneshot::channel();
-        let asked = self.shared.ask(head, body, Waiter::Stream(items, end)).map_err(|(why, _)| why);
+        let asked = self.shared.ask(&head, body, Waiter::Stream(items, end)).map_err(|(why, _)| why);
         let pending = Pending { shared: self.shared.clone(), asked, receiver: ended };
         Items { receiver, pending, window, taken: 0 }
     }
@@ -132,7 +132,7 @@ impl Handle {
         let mut head = RequestHead::new(to, command);
         head.encoding = encoding;
         head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
-        let answer = self.request(head, encode(encoding, request)).await;
+        let answer = self.request(&head, encode(encoding, request)).await;
         match answer.outcome {
             Outcome::Reply => Ok(decode("the reply", answer.encoding, &answer.body)?),
             outcome => Err(AskError::Ended { outcome, text: answer.text() }),

@@ -121,7 +121,7 @@ fn head(command: &str) -> RequestHead {
 #[tokio::test(start_paused = true)]
 async fn each_request_ends_in_the_outcome_its_handler_chose() {
     let world = world().await;
-    let ask = |command: &str| world.asker.request(head(command), Bytes::from_static(b"body"));
+    let ask = |command: &str| world.asker.request(&head(command), Bytes::from_static(b"body"));
     let answer = ask("echo").await;
     assert_eq!((answer.outcome, &answer.body[..]), (Outcome::Reply, &b"body"[..]));
     assert_eq!(ask("panic").await.outcome, Outcome::Panicked);
@@ -136,20 +136,20 @@ async fn each_request_ends_in_the_outcome_its_handler_chose() {
 async fn dropping_a_request_stops_its_handler_and_frees_its_place() {
     let world = world().await;
     for _ in 0..3000 {
-        let pending = world.asker.request(head("hang"), Bytes::new());
+        let pending = world.asker.request(&head("hang"), Bytes::new());
         drop(pending);
     }
-    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+    assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
     assert_eq!(world.hanging.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn at_most_1024_requests_are_in_flight() {
     let world = world().await;
-    let hanging: Vec<_> = (0..1024).map(|_| world.asker.request(head("hang"), Bytes::new())).collect();
-    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Overloaded);
+    let hanging: Vec<_> = (0..1024).map(|_| world.asker.request(&head("hang"), Bytes::new())).collect();
+    assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Overloaded);
     drop(hanging);
-    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+    assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,14 +165,14 @@ async fn a_stream_never_runs_ahead_of_its_reader() {
     let mut unread = world.asker.stream(head("count"), Bytes::new(), 4);
     assert!(unread.next().await.is_some());
     drop(unread);
-    assert_eq!(world.asker.request(head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+    assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_large_body_arrives_whole_beside_small_ones() {
     let world = world().await;
     let large = Bytes::from((0..16 << 20).map(|i: u32| (i % 251) as u8).collect::<Vec<_>>());
-    let echoed = world.asker.request(head("echo"), large.clone());
+    let echoed = world.asker.request(&head("echo"), large.clone());
     let mut echoed = Box::pin(echoed);
     // On a task of its own: the runtime polls the test's own future only once in a while.
     let asking = tokio::spawn(async move {
@@ -181,7 +181,7 @@ async fn a_large_body_arrives_whole_beside_small_ones() {
             tokio::select! {
                 biased;
                 answer = &mut echoed => return (answer, small),
-                answer = world.asker.request(head("echo"), Bytes::from_static(b"small")) => {
+                answer = world.asker.request(&head("echo"), Bytes::from_static(b"small")) => {
                     assert_eq!(answer.body, "small");
                     small += 1;
                 }
@@ -201,7 +201,7 @@ async fn a_goodbye_is_told_apart_from_a_crash() {
     assert_eq!(first.asker.closed().await, Closed::ByUs);
 
     let mut second = world().await;
-    let pending = second.asker.request(head("hang"), Bytes::new());
+    let pending = second.asker.request(&head("hang"), Bytes::new());
     while second.hanging.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
@@ -209,7 +209,7 @@ async fn a_goodbye_is_told_apart_from_a_crash() {
     assert_eq!(pending.await.outcome, Outcome::PeerLost(Delivered::Unknown));
     assert!(matches!(second.asker.closed().await, Closed::Broken(_)));
     assert_eq!(
-        second.asker.request(head("echo"), Bytes::new()).await.outcome,
+        second.asker.request(&head("echo"), Bytes::new()).await.outcome,
         Outcome::PeerLost(Delivered::No),
         "nothing is sent on a closed session"
     );
@@ -281,7 +281,7 @@ impl Service for Relay {
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let Inbound { head, body, responder } = inbound;
-        self.0.relay(*head, body, responder);
+        self.0.relay(&head, body, responder);
         Box::pin(async {})
     }
 
@@ -300,7 +300,7 @@ async fn asker_through_a_relay(world: &World) -> Handle {
 async fn a_relayed_request_ends_as_it_does_where_it_is_relayed_to() {
     let world = world().await;
     let asker = asker_through_a_relay(&world).await;
-    let ask = |command: &str| asker.request(head(command), Bytes::from_static(b"body"));
+    let ask = |command: &str| asker.request(&head(command), Bytes::from_static(b"body"));
     let answer = ask("echo").await;
     assert_eq!((answer.outcome, &answer.body[..]), (Outcome::Reply, &b"body"[..]));
     for (command, outcome) in [("panic", Outcome::Panicked), ("drop", Outcome::Panicked), ("slow", Outcome::Reply)] {
@@ -324,10 +324,10 @@ async fn a_relayed_request_ends_as_it_does_where_it_is_relayed_to() {
     until(0).await;
     // What is lost behind is lost in front, and what comes after that was never delivered.
     let asker = asker_through_a_relay(&world).await;
-    let hanging = asker.request(head("hang"), Bytes::new());
+    let hanging = asker.request(&head("hang"), Bytes::new());
     until(1).await;
     world.server.abort();
     assert_eq!(hanging.await.outcome, Outcome::PeerLost(Delivered::Unknown));
-    let late = asker.request(head("echo"), Bytes::new()).await;
+    let late = asker.request(&head("echo"), Bytes::new()).await;
     assert_eq!(late.outcome, Outcome::PeerLost(Delivered::No));
 }

@@ -4,6 +4,8 @@
 //! Whether types agree is told by a [`Fingerprint`] of their JSON Schemas: bincode given the bytes of another type may
 //! decode to nonsense without an error, so the check is not optional.
 
+use std::cell::Cell;
+
 use bincode::config;
 use bytes::Bytes;
 use schemars::{JsonSchema, schema_for};
@@ -65,13 +67,26 @@ pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T,
 ///
 /// The type holds something that the encoding cannot carry, such as a map with keys that are not text in JSON.
 pub fn encode<T: Serialize>(encoding: Encoding, value: &T) -> Result<Bytes, String> {
-    match encoding {
-        Encoding::Json => serde_json::to_vec(value).map_err(|error| error.to_string()),
-        Encoding::Bincode => {
-            bincode::serde::encode_to_vec(value, config::standard()).map_err(|error| error.to_string())
-        }
+    /// What is longer is not copied once more.
+    const SHORT: usize = 4096;
+    thread_local! {
+        /// Where short bodies grow, so that each takes memory once, of its own length.
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     }
-    .map(Bytes::from)
+    let mut bytes = SCRATCH.take();
+    match encoding {
+        Encoding::Json => serde_json::to_writer(&mut bytes, value).map_err(|error| error.to_string()),
+        Encoding::Bincode => bincode::serde::encode_into_std_write(value, &mut bytes, config::standard())
+            .map(drop)
+            .map_err(|error| error.to_string()),
+    }?;
+    if bytes.len() > SHORT {
+        return Ok(bytes.into());
+    }
+    let body = Bytes::copy_from_slice(&bytes);
+    bytes.clear();
+    SCRATCH.set(bytes);
+    Ok(body)
 }
 
 /// The JSON Schema of `T`.

@@ -40,23 +40,31 @@ fn bounded<const N: usize>() -> Configuration<LittleEndian, Varint, Limit<N>> {
 ///
 /// If header and body exceed [`FRAME_MAX`]: the session splits bodies before it comes to this.
 pub fn put_frame(out: &mut Vec<u8>, message: &Message, body: &[u8]) {
-    put_header(out, message, body.len());
+    let magic = matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refusal(_));
+    frame(out, body.len(), |out| {
+        if magic {
+            out.put_slice(&MAGIC);
+        }
+        put_header(out, message);
+    });
     out.put_slice(body);
 }
 
-/// Appends a frame up to its body, of which `body` bytes must follow.
-pub(crate) fn put_header(out: &mut Vec<u8>, message: &Message, body: usize) {
+/// Appends a frame up to its body, of which `body` bytes must follow; `header` writes what is between.
+pub(crate) fn frame(out: &mut Vec<u8>, body: usize, header: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.put_u32_le(0);
-    if matches!(message, Message::Hello(_) | Message::Welcome(_) | Message::Refusal(_)) {
-        out.put_slice(&MAGIC);
-    }
-    bincode::serde::encode_into_std_write(message, out, config::standard())
-        .expect("writing a message into memory does not fail: no wire type refuses to serialize");
+    header(out);
     let length = out.len() - start - LENGTH_BYTES + body;
-    assert!(length <= FRAME_MAX, "a {} frame of {length} bytes", message.name());
+    assert!(length <= FRAME_MAX, "a frame of {length} bytes");
     let length = u32::try_from(length).expect("FRAME_MAX fits u32");
     out[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Appends a header.
+pub(crate) fn put_header(out: &mut Vec<u8>, header: &impl Serialize) {
+    bincode::serde::encode_into_std_write(header, out, config::standard())
+        .expect("writing a message into memory does not fail: no wire type refuses to serialize");
 }
 
 /// Finds the first frame in `input`: its content, or `None` while it is incomplete. Checks the length before anything

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::names::{FleetId, MessageId, Name, StationId};
 use crate::version::Versions;
@@ -175,10 +176,11 @@ pub struct RequestHead {
     /// Who is asked.
     pub to: Address,
     /// The command: `name`, or `group:name`.
-    pub command: String,
+    pub command: SmolStr,
     /// How the body is encoded.
     pub encoding: Encoding,
     /// Fingerprint of the types on both ends of a bincode body; all zero for JSON.
+    #[serde(with = "one_number")]
     pub fingerprint: [u8; 16],
     /// Whether asking twice does no more than asking once.
     pub idempotent: bool,
@@ -187,7 +189,7 @@ pub struct RequestHead {
     /// How many items the asker takes to begin with; 0 asks for a plain answer.
     pub credit: u32,
     /// On whose behalf. Stamped by the receiver from the connection and never believed from the sender.
-    pub principal: Option<String>,
+    pub principal: Option<SmolStr>,
     /// W3C trace context.
     pub trace: Option<Trace>,
     /// Named bytes; unknown names pass through.
@@ -209,7 +211,7 @@ impl RequestHead {
     }
 
     /// A plain request with the default deadline and an empty JSON body.
-    pub fn new(to: Address, command: impl Into<String>) -> Self {
+    pub fn new(to: Address, command: impl Into<SmolStr>) -> Self {
         Self {
             message_id: MessageId::random(),
             to,
@@ -223,6 +225,19 @@ impl RequestHead {
             trace: None,
             extensions: Extensions::new(),
         }
+    }
+}
+
+/// Sixteen bytes as one number: bincode then writes them in one go, and all zeros as one byte.
+mod one_number {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 16], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u128(u128::from_le_bytes(*bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], D::Error> {
+        u128::deserialize(deserializer).map(u128::to_le_bytes)
     }
 }
 
@@ -290,8 +305,9 @@ impl FromStr for Address {
         if let Some(name) = text.strip_prefix("client:") {
             return Ok(Self::Client(name.parse()?));
         }
-        match *text.split('/').collect::<Vec<_>>() {
-            [station, role, instance] => {
+        let mut parts = text.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(station), Some(role), Some(instance), None) => {
                 Ok(Self::Instance { station: station.parse()?, role: role.parse()?, instance: instance.parse()? })
             }
             _ => Ok(Self::Station(text.parse()?)),
@@ -360,6 +376,12 @@ impl Outcome {
 }
 
 impl Message {
+    /// What is written of a request: the bytes of a [`Message::Request`], without owning its head.
+    pub(crate) fn request(number: RequestNumber, head: &RequestHead, body: u32) -> impl Serialize + use<'_> {
+        const REQUEST: u32 = 3;
+        (REQUEST, number, head, body)
+    }
+
     /// Which body the bytes behind the message belong to, if it may have any.
     pub(crate) fn body_of(&self) -> Option<(RequestNumber, BodyOf)> {
         match self {

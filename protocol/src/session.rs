@@ -14,7 +14,7 @@ mod liveness;
 mod outbox;
 mod requests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -166,7 +166,7 @@ impl Session {
             limits,
             outbox: Outbox::default(),
             asked: AskedTable::default(),
-            serving: HashMap::new(),
+            serving: ServingTable::default(),
             liveness: Liveness::new(state == State::Greeting, HEARTBEAT, now),
             tail: Vec::new(),
             in_body: None,
@@ -204,7 +204,7 @@ impl Session {
     ///
     /// The outcome that the request has right away: `PeerLost(No)` without a session, `Overloaded` at a limit,
     /// `Refused` for a body or head over its limit.
-    pub fn request(&mut self, head: RequestHead, body: Bytes, now: Instant) -> Result<RequestNumber, NotAsked> {
+    pub fn request(&mut self, head: &RequestHead, body: Bytes, now: Instant) -> Result<RequestNumber, NotAsked> {
         if self.state != State::Established {
             return Err(NotAsked(Outcome::PeerLost(Delivered::No)));
         }
@@ -217,9 +217,9 @@ impl Session {
             self.counters.overloaded += 1;
             return Err(NotAsked(Outcome::Overloaded));
         };
-        let (deadline, credit) = (deadline(&head, now), head.credit);
-        let message = Message::Request { number, head: Box::new(head), body: length(&body) };
-        let placed = self.outbox.push_with_body((number, BodyOf::Request), message, body);
+        let (deadline, credit) = (deadline(head, now), head.credit);
+        let header = Message::request(number, head, length(&body));
+        let placed = self.outbox.push_with_body((number, BodyOf::Request), &header, body);
         let given = self.asked.insert(Asked { deadline, placed, arriving: None, credit });
         debug_assert_eq!(given, number);
         self.note_deadline(deadline);
@@ -268,7 +268,7 @@ impl Session {
         if let Some(serving) = self.serving.remove(&number) {
             self.release(serving.charged);
             let message = Message::Response { number, outcome, encoding, body: length(&body) };
-            self.outbox.push_with_body((number, BodyOf::Answer), message, body);
+            self.outbox.push_with_body((number, BodyOf::Answer), &message, body);
         }
     }
 
@@ -293,7 +293,7 @@ impl Session {
             Some(serving) if serving.streaming && serving.credit > 0 && body.len() <= ITEM_MAX => {
                 serving.credit -= 1;
                 let message = Message::Item { number, body: length(&body) };
-                self.outbox.push_with_body((number, BodyOf::Answer), message, body);
+                self.outbox.push_with_body((number, BodyOf::Answer), &message, body);
                 Ok(())
             }
             _ => Err(body),
@@ -353,9 +353,16 @@ impl Session {
         !self.events.is_empty()
     }
 
-    /// All that the owner should know, in order.
-    pub fn take_events(&mut self) -> VecDeque<Event> {
-        std::mem::take(&mut self.events)
+    /// Gives back memory that a busy session keeps and an idle one does not need. Call it now and then.
+    pub fn trim(&mut self) {
+        self.outbox.trim();
+        self.asked.trim();
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+        if self.serving.is_empty() {
+            self.serving = ServingTable::default();
+        }
     }
 
     /// The next thing the owner should know.

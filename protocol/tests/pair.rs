@@ -150,7 +150,7 @@ impl Pair {
 
     fn ask(&mut self, side: usize, remaining_ms: u32, body: usize) -> u32 {
         let body = Bytes::from(vec![7; body]);
-        self.sides[side].request(head(remaining_ms), body, self.now).unwrap()
+        self.sides[side].request(&head(remaining_ms), body, self.now).unwrap()
     }
 
     fn take(&mut self, side: usize) -> Vec<Event> {
@@ -304,13 +304,13 @@ fn what_was_not_written_when_the_link_broke_was_certainly_not_delivered() {
 fn limits_are_answered_and_the_session_lives() {
     let mut pair = Pair::established(6);
     let numbers: Vec<_> = (0..IN_FLIGHT_MAX).map(|_| pair.ask(0, 15_000, 0)).collect();
-    let error = pair.sides[0].request(head(15_000), Bytes::new(), pair.now).unwrap_err();
+    let error = pair.sides[0].request(&head(15_000), Bytes::new(), pair.now).unwrap_err();
     assert_eq!(error.0, Outcome::Overloaded);
     pair.sides[0].cancel(numbers[3]);
     pair.ask(0, 15_000, 0);
     let mut long = head(15_000);
-    long.command = "x".repeat(257);
-    assert_eq!(pair.sides[1].request(long, Bytes::new(), pair.now).unwrap_err().0, Outcome::Refused);
+    long.command = "x".repeat(257).into();
+    assert_eq!(pair.sides[1].request(&long, Bytes::new(), pair.now).unwrap_err().0, Outcome::Refused);
     pair.run(Duration::from_millis(100));
     assert!(pair.sides.iter().all(Session::is_established));
 }
@@ -322,7 +322,7 @@ fn replies_that_nobody_reads_are_bounded() {
     // The asker's wire is delivered, the answers' is not: it does not read.
     for _ in 0..400 {
         let now = pair.now;
-        let number = pair.sides[0].request(head(15_000), Bytes::new(), now);
+        let number = pair.sides[0].request(&head(15_000), Bytes::new(), now);
         let Ok(_) = number else { break };
         let bytes = pair.sides[0].poll_transmit().concat();
         pair.sides[0].transmitted(bytes.len());
@@ -384,7 +384,7 @@ fn streams_stop_at_their_credit_and_go_on_with_more() {
     let mut pair = Pair::established(11);
     let mut stream = head(15_000);
     stream.credit = 2;
-    let number = pair.sides[0].request(stream, Bytes::new(), pair.now).unwrap();
+    let number = pair.sides[0].request(&stream, Bytes::new(), pair.now).unwrap();
     pair.run(Duration::from_millis(50));
     let item = || Bytes::from_static(b"item");
     assert_eq!(pair.sides[1].credit(number), Some(2));
@@ -433,7 +433,7 @@ fn a_lagging_reader_does_not_make_the_written_part_pile_up() {
     let mut waiting = 0usize;
     for turn in 0..20_000 {
         pair.sides[1].ping();
-        let number = pair.sides[1].request(head(15_000), Bytes::from(vec![0; 4000]), pair.now);
+        let number = pair.sides[1].request(&head(15_000), Bytes::from(vec![0; 4000]), pair.now);
         if let Ok(number) = number {
             pair.sides[1].cancel(number);
         }
@@ -486,7 +486,7 @@ fn a_body_cut_anywhere_arrives_as_it_was_sent() {
     let body: Bytes = (0..60_000u32).map(|at| (at % 251) as u8).collect();
     let mut pair = Pair::established(23);
     let now = pair.now;
-    pair.sides[0].request(head(15_000), body.clone(), now).unwrap();
+    pair.sides[0].request(&head(15_000), body.clone(), now).unwrap();
     let bytes = pair.sides[0].poll_transmit().concat();
     let header = bytes.len() - body.len();
     let edge = LENGTH_BYTES + HEADER_MAX;

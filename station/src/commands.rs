@@ -1,11 +1,12 @@
 //! The commands that instances offer now.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use quilt_plugin_api::{CommandRecord, Handler};
+use rustc_hash::FxHashMap;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -24,9 +25,9 @@ pub(crate) struct Commands {
 #[derive(Default)]
 struct Tables {
     /// What is callable.
-    active: HashMap<Key, Offered>,
+    active: FxHashMap<Key, Offered>,
     /// What the next run of an instance offers once it takes over from the one before.
-    staged: HashMap<Key, Offered>,
+    staged: FxHashMap<Key, Offered>,
 }
 
 struct Offered {
@@ -34,15 +35,15 @@ struct Offered {
     run: u64,
     /// By `group:name`, as typed callers ask for them.
     commands: BTreeMap<String, (CommandRecord, Handler)>,
-    /// Cancelled before an update or stop.
-    calls: CancellationToken,
+    /// Cancelled before an update or stop. Shared, since every call has it and few look at it.
+    calls: Arc<CancellationToken>,
     /// Counts the calls under way.
     under_way: TaskTracker,
 }
 
 impl Offered {
     fn new(run: u64) -> Self {
-        Self { run, commands: BTreeMap::new(), calls: CancellationToken::new(), under_way: TaskTracker::new() }
+        Self { run, commands: BTreeMap::new(), calls: Arc::default(), under_way: TaskTracker::new() }
     }
 }
 
@@ -56,7 +57,7 @@ impl Tables {
 
 /// The calls of a run that was replaced.
 pub(crate) struct Replaced {
-    calls: CancellationToken,
+    calls: Arc<CancellationToken>,
     under_way: TaskTracker,
 }
 
@@ -90,7 +91,7 @@ pub(crate) struct Found {
     pub(crate) streaming: bool,
     /// It may run on the connection's own task.
     pub(crate) inline: bool,
-    pub(crate) calls: CancellationToken,
+    pub(crate) calls: Arc<CancellationToken>,
     /// Says that the call is under way until it is dropped.
     pub(crate) under_way: TaskTrackerToken,
 }

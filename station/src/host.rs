@@ -1,5 +1,7 @@
 //! What a station does for the roles it runs itself.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::board::Board;
-use crate::catch::catch;
+use crate::catch::{catch, catch_now};
 use crate::commands::{Commands, Replaced};
 use crate::session::Link;
 use crate::spec::Key;
@@ -220,16 +222,17 @@ impl Host for InstanceHost {
         let crashed = self.crashed.clone();
         // A panic ends the call and the instance: what it left half done is not used again.
         let guarded: Handler = Arc::new(move |call| {
-            let (handler, crashed) = (handler.clone(), crashed.clone());
-            Box::pin(async move {
-                match catch(async move { handler(call).await }).await {
-                    Ok(ended) => ended,
-                    Err(panic) => {
-                        let _ = crashed.try_send(panic.clone());
-                        std::panic::resume_unwind(Box::new(panic))
-                    }
-                }
-            })
+            let crashed = crashed.clone();
+            let fail = move |panic: String| -> Infallible {
+                let _ = crashed.try_send(panic.clone());
+                std::panic::resume_unwind(Box::new(panic))
+            };
+            match catch_now(|| handler(call)) {
+                Ok(mut work) => Box::pin(poll_fn(move |cx| {
+                    catch_now(|| work.as_mut().poll(cx)).unwrap_or_else(|panic| match fail(panic) {})
+                })),
+                Err(panic) => match fail(panic) {},
+            }
         });
         let ended = self.ended();
         !*ended && self.commands.register(&self.key, self.run, record, guarded)

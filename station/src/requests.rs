@@ -1,11 +1,9 @@
 //! What the manager, and tools through it, ask of a station.
 
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,8 +19,11 @@ use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use crate::board::Board;
-use crate::catch::catch;
+use crate::catch::{catch, catch_now};
 use crate::commands::{Commands, Found, NoHandler};
 use crate::identity;
 use crate::instance;
@@ -236,36 +237,33 @@ impl Requests {
                 return Box::pin(async {});
             }
         };
-        let inline = found.inline;
-        let work: BoxFuture<'static, ()> = if streaming {
+        if streaming {
             let items = Box::new(Sink(responder.items())) as Box<dyn api::RawItems>;
-            let answering = carry_out(found, head.encoding, body, Some(items));
-            Box::pin(async move {
-                let (outcome, encoding, body) = answering.await;
-                responder.respond(outcome, encoding, body);
-            })
-        } else if found.read {
+            let calling = Calling::begin(found, head.encoding, body, Some(items));
+            return Box::pin(async move { answer(responder, calling.end().await) });
+        }
+        if found.read {
             // To look twice does no harm.
-            let answering = carry_out(found, head.encoding, body, None);
-            Box::pin(async move {
-                let (outcome, encoding, body) = answering.await;
-                responder.respond(outcome, encoding, body);
-            })
-        } else {
-            match lock(&self.dedupe).arrived(head.message_id, responder, Instant::now()) {
-                Seen::Fresh(responder) => self.call_once(found, head, body, responder),
-                Seen::Answered(responder, (outcome, encoding, body)) => {
-                    responder.respond(outcome, encoding, body);
-                    return Box::pin(async {});
+            return match Calling::begin(found, head.encoding, body, None).now() {
+                Ok(ended) => {
+                    answer(responder, ended);
+                    Box::pin(async {})
                 }
-                Seen::Joined => return Box::pin(async {}),
-                Seen::Crowded(responder) => {
-                    responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
-                    return Box::pin(async {});
-                }
+                Err(calling) => Box::pin(async move { answer(responder, calling.end().await) }),
+            };
+        }
+        match lock(&self.dedupe).arrived(head.message_id, responder, Instant::now()) {
+            Seen::Fresh(responder) => self.call_once(found, head, body, responder),
+            Seen::Answered(responder, answered) => {
+                answer(responder, answered);
+                Box::pin(async {})
             }
-        };
-        if inline { work } else { in_a_task(work) }
+            Seen::Joined => Box::pin(async {}),
+            Seen::Crowded(responder) => {
+                responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
+                Box::pin(async {})
+            }
+        }
     }
 
     /// Carries out what may be asked for again: a caller that lost its connection finds the answer then, so what it began goes
@@ -277,25 +275,20 @@ impl Requests {
         body: Bytes,
         responder: Responder,
     ) -> BoxFuture<'static, ()> {
-        responder.outlive_connection();
-        let answering = carry_out(found, head.encoding, body, None);
+        let time = Duration::from_millis(head.remaining_ms.into());
+        let encoding = head.encoding;
         let guard = Guard { dedupe: self.dedupe.clone(), head };
-        Box::pin(async move {
-            let mut answering = pin!(answering);
-            // Most are ready at once and need no timer.
-            let ready = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await;
-            let answer = match ready {
-                Poll::Ready(answer) => answer,
-                Poll::Pending => {
-                    let time = Duration::from_millis(guard.head.remaining_ms.into());
-                    let answered = tokio::time::timeout(time, answering).await;
-                    answered.unwrap_or((Outcome::TimedOut, Encoding::Json, Bytes::new()))
-                }
-            };
-            for joined in guard.done(&answer) {
-                joined.respond(answer.0, answer.1, answer.2.clone());
+        let calling = match Calling::begin(found, encoding, body, None).now() {
+            Ok(ended) => {
+                guard.done(responder, ended);
+                return Box::pin(async {});
             }
-            responder.respond(answer.0, answer.1, answer.2);
+            Err(calling) => calling,
+        };
+        responder.outlive_connection();
+        Box::pin(async move {
+            let ended = tokio::time::timeout(time, calling.end()).await;
+            guard.done(responder, ended.unwrap_or((Outcome::TimedOut, Encoding::Json, Bytes::new())));
         })
     }
 
@@ -320,35 +313,81 @@ impl Requests {
     }
 }
 
-/// Carries out a call.
-async fn carry_out(
-    found: Found,
+/// How a call ended, as it is answered.
+type Answer = (Outcome, Encoding, Bytes);
+
+fn answer(responder: Responder, (outcome, encoding, body): Answer) {
+    responder.respond(outcome, encoding, body);
+}
+
+/// A call under way.
+struct Calling {
+    /// Its command may run where it arrives.
+    inline: bool,
     encoding: Encoding,
-    body: Bytes,
-    items: Option<Box<dyn api::RawItems>>,
-) -> (Outcome, Encoding, Bytes) {
-    let text = |outcome: Outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
-    let as_role_sees_it = match encoding {
-        Encoding::Json => api::Encoding::Json,
-        Encoding::Bincode => api::Encoding::Bincode,
-    };
-    let Found { handler, calls, under_way: _under_way, .. } = found;
-    let call = api::Call { encoding: as_role_sees_it, body, items };
-    let ended = tokio::select! {
-        biased;
-        ended = catch(async move { handler(call).await }) => ended,
-        () = calls.cancelled() => {
-            return text(Outcome::Cancelled, "the instance was updated or stopped".into());
+    work: Result<api::BoxFuture<'static, api::Ended>, String>,
+    calls: Arc<CancellationToken>,
+    _under_way: TaskTrackerToken,
+}
+
+impl Calling {
+    fn begin(found: Found, encoding: Encoding, body: Bytes, items: Option<Box<dyn api::RawItems>>) -> Self {
+        let as_role_sees_it = match encoding {
+            Encoding::Json => api::Encoding::Json,
+            Encoding::Bincode => api::Encoding::Bincode,
+        };
+        let Found { handler, calls, under_way, inline, .. } = found;
+        let work = catch_now(|| handler(api::Call { encoding: as_role_sees_it, body, items }));
+        Self { inline, encoding, work, calls, _under_way: under_way }
+    }
+
+    /// How it ended, if it may be tried here and ends at once. What does not is tried again by a task of its own.
+    fn now(mut self) -> Result<Answer, Self> {
+        if !self.inline {
+            return Err(self);
         }
-    };
-    match ended {
-        Ok(api::Ended::Reply(body)) => (Outcome::Reply, encoding, body),
-        Ok(api::Ended::Error(body)) => (Outcome::Error, encoding, body),
-        Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
-        Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
-        Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
-        Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
-        Err(panic) => text(Outcome::Panicked, panic),
+        let ended = match &mut self.work {
+            Ok(work) => catch_now(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop()))),
+            Err(panic) => Err(std::mem::take(panic)),
+        };
+        match ended {
+            Ok(Poll::Pending) => Err(self),
+            Ok(Poll::Ready(ended)) => Ok(self.answer(Ok(ended))),
+            Err(panic) => Ok(self.answer(Err(panic))),
+        }
+    }
+
+    /// How it ends. Not on the connection's own task, which must go on while a role takes its time.
+    async fn end(mut self) -> Answer {
+        if !self.inline {
+            tokio::task::yield_now().await;
+        }
+        let work = std::mem::replace(&mut self.work, Err(String::new()));
+        let ended = match work {
+            Ok(work) => tokio::select! {
+                biased;
+                ended = catch(work) => ended,
+                () = self.calls.cancelled() => {
+                    let text = Bytes::from_static(b"the instance was updated or stopped");
+                    return (Outcome::Cancelled, Encoding::Json, text);
+                }
+            },
+            Err(panic) => Err(panic),
+        };
+        self.answer(ended)
+    }
+
+    fn answer(&self, ended: Result<api::Ended, String>) -> Answer {
+        let text = |outcome: Outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
+        match ended {
+            Ok(api::Ended::Reply(body)) => (Outcome::Reply, self.encoding, body),
+            Ok(api::Ended::Error(body)) => (Outcome::Error, self.encoding, body),
+            Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
+            Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
+            Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
+            Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
+            Err(panic) => text(Outcome::Panicked, panic),
+        }
     }
 }
 
@@ -372,15 +411,19 @@ struct Guard {
 }
 
 impl Guard {
-    fn done(self, answer: &(Outcome, Encoding, Bytes)) -> Vec<Responder> {
-        let carried_out = matches!(answer.0, Outcome::Reply | Outcome::Error | Outcome::Panicked | Outcome::Cancelled);
+    /// Answers whoever asked, and whoever asked again meanwhile.
+    fn done(self, first: Responder, ended: Answer) {
+        let carried_out = matches!(ended.0, Outcome::Reply | Outcome::Error | Outcome::Panicked | Outcome::Cancelled);
         let mut dedupe = lock(&self.dedupe);
         let joined = match carried_out {
-            true => dedupe.answered(self.head.message_id, answer.clone(), Instant::now()),
+            true => dedupe.answered(self.head.message_id, ended.clone(), Instant::now()),
             false => dedupe.forget(self.head.message_id),
         };
         drop(dedupe);
-        joined
+        for joined in joined {
+            answer(joined, ended.clone());
+        }
+        answer(first, ended);
     }
 }
 

@@ -92,7 +92,7 @@ impl Link {
         };
         let mut head = RequestHead::new(to, command);
         head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
-        let answer = handle.request(head, body).await;
+        let answer = handle.request(&head, body).await;
         CallAnswer { outcome: answer.outcome.name().into(), body: answer.body }
     }
 }

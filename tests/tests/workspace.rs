@@ -113,14 +113,15 @@ fn bincode_is_named_in_two_files_only() {
         for entry in fs::read_dir(folder).unwrap().flatten() {
             let path = entry.path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if path.is_dir() && name != "target" && name != "tests" && !name.starts_with('.') {
+            let others = ["target", "tests", "peers"].contains(&name.as_str());
+            if path.is_dir() && !others && !name.starts_with('.') {
                 look(&path, found);
             } else if name.ends_with(".rs") && names_bincode(&fs::read_to_string(&path).unwrap()) {
                 found.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
             }
         }
     }
-    // `from_bincode::<T>` is ours.
+    // What quilt is measured beside is not quilt. `from_bincode::<T>` is ours.
     fn names_bincode(text: &str) -> bool {
         text.match_indices("bincode::").any(|(at, _)| !text[..at].ends_with('_'))
     }

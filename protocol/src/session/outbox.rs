@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
+use serde::Serialize;
 
 use crate::codec;
 use crate::message::{BodyOf, Message, RequestNumber};
@@ -41,7 +42,7 @@ pub(super) struct Outbox {
 
 #[derive(Debug)]
 struct Bulk {
-    header: Option<Message>,
+    header: Option<Vec<u8>>,
     body: Bytes,
 }
 
@@ -67,25 +68,30 @@ impl Outbox {
 
     /// Takes a message without a body.
     pub(super) fn push(&mut self, message: &Message) -> Placed {
-        self.put(message, &[])
+        self.put(|out| codec::put_frame(out, message, &[]))
     }
 
-    fn put(&mut self, message: &Message, body: &[u8]) -> Placed {
+    fn put(&mut self, frame: impl FnOnce(&mut Vec<u8>)) -> Placed {
         let buffer = if self.chunk.is_empty() { &mut self.buffer } else { &mut self.after };
         let before = buffer.len();
-        codec::put_frame(buffer, message, body);
+        frame(buffer);
         self.since_chunk += buffer.len() - before;
         Placed::Until(self.total_written + self.buffered() as u64)
     }
 
-    /// Takes a message of request `key`. It never overtakes an earlier one of the same key.
-    pub(super) fn push_with_body(&mut self, key: Key, message: Message, body: Bytes) -> Placed {
+    /// Takes a message of request `key`, of which this is the header. It never overtakes an earlier one of the same key.
+    pub(super) fn push_with_body(&mut self, key: Key, header: &impl Serialize, body: Bytes) -> Placed {
         let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
         if queue.is_none() && body.len() <= INLINE_BODY {
-            return self.put(&message, &body);
+            return self.put(|out| {
+                codec::frame(out, body.len(), |out| codec::put_header(out, header));
+                out.extend_from_slice(&body);
+            });
         }
         self.bulk_bytes += body.len();
-        let bulk = Bulk { header: Some(message), body };
+        let mut bytes = Vec::new();
+        codec::put_header(&mut bytes, header);
+        let bulk = Bulk { header: Some(bytes), body };
         match queue {
             Some((_, queue)) => queue.push_back(bulk),
             None => self.bulk.push_back((key, VecDeque::from([bulk]))),
@@ -133,12 +139,20 @@ impl Outbox {
         self.chunk.advance(count - of_buffer);
         self.total_written += count as u64;
         if self.written == self.buffer.len() && self.chunk.is_empty() {
-            // An idle session owns no buffer.
-            (self.buffer, self.written) = (std::mem::take(&mut self.after), 0);
+            self.buffer.clear();
+            self.written = 0;
+            std::mem::swap(&mut self.buffer, &mut self.after);
         } else if self.written >= CHUNK && self.written * 2 >= self.buffer.len() {
             // A peer that reads, but never catches up, must not make the written part grow.
             self.buffer.drain(..self.written);
             self.written = 0;
+        }
+    }
+
+    /// An idle session owns no buffer.
+    pub(super) fn trim(&mut self) {
+        if self.is_empty() {
+            (self.buffer, self.after, self.bulk) = Default::default();
         }
     }
 
@@ -161,8 +175,10 @@ impl Outbox {
         let part = if bulk.body.len() <= CHUNK + CHUNK / 2 { bulk.body.len() } else { CHUNK };
         let part = bulk.body.split_to(part);
         self.bulk_bytes -= part.len();
-        let header = bulk.header.take().unwrap_or(Message::Chunk { number: key.0, of: key.1 });
-        codec::put_header(&mut self.buffer, &header, part.len());
+        codec::frame(&mut self.buffer, part.len(), |out| match bulk.header.take() {
+            Some(header) => out.extend_from_slice(&header),
+            None => codec::put_header(out, &Message::Chunk { number: key.0, of: key.1 }),
+        });
         self.chunk = part;
         if !bulk.body.is_empty() {
             queue.push_front(bulk);

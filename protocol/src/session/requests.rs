@@ -1,9 +1,9 @@
 //! The two tables of a session: what this side asked, and what it is serving.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use super::outbox::Placed;
 use crate::message::{Encoding, Outcome, RequestHead, RequestNumber};
@@ -140,6 +140,14 @@ impl AskedTable {
         Some(removed)
     }
 
+    /// Gives back memory that nothing is in. Slots that were used stay known: late answers are told by them.
+    pub(super) fn trim(&mut self) {
+        if self.live == 0 {
+            self.free.shrink_to_fit();
+            self.slots.shrink_to_fit();
+        }
+    }
+
     /// Numbers of the entries for which `wanted` holds.
     pub(super) fn numbers(&self, wanted: impl Fn(&Asked) -> bool) -> Vec<RequestNumber> {
         let slots = self.slots.iter().enumerate();
@@ -169,7 +177,7 @@ pub(super) struct Serving {
     pub(super) streaming: bool,
 }
 
-pub(super) type ServingTable = HashMap<RequestNumber, Serving>;
+pub(super) type ServingTable = FxHashMap<RequestNumber, Serving>;
 
 #[cfg(test)]
 mod tests {

@@ -318,7 +318,7 @@ impl Child {
         let session = self.session.get().expect("a child that was started has a session");
         let mut head = RequestHead::new(Address::Manager, wire::DESCRIBE);
         head.remaining_ms = LOAD.as_millis() as u32;
-        let answer = session.request(head, Bytes::new()).await;
+        let answer = session.request(&head, Bytes::new()).await;
         if answer.outcome != Outcome::Reply {
             return Err(match self.how_it_ended().await {
                 Some(how) => LoadError::Crashed(how),

@@ -32,7 +32,7 @@ async fn carry_out(child: Arc<Child>, to: Address, command: u64, call: api::Call
     head.remaining_ms = NO_DEADLINE;
     let answer = match call.items {
         None => {
-            let asked = session.request(head, call.body);
+            let asked = session.request(&head, call.body);
             let watch = Watch { child: child.clone(), done: false };
             let answer = asked.await;
             watch.done();

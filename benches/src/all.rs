@@ -1,0 +1,70 @@
+//! `quilt-bench all`: which rows there are.
+
+use clap::Args;
+use quilt_client::Client;
+use quilt_client::control::{Apply, FleetFile};
+
+use crate::part::Peers;
+use crate::row::{self, Row};
+use crate::{calls, memory, plugins, push, start};
+
+/// Arguments of `all`.
+#[derive(Args)]
+pub(crate) struct All {
+    /// One JSON line a row
+    #[arg(long)]
+    json: bool,
+    /// Only these rows: hop, relay, push, memory, start or plugins
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Fewer repetitions: a smoke test, not a measurement
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Without tarpc and NATS
+    #[arg(long)]
+    no_peers: bool,
+}
+
+impl All {
+    pub(crate) fn runs(&self) -> usize {
+        if self.quick { 1 } else { 5 }
+    }
+
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let wanted = |name: &str| self.only.is_empty() || self.only.iter().any(|only| only == name);
+        let peers = match (wanted("hop") || wanted("relay")) && !self.no_peers {
+            true => Some(Peers::build()?),
+            false => None,
+        };
+        let mut rows: Vec<Row> = Vec::new();
+        if wanted("hop") {
+            rows.extend(calls::hop(&self, peers.as_ref()).await?);
+        }
+        if wanted("relay") {
+            rows.extend(calls::relay(&self, peers.as_ref()).await?);
+        }
+        if wanted("push") {
+            rows.push(push::row(&self).await?);
+        }
+        if wanted("memory") {
+            rows.extend(memory::rows(&self).await?);
+        }
+        if wanted("start") {
+            rows.extend(start::rows(&self).await?);
+        }
+        if wanted("plugins") {
+            rows.extend(plugins::rows(self.runs(), self.quick).await?);
+        }
+        row::print(&rows, self.json)
+    }
+}
+
+/// Applies a fleet file, and does not follow it.
+pub(crate) async fn apply(client: &Client, fleet: serde_json::Value) -> anyhow::Result<()> {
+    let fleet: FleetFile = serde_json::from_value(fleet)?;
+    let source = "bench".to_owned();
+    let request = Apply { source, fleet, dry_run: false, force: false, wait: None, batch: None };
+    let reply = client.apply(&request).reply().await?;
+    anyhow::ensure!(reply.stored, "{reply:?}");
+    Ok(())
+}

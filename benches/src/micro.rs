@@ -1,0 +1,169 @@
+//! What small pieces cost in instructions, counted by callgrind: the same on every run, where seconds are not.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::Args;
+use quilt_protocol::message::Identity;
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Address, Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Welcome, codec};
+
+/// How often each piece is done while instructions are counted.
+const TIMES: u32 = 200;
+/// How far a count may be from the figure that is checked in.
+const TOLERANCE: f64 = 0.03;
+
+/// Arguments of `micro`.
+#[derive(Args)]
+pub(crate) struct Micro {
+    /// Fail if a count is more than 3% above the one in this file
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
+    /// Write the counts to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    write: Option<PathBuf>,
+}
+
+impl Micro {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let mut counts = BTreeMap::new();
+        for (name, _) in PIECES {
+            counts.insert(name.to_owned(), count(name)?);
+        }
+        for (name, count) in &counts {
+            println!("{name:<16} {count:>8} instructions");
+        }
+        if let Some(file) = self.write {
+            let lines: String = counts.iter().map(|(name, count)| format!("{name} {count}\n")).collect();
+            std::fs::write(file, lines)?;
+        }
+        let Some(file) = self.check else { return Ok(()) };
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let mut worse = Vec::new();
+        for (name, count) in counts {
+            let known = text.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse::<u64>().ok());
+            let known = known.with_context(|| format!("{} has no figure for {name}", file.display()))?;
+            if count as f64 > known as f64 * (1.0 + TOLERANCE) {
+                worse.push(format!("{name} takes {count} instructions, {known} are checked in"));
+            }
+        }
+        let hint = "make it cheaper, or say in the commit why it is worth it and write the figures anew with --write";
+        anyhow::ensure!(worse.is_empty(), "{}; {hint}", worse.join("; "));
+        Ok(())
+    }
+}
+
+/// Counts the instructions of one piece, in a process of its own under callgrind.
+fn count(name: &str) -> anyhow::Result<u64> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
+        .arg("--toggle-collect=quilt_bench::micro::counted*")
+        .arg(std::env::current_exe()?)
+        .args(["piece", name])
+        .output()
+        .context("valgrind, from the distribution's package")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let collected = text.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse::<u64>().ok());
+    let collected = collected.filter(|count| *count > 0 && output.status.success());
+    Ok(collected.with_context(|| format!("callgrind counted nothing of {name}: {text}"))? / u64::from(TIMES))
+}
+
+/// Does one piece so often that it is counted.
+pub(crate) fn piece(name: &str) -> anyhow::Result<()> {
+    let (_, piece) = PIECES.iter().find(|(known, _)| *known == name).context("there is no such piece")?;
+    let mut piece = piece();
+    // What is allocated once, or looked up once, is not counted.
+    for _ in 0..10 {
+        piece();
+    }
+    counted(&mut *piece);
+    Ok(())
+}
+
+#[inline(never)]
+fn counted(piece: &mut dyn FnMut()) {
+    for _ in 0..TIMES {
+        piece();
+    }
+}
+
+type Piece = Box<dyn FnMut()>;
+/// Its name, and what makes it.
+type Named = (&'static str, fn() -> Piece);
+
+const PIECES: [Named; 3] = [("head-encode", head_encode), ("head-decode", head_decode), ("session-call", session_call)];
+
+fn head() -> RequestHead {
+    let mut head = RequestHead::new("bench-0/echo/main".parse::<Address>().expect("it is one"), "Bench:echo");
+    (head.encoding, head.fingerprint) = (Encoding::Bincode, [7; 16]);
+    head
+}
+
+/// A request's head and body of 84 bytes into a frame.
+fn head_encode() -> Piece {
+    let message = quilt_protocol::Message::Request { number: 1029, head: Box::new(head()), body: 84 };
+    let mut out = Vec::with_capacity(1024);
+    Box::new(move || {
+        out.clear();
+        codec::put_frame(&mut out, black_box(&message), &[7; 84]);
+    })
+}
+
+/// The same out of a frame.
+fn head_decode() -> Piece {
+    let message = quilt_protocol::Message::Request { number: 1029, head: Box::new(head()), body: 84 };
+    let mut out = Vec::new();
+    codec::put_frame(&mut out, &message, &[7; 84]);
+    Box::new(move || {
+        let read = codec::read_frame(black_box(&out[codec::LENGTH_BYTES..]), false);
+        black_box(read.expect("it was written above"));
+    })
+}
+
+/// A call from one session to another and its answer back: both sides, without a socket.
+fn session_call() -> Piece {
+    let now = Instant::now();
+    let hello = Hello {
+        versions: SPOKEN,
+        software: "bench".into(),
+        fleet: None,
+        identity: Identity::Tool("bench".parse().expect("a fixed name is a name")),
+        features: Vec::new(),
+        extensions: Default::default(),
+    };
+    let mut asker = Session::open(hello, Limits::default(), now);
+    let mut server = Session::answer(Limits::default(), now);
+    let pass = move |from: &mut Session, to: &mut Session| {
+        let bytes = from.poll_transmit().concat();
+        from.transmitted(bytes.len());
+        to.handle_bytes(&bytes, now);
+    };
+    pass(&mut asker, &mut server);
+    server.poll_event().expect("the greeting");
+    let welcome = Welcome {
+        version: 0,
+        software: "bench".into(),
+        fleet: FleetId(uuid::Uuid::nil()),
+        assigned: None,
+        heartbeat_ms: 5000,
+        features: Vec::new(),
+        extensions: Default::default(),
+    };
+    server.accept(welcome, 0, now + Duration::ZERO);
+    pass(&mut server, &mut asker);
+    asker.poll_event().expect("the welcome");
+    let (head, body) = (head(), Bytes::from_static(&[7; 84]));
+    Box::new(move || {
+        asker.request(black_box(&head), body.clone(), now).expect("it is established");
+        pass(&mut asker, &mut server);
+        let Some(Event::Request(number, _, body)) = server.poll_event() else { panic!("no request") };
+        server.respond(number, Outcome::Reply, Encoding::Bincode, body);
+        pass(&mut server, &mut asker);
+        black_box(asker.poll_event().expect("an answer"));
+    })
+}
