@@ -151,7 +151,7 @@ fn show(station: &StationView) -> String {
         rejected.rejection.problems.iter().for_each(|problem| add("", problem.to_string()));
     }
     station.flags.iter().for_each(|flag| add("note", flag.clone()));
-    station.facts.more.iter().for_each(|(name, value)| add(name, value.clone()));
+    station.facts.more.iter().for_each(|(name, value)| add(name, value.to_owned()));
     for instance in &station.instances {
         let mut text = format!("{} since {}", instance.state, instance.since);
         if let Some(pid) = instance.pid {

@@ -112,7 +112,8 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
     let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
     for reference in request.fleet.station.keys() {
         let meant = |station: &&Station| with_subject(station, |subject| fleet::is_meant(reference, subject));
-        let names: Vec<_> = state.stations.values().filter(meant).map(|one| one.record.name.to_string()).collect();
+        let names: Vec<_> =
+            state.stations.values().map(AsRef::as_ref).filter(meant).map(|one| one.record.name.to_string()).collect();
         if names.len() > 1 {
             let names = names.join(", ");
             let text = format!("station `{reference}` means {names}; it must mean one, use a name or \"id:<uuid>\"");

@@ -6,7 +6,7 @@ use quilt_protocol::control::{
     ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
     StationEntry,
 };
-use quilt_protocol::{Digest, Name};
+use quilt_protocol::{Digest, Labels, Name};
 
 use crate::selector::Selector;
 use crate::store::{Entry, EntryKey};
@@ -30,7 +30,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) id: String,
     pub(crate) mac: Option<&'a str>,
     /// The station's own labels.
-    pub(crate) labels: &'a BTreeMap<String, String>,
+    pub(crate) labels: &'a Labels,
     /// Values of the selector keys that are not labels.
     pub(crate) values: &'a dyn Fn(&str) -> Option<Vec<String>>,
 }
@@ -40,7 +40,7 @@ pub(crate) struct Subject<'a> {
 pub(crate) struct Said {
     /// Whether any entry names or matches it.
     pub(crate) concerned: bool,
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) labels: Labels,
     pub(crate) document: Document,
     /// Instances that two entries configure differently.
     pub(crate) conflicts: Vec<Problem>,
@@ -168,10 +168,13 @@ impl Fleet {
     }
 
     /// A station's own labels with those of its entries over them.
-    fn labels_of(&self, subject: &Subject<'_>) -> BTreeMap<String, String> {
+    fn labels_of(&self, subject: &Subject<'_>) -> Labels {
         let mut labels = subject.labels.clone();
         for (_, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
-            labels.extend(entry.content.labels.clone());
+            if !entry.content.labels.is_empty() {
+                let over = entry.content.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                labels = labels.with(over);
+            }
         }
         labels
     }
@@ -217,8 +220,8 @@ impl Fleet {
     }
 }
 
-fn value(subject: &Subject<'_>, labels: &BTreeMap<String, String>, key: &str) -> Vec<String> {
-    (subject.values)(key).unwrap_or_else(|| labels.get(key).cloned().into_iter().collect())
+fn value(subject: &Subject<'_>, labels: &Labels, key: &str) -> Vec<String> {
+    (subject.values)(key).unwrap_or_else(|| labels.get(key).map(str::to_owned).into_iter().collect())
 }
 
 /// Which stations a group means.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound};
 use quilt_protocol::control::{
-    Applied, Emitted, InstanceReport, Registered, Registration, Report, StateChange, StationEvent,
+    Applied, Emitted, Facts, InstanceReport, Registered, Registration, Report, StateChange, StationEvent,
 };
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Name, Outcome, Revision, StationId};
+use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
 
 use crate::session::Session;
 use crate::state::{Live, Newcomer, State, Station};
@@ -149,12 +149,15 @@ pub(crate) fn admit(
     if !adopted {
         notes.push("not adopted: it keeps what it runs, and nothing is pushed; see `quiltctl adopt`".into());
     }
+    let labels = state.shared(&registration.labels);
+    let facts = Facts { more: state.shared(&registration.facts.more), ..registration.facts.clone() };
+    let known = state.stations.get(&id);
     let record = StationRecord {
         id,
         name: name.clone(),
         adopted,
-        labels: registration.labels.clone(),
-        facts: registration.facts.clone(),
+        labels,
+        facts,
         roles: registration.roles.iter().map(|offer| offer.role.clone()).collect(),
         last_seen_ms: time::now_ms(),
         said_goodbye: false,
@@ -165,7 +168,10 @@ pub(crate) fn admit(
         true => Vec::new(),
         false => vec![Change::PutStation(Box::new(record.clone()))],
     };
-    state.names.retain(|_, holder| *holder != id);
+    let before_it = state.stations.get(&id).map(|station| station.record.name.clone());
+    if let Some(before) = before_it.filter(|before| state.names.get(before) == Some(&id)) {
+        state.names.remove(&before);
+    }
     state.names.insert(name.clone(), id);
     let live = Live {
         handle: handle.clone(),
@@ -177,12 +183,14 @@ pub(crate) fn admit(
         pushing: false,
         push_again: false,
     };
-    let station = state.stations.entry(id).or_insert_with(|| Station {
-        record: record.clone(),
-        desired: None,
-        live: None,
-        rejected: None,
-        labels: BTreeMap::new(),
+    let station = state.stations.entry(id).or_insert_with(|| {
+        Box::new(Station {
+            record: record.clone(),
+            desired: None,
+            live: None,
+            rejected: None,
+            labels: Labels::default(),
+        })
     });
     station.record = record;
     station.live = Some(live);

@@ -176,7 +176,7 @@ impl<'a> Rollout<'a> {
             let phases: Vec<_> = {
                 let state = self.core.state();
                 let judged = |target: &Target| {
-                    let station = state.stations.get(&target.id);
+                    let station = state.stations.get(&target.id).map(|station| &**station);
                     (judge(station, target, &self.wanted[&target.id]), restarts(station))
                 };
                 batch.iter().map(|target| (target, judged(target))).collect()

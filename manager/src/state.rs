@@ -1,6 +1,6 @@
 //! What the manager knows of its fleet now: one structure behind one lock, held for a few lines at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use quilt_core::time;
@@ -9,7 +9,7 @@ use quilt_protocol::control::{
     Applied, Document, InstanceReport, InstanceView, Owner, Registration, Rejected, Report, State as InstanceState,
     StationState, StationView, instance_digest,
 };
-use quilt_protocol::{Name, Revision, StationId};
+use quilt_protocol::{Labels, Name, Revision, StationId};
 
 use crate::fleet::{Fleet, Subject};
 use crate::store::{Desired, Loaded, StationRecord};
@@ -18,12 +18,15 @@ use crate::store::{Desired, Loaded, StationRecord};
 pub(crate) struct State {
     pub(crate) epoch: u64,
     pub(crate) last_revision: Revision,
-    pub(crate) stations: BTreeMap<StationId, Station>,
+    /// Each in a place of its own: a tree keeps room for what is not there.
+    pub(crate) stations: BTreeMap<StationId, Box<Station>>,
     pub(crate) names: BTreeMap<Name, StationId>,
     pub(crate) fleet: Fleet,
     pub(crate) clients: BTreeMap<Name, Client>,
     /// Newcomers whose identity is live elsewhere.
     pub(crate) quarantined: Vec<Newcomer>,
+    /// Tables that stations said of themselves, to be shared by those that say the same.
+    pub(crate) said: HashSet<Labels>,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
 }
@@ -35,7 +38,7 @@ pub(crate) struct Station {
     pub(crate) live: Option<Live>,
     pub(crate) rejected: Option<Rejected>,
     /// Labels with the fleet file's over the station's own.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) labels: Labels,
 }
 
 /// A station with a session.
@@ -124,6 +127,7 @@ impl State {
             fleet,
             clients: BTreeMap::new(),
             quarantined: Vec::new(),
+            said: HashSet::new(),
             held: HashMap::new(),
         };
         for record in loaded.stations {
@@ -134,7 +138,7 @@ impl State {
             }
             let labels = record.labels.clone();
             let station = Station { record, desired, live: None, rejected: None, labels };
-            state.stations.insert(station.record.id, station);
+            state.stations.insert(station.record.id, Box::new(station));
         }
         for id in state.stations.keys().copied().collect::<Vec<_>>() {
             state.relabel(id);
@@ -145,7 +149,7 @@ impl State {
     /// The station that `reference` means: a name, `id:<uuid>` or `mac:<address>`.
     pub(crate) fn find(&self, reference: &str) -> Result<StationId, String> {
         let meant = |station: &&Station| with_subject(station, |subject| crate::fleet::is_meant(reference, subject));
-        let mut all = self.stations.values().filter(meant);
+        let mut all = self.stations.values().map(AsRef::as_ref).filter(meant);
         match (all.next(), all.next()) {
             (Some(one), None) => Ok(one.record.id),
             (Some(_), Some(_)) => Err(format!("{reference} means several stations; use a name or id:<uuid>")),
@@ -171,6 +175,20 @@ impl State {
     }
 
     /// Puts the labels of a station together anew.
+    /// The same table, in the place of one that another station has.
+    pub(crate) fn shared(&mut self, table: &Labels) -> Labels {
+        /// Beyond this, stations differ in what they say; sharing would only cost.
+        const SAID_MAX: usize = 1024;
+        if let Some(known) = self.said.get(table) {
+            return known.clone();
+        }
+        if self.said.len() >= SAID_MAX {
+            self.said.clear();
+        }
+        self.said.insert(table.clone());
+        table.clone()
+    }
+
     pub(crate) fn relabel(&mut self, id: StationId) {
         if let Some(station) = self.stations.get(&id) {
             let labels = with_subject(station, |subject| self.fleet.said_of(subject).labels);
@@ -195,7 +213,7 @@ impl State {
     /// Which stations say they have which MAC address.
     fn macs(&self) -> BTreeMap<String, Vec<Name>> {
         let mut macs = BTreeMap::<_, Vec<_>>::new();
-        for Station { record, .. } in self.stations.values() {
+        for Station { record, .. } in self.stations.values().map(|station| &**station) {
             if let Some(mac) = &record.facts.mac {
                 macs.entry(mac.clone()).or_default().push(record.name.clone());
             }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use quilt_net::BoxFuture;
 use quilt_protocol::control::{Facts, FleetEvent};
-use quilt_protocol::{Digest, FleetId, Name, Revision, StationId};
+use quilt_protocol::{Digest, FleetId, Labels, Name, Revision, StationId};
 use serde::{Deserialize, Serialize};
 
 pub use memory::MemoryStore;
@@ -107,7 +107,7 @@ pub struct StationRecord {
     /// Whether its configuration is this manager's to push.
     pub adopted: bool,
     /// Its own labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// What it said of its machine.
     pub facts: Facts,
     /// The roles it could run when it was last heard of: groups that match by role also hold while it is away.

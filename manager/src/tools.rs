@@ -139,7 +139,7 @@ fn selects(selector: &Selector, view: &StationView) -> bool {
         "ip" => view.ip.clone().into_iter().collect(),
         "role" => view.roles.iter().map(Name::to_string).collect(),
         "state" => vec![view.state.name().to_owned()],
-        label => view.labels.get(label).cloned().into_iter().collect(),
+        label => view.labels.get(label).map(str::to_owned).into_iter().collect(),
     })
 }
 

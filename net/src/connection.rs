@@ -540,6 +540,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             }
             return Poll::Pending;
         }
+        if inner.session.is_small_and_idle() {
+            inner.trim();
+        }
         inner.driver = Some(cx.waker().clone());
         Poll::Pending
     }

@@ -12,12 +12,14 @@ pub mod codec;
 pub mod control;
 pub mod dedupe;
 pub mod error;
+mod labels;
 pub mod message;
 pub mod names;
 pub mod session;
 pub mod version;
 
 pub use error::{DecodeError, Violation};
+pub use labels::Labels;
 pub use message::{Address, Encoding, Hello, Message, Outcome, RequestHead, Welcome};
 pub use names::{Digest, FleetId, MessageId, Name, Revision, StationId};
 pub use session::{Event, Limits, Session};

@@ -353,6 +353,12 @@ impl Session {
         !self.events.is_empty()
     }
 
+    /// Whether nothing is under way and [`Session::trim`] gives back so little that allocating it again costs less than it
+    /// would take in thousands of sessions that are idle.
+    pub fn is_small_and_idle(&self) -> bool {
+        self.asked.len() == 0 && self.serving.is_empty() && self.serving.capacity() <= 8 && self.outbox.is_small()
+    }
+
     /// Gives back memory that a busy session keeps and an idle one does not need. Call it now and then.
     pub fn trim(&mut self) {
         self.outbox.trim();

@@ -129,7 +129,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
         id: StationId(ID.parse().unwrap()),
         wished_name: "cam-1".parse().unwrap(),
         facts: Facts { hostname: "cam-1".into(), mac: Some("02:00:00:00:00:01".into()), ..Facts::default() },
-        labels: BTreeMap::from([("room".to_owned(), "a".to_owned())]),
+        labels: [("room", "a")].into_iter().collect(),
         roles: vec![RoleOffer { role: "process".parse().unwrap(), version: "0.1.0".into(), instances: 0 }],
         blocked: vec!["counter".parse().unwrap()],
         applied: Some(applied),

@@ -54,7 +54,7 @@ pub(crate) fn facts(local: IpAddr) -> Facts {
         machine_id: read("/etc/machine-id").filter(|id| !id.is_empty()),
         boot_id: boot_id(),
         software: format!("quilt-station {}", env!("CARGO_PKG_VERSION")),
-        more,
+        more: more.into_iter().collect(),
     }
 }
 

@@ -179,7 +179,7 @@ async fn registration(config: &StationConfig, id: StationId, local: SocketAddr, 
         id,
         wished_name: config.name.clone(),
         facts: identity::facts(local.ip()),
-        labels: config.labels.clone(),
+        labels: config.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
         roles: service.roles.offers(),
         blocked: service.roles.blocked.iter().cloned().collect(),
         // In this order: what is said to be applied is then at worst still being applied.

@@ -13,7 +13,7 @@ fn record(name: &str) -> StationRecord {
         id: StationId::random(),
         name: name.parse().unwrap(),
         adopted: true,
-        labels: BTreeMap::from([("room".to_owned(), "a".to_owned())]),
+        labels: [("room", "a")].into_iter().collect(),
         facts: Facts { hostname: name.into(), ..Facts::default() },
         roles: vec!["process".parse().unwrap()],
         last_seen_ms: 1,

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::labels::Labels;
 use crate::names::{Digest, FleetId, Name, Revision, StationId};
 
 /// A station introduces itself: who it is, what it can run, what it runs.
@@ -17,7 +18,7 @@ pub struct Registration {
     /// What is known about its machine.
     pub facts: Facts,
     /// Its own labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Roles it can run.
     pub roles: Vec<RoleOffer>,
     /// Roles it is told to refuse.
@@ -46,7 +47,7 @@ pub struct Facts {
     /// Version of the station software.
     pub software: String,
     /// Operating system, architecture, cores, memory and the like.
-    pub more: BTreeMap<String, String>,
+    pub more: Labels,
 }
 
 /// A role that a station can run.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Action, Facts, Owner, Rejection, State};
+use crate::labels::Labels;
 use crate::names::{Digest, Name, Revision, StationId};
 
 /// An empty request or reply.
@@ -28,7 +29,7 @@ pub struct StationView {
     /// How the manager stands with it.
     pub state: StationState,
     /// Labels, the fleet file's over the station's own.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Roles it can run.
     pub roles: Vec<Name>,
     /// Number of the configuration it should run.

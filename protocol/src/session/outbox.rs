@@ -149,6 +149,10 @@ impl Outbox {
         }
     }
 
+    pub(super) fn is_small(&self) -> bool {
+        self.buffer.capacity() <= 1024
+    }
+
     /// An idle session owns no buffer.
     pub(super) fn trim(&mut self) {
         if self.is_empty() {

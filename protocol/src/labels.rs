@@ -1,0 +1,122 @@
+//! Small tables of texts, as stations say them of themselves.
+
+use std::fmt;
+use std::ops::Index;
+use std::sync::Arc;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smol_str::SmolStr;
+
+/// A table from text to text that is made once and read often. Thousands of stations say the same of themselves: a clone shares
+/// the table, and it takes the memory of its texts, where a map takes half a KiB for its first one.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Labels(Arc<[(SmolStr, SmolStr)]>);
+
+impl Labels {
+    /// What is under `key`.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let at = self.0.binary_search_by(|(other, _)| other.as_str().cmp(key)).ok()?;
+        Some(&self.0[at].1)
+    }
+
+    /// All of it, by key.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The same with others over it.
+    #[must_use]
+    pub fn with<'a>(&'a self, others: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        self.iter().chain(others).collect()
+    }
+}
+
+impl Index<&str> for Labels {
+    type Output = SmolStr;
+
+    /// # Panics
+    ///
+    /// If there is nothing under `key`.
+    fn index(&self, key: &str) -> &SmolStr {
+        let at = self.0.binary_search_by(|(other, _)| other.as_str().cmp(key));
+        &self.0[at.unwrap_or_else(|_| panic!("no label {key}"))].1
+    }
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        Self(Arc::from([]))
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// Of two texts under one key the later counts.
+impl<K: Into<SmolStr>, V: Into<SmolStr>> FromIterator<(K, V)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let mut pairs: Vec<(SmolStr, SmolStr)> =
+            pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        pairs.reverse();
+        // Stable: of equal keys the later one comes first, and stays.
+        pairs.sort_by(|a, b| a.0.cmp(&b.0));
+        pairs.dedup_by(|later, first| later.0 == first.0);
+        Self(pairs.into())
+    }
+}
+
+impl Serialize for Labels {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Table;
+        impl<'de> Visitor<'de> for Table {
+            type Value = Labels;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry::<SmolStr, SmolStr>()? {
+                    pairs.push(pair);
+                }
+                Ok(pairs.into_iter().collect())
+            }
+        }
+        deserializer.deserialize_map(Table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::codec::{from_bincode, to_bincode};
+
+    #[test]
+    fn a_table_is_found_by_key_overlaid_and_travels_as_a_map() {
+        let own: Labels = [("room", "b"), ("floor", "1"), ("room", "a")].into_iter().collect();
+        assert_eq!((own.get("room"), own.get("floor"), own.get("x")), (Some("a"), Some("1"), None));
+        let over = own.with([("floor", "2"), ("zone", "z")]);
+        let expected = BTreeMap::from([("floor", "2"), ("room", "a"), ("zone", "z")]);
+        assert_eq!(over.iter().collect::<BTreeMap<_, _>>(), expected);
+        let bytes = to_bincode("labels", &over).unwrap();
+        assert_eq!(bytes, to_bincode("a map", &expected).unwrap());
+        assert_eq!(from_bincode::<Labels>("labels", &bytes).unwrap(), over);
+        assert_eq!(serde_json::from_str::<Labels>(r#"{"room":"a","floor":"1"}"#).unwrap(), own);
+    }
+}
