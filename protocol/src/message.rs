@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::codec::{BorrowDecode, Encode};
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
@@ -21,7 +22,7 @@ pub const MAGIC: [u8; 8] = *b"\x89QUILT\r\n";
 pub type RequestNumber = u32;
 
 /// One header. The bodies of `Request`, `Response`, `Item` and `Chunk` follow it in the frame.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub enum Message {
     /// The side that connected introduces itself.
     Hello(Box<Hello>),
@@ -95,7 +96,7 @@ pub enum Message {
 }
 
 /// Which of a request's two bodies a chunk belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, BorrowDecode)]
 pub enum BodyOf {
     /// The asker's body.
     Request,
@@ -108,7 +109,7 @@ pub const PERSON: &str = "quilt.person";
 
 /// Who connects, and what it speaks. The layout of this and of [`Welcome`] and [`Refusal`] never changes: they are what
 /// lets versions differ. Growth goes through `features` and `extensions`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub struct Hello {
     /// Protocol versions offered.
     pub versions: Versions,
@@ -125,7 +126,7 @@ pub struct Hello {
 }
 
 /// Who a peer is.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub enum Identity {
     /// A station.
     Station(StationId),
@@ -134,7 +135,7 @@ pub enum Identity {
 }
 
 /// The connection is a session from here on.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub struct Welcome {
     /// The version both sides speak from the next frame on.
     pub version: u16,
@@ -153,7 +154,7 @@ pub struct Welcome {
 }
 
 /// Why a connection does not become a session.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub struct Refusal {
     /// Stable, for programs: `version`, `quarantined`, `overloaded`, `shutting_down`.
     pub code: String,
@@ -169,18 +170,18 @@ pub struct Refusal {
 pub type Extensions = BTreeMap<String, Vec<u8>>;
 
 /// What is asked, of whom, and on what terms.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
 pub struct RequestHead {
     /// The same on every retry, so that it is carried out once.
     pub message_id: MessageId,
     /// Who is asked.
     pub to: Address,
     /// The command: `name`, or `group:name`.
+    #[bincode(with_serde)]
     pub command: SmolStr,
     /// How the body is encoded.
     pub encoding: Encoding,
     /// Fingerprint of the types on both ends of a bincode body; all zero for JSON.
-    #[serde(with = "one_number")]
     pub fingerprint: [u8; 16],
     /// Whether asking twice does no more than asking once.
     pub idempotent: bool,
@@ -189,6 +190,7 @@ pub struct RequestHead {
     /// How many items the asker takes to begin with; 0 asks for a plain answer.
     pub credit: u32,
     /// On whose behalf. Stamped by the receiver from the connection and never believed from the sender.
+    #[bincode(with_serde)]
     pub principal: Option<SmolStr>,
     /// W3C trace context.
     pub trace: Option<Trace>,
@@ -228,24 +230,11 @@ impl RequestHead {
     }
 }
 
-/// Sixteen bytes as one number: bincode then writes them in one go, and all zeros as one byte.
-mod one_number {
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 16], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u128(u128::from_le_bytes(*bytes))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], D::Error> {
-        u128::deserialize(deserializer).map(u128::to_le_bytes)
-    }
-}
-
 /// How long a request may take unless the caller says otherwise.
 pub const DEFAULT_DEADLINE_MS: u32 = 15_000;
 
 /// The parts of a W3C `traceparent` header.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, BorrowDecode)]
 pub struct Trace {
     /// Trace id.
     pub trace_id: [u8; 16],
@@ -256,7 +245,7 @@ pub struct Trace {
 }
 
 /// How a body is encoded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Encode, BorrowDecode)]
 pub enum Encoding {
     /// JSON: understood by every peer, tolerant of added fields.
     #[default]
@@ -266,7 +255,7 @@ pub enum Encoding {
 }
 
 /// Who is meant. Resolved by the manager to a session, never to a socket.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, Encode, BorrowDecode)]
 pub enum Address {
     /// The manager.
     Manager,
@@ -316,7 +305,7 @@ impl FromStr for Address {
 }
 
 /// How a request ended. The caller can always tell these apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, Encode, BorrowDecode)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It was done; the body is the reply.
@@ -346,7 +335,7 @@ pub enum Outcome {
 }
 
 /// Whether a request that lost its peer may have been carried out.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, Encode, BorrowDecode)]
 #[serde(rename_all = "snake_case")]
 pub enum Delivered {
     /// Certainly not.
@@ -377,7 +366,7 @@ impl Outcome {
 
 impl Message {
     /// What is written of a request: the bytes of a [`Message::Request`], without owning its head.
-    pub(crate) fn request(number: RequestNumber, head: &RequestHead, body: u32) -> impl Serialize + use<'_> {
+    pub(crate) fn request(number: RequestNumber, head: &RequestHead, body: u32) -> impl Encode + use<'_> {
         const REQUEST: u32 = 3;
         (REQUEST, number, head, body)
     }

@@ -9,6 +9,9 @@ use sha2::{Digest as _, Sha256};
 use smol_str::SmolStr;
 use uuid::Uuid;
 
+use crate::codec::by_hand::{BorrowDecoder, DecodeError, EncodeError, Encoder};
+use crate::codec::{BorrowDecode, Encode};
+
 /// The longest [`Name`], in bytes: long enough for a host name label, short enough for a table column.
 pub const NAME_MAX: usize = 64;
 
@@ -35,6 +38,19 @@ macro_rules! uuid_newtype {
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.fmt(f)
+            }
+        }
+
+        impl Encode for $name {
+            fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+                self.0.as_bytes().as_slice().encode(encoder)
+            }
+        }
+
+        impl<'de, C> BorrowDecode<'de, C> for $name {
+            fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+                let bytes = <&[u8]>::borrow_decode(decoder)?;
+                Uuid::from_slice(bytes).map(Self).map_err(|error| DecodeError::OtherString(error.to_string()))
             }
         }
 
@@ -152,7 +168,16 @@ impl Name {
 impl FromStr for Name {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let allowed = |c: u8| c.is_ascii_alphanumeric() || b"._-~".contains(&c);
+        /// Read for each name of each request.
+        const ALLOWED: [bool; 256] = {
+            let (mut table, mut c) = ([false; 256], 0);
+            while c < 256 {
+                table[c] = (c as u8).is_ascii_alphanumeric() || matches!(c as u8, b'.' | b'_' | b'-' | b'~');
+                c += 1;
+            }
+            table
+        };
+        let allowed = |c: u8| ALLOWED[usize::from(c)];
         let first_is_fine = text.bytes().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == b'_');
         if first_is_fine && text.len() <= NAME_MAX && text.bytes().all(allowed) {
             Ok(Self(text.into()))
@@ -175,6 +200,19 @@ impl<'de> Deserialize<'de> for Name {
             }
         }
         deserializer.deserialize_str(Text)
+    }
+}
+
+impl Encode for Name {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.as_str().encode(encoder)
+    }
+}
+
+impl<'de, C> BorrowDecode<'de, C> for Name {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let text = <&str>::borrow_decode(decoder)?;
+        text.parse().map_err(|error: NameError| DecodeError::OtherString(error.to_string()))
     }
 }
 

@@ -4,11 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::{BorrowDecode, Encode};
+
 /// The versions this build speaks. Until the first release there is only version 0, and its golden bytes may change.
 pub const SPOKEN: Versions = Versions { lowest: 0, highest: 0 };
 
 /// An unbroken range of protocol versions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Encode, BorrowDecode)]
 pub struct Versions {
     /// The lowest version spoken.
     pub lowest: u16,

@@ -7,9 +7,8 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
-use serde::Serialize;
 
-use crate::codec;
+use crate::codec::{self, Encode};
 use crate::message::{BodyOf, Message, RequestNumber};
 
 /// Bodies up to here are copied into the write buffer; a copy of this size costs less than keeping track of it.
@@ -80,7 +79,7 @@ impl Outbox {
     }
 
     /// Takes a message of request `key`, of which this is the header. It never overtakes an earlier one of the same key.
-    pub(super) fn push_with_body(&mut self, key: Key, header: &impl Serialize, body: Bytes) -> Placed {
+    pub(super) fn push_with_body(&mut self, key: Key, header: &impl Encode, body: Bytes) -> Placed {
         let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
         if queue.is_none() && body.len() <= INLINE_BODY {
             return self.put(|out| {
