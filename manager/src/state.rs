@@ -179,6 +179,11 @@ impl State {
     pub(crate) fn shared(&mut self, table: &Labels) -> Labels {
         /// Beyond this, stations differ in what they say; sharing would only cost.
         const SAID_MAX: usize = 1024;
+        /// A table of more bytes is not kept for others.
+        const TABLE_MAX: usize = 4096;
+        if table.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > TABLE_MAX {
+            return table.clone();
+        }
         if let Some(known) = self.said.get(table) {
             return known.clone();
         }

@@ -135,10 +135,7 @@ impl Inner {
             Event::Hello(hello) => Due::Hello(hello),
             Event::Established(welcome) => Due::Greeted(Ok(*welcome)),
             Event::Refused(refusal) => Due::Greeted(Err(ConnectError::Refused(refusal))),
-            Event::Request(number, head, body) => {
-                self.serving.insert(number, Serving::default());
-                Due::Serve(number, head, body)
-            }
+            Event::Request(number, head, body) => Due::Serve(number, head, body),
             Event::Answered(number, outcome, encoding, body) => {
                 Due::Answer(self.waiting.remove(&number)?, Answer { outcome, encoding, body })
             }
@@ -390,6 +387,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     }
 
     fn serve(&mut self, number: RequestNumber, head: Box<RequestHead>, body: Bytes) {
+        // In its turn: an earlier request of this number may have been cancelled just before.
+        self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
         let responder = Responder::new(self.shared.clone(), number);
         let service = &self.service;
         let first = std::panic::AssertUnwindSafe(|| {

@@ -169,10 +169,15 @@ impl Responder {
 
     fn end(&mut self, outcome: Outcome, encoding: Encoding, body: Bytes) {
         self.answered = true;
-        self.shared.with(|inner| {
-            inner.serving.remove(&self.number);
+        let waker = self.shared.with(|inner| {
+            let serving = inner.serving.remove(&self.number);
             inner.session.respond(self.number, outcome, encoding, body);
+            serving.and_then(|serving| serving.credit_waker)
         });
+        // Whoever still waits for credit hears that it is over.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 

@@ -516,3 +516,16 @@ fn a_frame_that_holds_more_than_its_body_ends_the_session_before_it_is_whole() {
     let expected = Violation::BodyTooLong { length: 20_001, limit: 20_000 };
     assert_eq!(why, Some(Event::Closed(Closed::Violation(expected))));
 }
+
+#[test]
+fn a_body_that_took_its_time_leaves_the_request_all_of_its_own() {
+    let mut pair = Pair::established(25);
+    let number = pair.ask(0, 60_000, 200_000);
+    pair.run(Duration::from_millis(100));
+    assert!(matches!(pair.take(1)[..], [Event::Request(..)]));
+    // Longer than a body of this size may take to arrive.
+    pair.run(Duration::from_secs(30));
+    pair.sides[1].respond(number, Outcome::Reply, Encoding::Json, Bytes::new());
+    pair.run(Duration::from_millis(100));
+    assert_eq!(pair.outcomes(0), [(number, Outcome::Reply)]);
+}

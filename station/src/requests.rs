@@ -252,7 +252,9 @@ impl Requests {
                 Err(calling) => Box::pin(async move { answer(responder, calling.end().await) }),
             };
         }
-        match lock(&self.dedupe).arrived(head.message_id, responder, Instant::now()) {
+        // The lock is let go of before anything of a role runs: what answers takes it again.
+        let arrived = lock(&self.dedupe).arrived(head.message_id, responder, Instant::now());
+        match arrived {
             Seen::Fresh(responder) => self.call_once(found, head, body, responder),
             Seen::Answered(responder, answered) => {
                 answer(responder, answered);
@@ -325,7 +327,10 @@ struct Calling {
     /// Its command may run where it arrives.
     inline: bool,
     encoding: Encoding,
-    work: Result<api::BoxFuture<'static, api::Ended>, String>,
+    handler: api::Handler,
+    /// What the handler is given, until it is.
+    call: Option<api::Call>,
+    work: Option<api::BoxFuture<'static, api::Ended>>,
     calls: Arc<CancellationToken>,
     _under_way: TaskTrackerToken,
 }
@@ -337,8 +342,8 @@ impl Calling {
             Encoding::Bincode => api::Encoding::Bincode,
         };
         let Found { handler, calls, under_way, inline, .. } = found;
-        let work = catch_now(|| handler(api::Call { encoding: as_role_sees_it, body, items }));
-        Self { inline, encoding, work, calls, _under_way: under_way }
+        let call = Some(api::Call { encoding: as_role_sees_it, body, items });
+        Self { inline, encoding, handler, call, work: None, calls, _under_way: under_way }
     }
 
     /// How it ended, if it may be tried here and ends at once. What does not is tried again by a task of its own.
@@ -346,10 +351,11 @@ impl Calling {
         if !self.inline {
             return Err(self);
         }
-        let ended = match &mut self.work {
-            Ok(work) => catch_now(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop()))),
-            Err(panic) => Err(std::mem::take(panic)),
-        };
+        let ended = self.begin_work().and_then(|mut work| {
+            let polled = catch_now(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            self.work = Some(work);
+            polled
+        });
         match ended {
             Ok(Poll::Pending) => Err(self),
             Ok(Poll::Ready(ended)) => Ok(self.answer(Ok(ended))),
@@ -362,8 +368,7 @@ impl Calling {
         if !self.inline {
             tokio::task::yield_now().await;
         }
-        let work = std::mem::replace(&mut self.work, Err(String::new()));
-        let ended = match work {
+        let ended = match self.begin_work() {
             Ok(work) => tokio::select! {
                 biased;
                 ended = catch(work) => ended,
@@ -375,6 +380,15 @@ impl Calling {
             Err(panic) => Err(panic),
         };
         self.answer(ended)
+    }
+
+    /// The work; what a role does to begin it runs here.
+    fn begin_work(&mut self) -> Result<api::BoxFuture<'static, api::Ended>, String> {
+        match (self.work.take(), self.call.take()) {
+            (Some(work), _) => Ok(work),
+            (None, Some(call)) => catch_now(|| (self.handler)(call)),
+            (None, None) => unreachable!("a call is begun once and its work is put back"),
+        }
     }
 
     fn answer(&self, ended: Result<api::Ended, String>) -> Answer {

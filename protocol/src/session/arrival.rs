@@ -201,8 +201,9 @@ impl Session {
             return Err(Violation::NumberInUse(number));
         }
         let streaming = head.credit > 0;
+        let answer_by = deadline(&head, now);
         let serving =
-            Serving { deadline: deadline(&head, now), arriving: None, charged: 0, credit: head.credit, streaming };
+            Serving { deadline: answer_by, answer_by, arriving: None, charged: 0, credit: head.credit, streaming };
         let waits = part.len() < whole;
         let serving = match waits {
             // A body that drips in must not hold its place for long.
@@ -248,6 +249,9 @@ impl Session {
         if arriving.is_whole() {
             // It counts against the limits until it is answered: whoever works on it holds it.
             let (head, body) = serving.arriving.take().expect("it was matched above");
+            let answer_by = serving.answer_by;
+            serving.deadline = answer_by;
+            self.note_deadline(answer_by);
             self.events.push_back(Event::Request(number, head, body.into_bytes()));
         }
         Ok(())

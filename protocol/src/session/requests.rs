@@ -167,7 +167,10 @@ fn number(slot: u32, generation: u32) -> RequestNumber {
 /// Something the peer asked and this side has not answered.
 #[derive(Debug)]
 pub(super) struct Serving {
+    /// When it ends at the latest; while its body arrives, when that must have.
     pub(super) deadline: Option<Instant>,
+    /// The same once its body has arrived.
+    pub(super) answer_by: Option<Instant>,
     /// The request, while its body is still arriving.
     pub(super) arriving: Option<(Box<RequestHead>, Arriving)>,
     /// Bytes of its body that count against the limits until it is answered.

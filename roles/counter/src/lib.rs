@@ -38,7 +38,7 @@ impl Counter {
     }
 
     /// Adds to the counter and replies the new value.
-    #[command]
+    #[command(inline)]
     async fn increment(&mut self, request: Increment) -> Result<i64, CounterError> {
         self.set(self.value.saturating_add(request.by))
     }
