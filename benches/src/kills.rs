@@ -1,4 +1,4 @@
-//! What other roles of a station notice while a plugin's child, under load, is killed again and again.
+//! What other roles of a station notice while a plugin's child, under load, is killed again and again, hangs or loops.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,15 +19,33 @@ use crate::part::Part;
 use crate::row::{Bound, Row};
 
 const PLUGIN: &str = "bench-0/hello/main";
+/// A plugin whose command never ends, and takes a core for it.
+const LOOPING: &str = "spin_at_call";
 const REQUEST: Bytes = Bytes::from_static(br#"{"name":"x"}"#);
 const OTHER: &str = "bench-0/counter/main";
 /// How many calls of the plugin are under way.
 const LOAD: usize = 8;
 
-/// Measures calls of a role while the child beside it lives and is called, and while it is killed.
+/// What becomes of a plugin.
+#[derive(Clone, Copy)]
+enum Fate {
+    Killed,
+    Stopped,
+    Looping,
+}
+
+const FATES: [(Fate, &str, &str); 3] = [
+    (Fate::Killed, "kill", "is killed every 100 ms"),
+    (Fate::Stopped, "hang", "is stopped by a signal"),
+    (Fate::Looping, "loop", "lives and another's loops"),
+];
+
+/// Measures calls of a role while the child beside it lives and is called, and while it is killed, hangs or loops.
 pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
     let plugins = tempfile::tempdir()?;
-    build(&plugins.path().join("libhello.so"))?;
+    build("examples/plugins/c/hello.c", &[], &plugins.path().join("libhello.so"))?;
+    let looping = format!("-DVARIANT={LOOPING}");
+    build("tests/fixtures/hostile.c", &[&looping], &plugins.path().join("liblooping.so"))?;
     let mut manager = Part::start(&["manager"])?;
     let address = manager.line().await?;
     let folder = plugins.path().to_string_lossy().into_owned();
@@ -35,7 +53,9 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
     station.line().await?;
     let client = Client::connect(&address, "bench").await?;
     let restart = json!({ "delay": "10ms", "max_delay": "10ms", "intensity": 0 });
-    let roles = json!({ "counter": { "main": {} }, "hello": { "main": { "greeting": "Hello", "restart": restart } } });
+    let hello = json!({ "greeting": "Hello", "restart": restart });
+    let roles =
+        json!({ "counter": { "main": {} }, "hello": { "main": hello }, LOOPING: { "main": { "restart": restart } } });
     apply(&client, json!({ "group": { "all": { "match": "name=*", "roles": roles } } })).await?;
     let plugin = PLUGIN.parse().map_err(anyhow::Error::msg)?;
     let options = CallOptions { timeout: Duration::from_secs(5), idempotent: false, retry: false };
@@ -55,43 +75,45 @@ pub(crate) async fn rows(runs: usize, quick: bool) -> anyhow::Result<Vec<Row>> {
         });
     }
     let time = Duration::from_millis(if quick { 300 } else { 2000 });
-    let kills = Arc::new(AtomicUsize::new(0));
-    let (mut ours, mut base) = ([vec![], vec![]], [vec![], vec![]]);
-    for _ in 0..runs {
-        for (figures, kill) in [(&mut base, false), (&mut ours, true)] {
-            let mut killing = JoinSet::new();
-            if kill {
-                killing.spawn(kill_again_and_again(client.clone(), kills.clone()));
+    let mut rows = Vec::new();
+    for (fate, row, what) in FATES {
+        let times_met = Arc::new(AtomicUsize::new(0));
+        let (mut ours, mut base) = ([vec![], vec![]], [vec![], vec![]]);
+        for _ in 0..runs {
+            for (figures, is_met) in [(&mut base, false), (&mut ours, true)] {
+                let mut meeting = JoinSet::new();
+                if is_met {
+                    meeting.spawn(meet(fate, client.clone(), times_met.clone()));
+                }
+                let mut times = calls(&client, time).await?;
+                times.sort();
+                figures[0].push(times[times.len() / 2].as_secs_f64() * 1e6);
+                figures[1].push(times[times.len() * 99 / 100].as_secs_f64() * 1e6);
             }
-            let mut times = calls(&client, time).await?;
-            times.sort();
-            figures[0].push(times[times.len() / 2].as_secs_f64() * 1e6);
-            figures[1].push(times[times.len() * 99 / 100].as_secs_f64() * 1e6);
+        }
+        let times_met = times_met.load(Ordering::Relaxed);
+        anyhow::ensure!(times_met >= 1, "no plugin's child {what}");
+        let name = format!("call of another role while a plugin's child under load {what}");
+        for (quantile, ours, base) in [("p50", &ours[0], &base[0]), ("p99", &ours[1], &base[1])] {
+            rows.push(Row::new(format!("{row}-{quantile}"), &name, "us", ours, ("while all live", base), Bound::None));
         }
     }
-    let kills = kills.load(Ordering::Relaxed);
-    anyhow::ensure!(kills >= runs, "only {kills} children were killed: the plugin does not come back");
-    let [p50, p99] = ours;
-    let [base_p50, base_p99] = base;
-    let name = "call of another role while a plugin's child under load is killed every 100 ms";
-    let beside = "while it lives";
-    Ok(vec![
-        Row::new("kill-p50", name, "us", &p50, (beside, &base_p50), Bound::None),
-        Row::new("kill-p99", name, "us", &p99, (beside, &base_p99), Bound::None),
-    ])
+    Ok(rows)
 }
 
-/// Builds the example in C: a role of the Rust one that other rows use is linked into this program too.
-fn build(library: &Path) -> anyhow::Result<()> {
+/// Builds a plugin in C: a role of the Rust one that other rows use is linked into this program too.
+fn build(source: &str, flags: &[&str], library: &Path) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("benches has a parent")?;
     let built = std::process::Command::new("cc")
-        .args(["-shared", "-fPIC", "-O2", "-I"])
+        .args(["-shared", "-fPIC", "-O2", "-pthread"])
+        .args(flags)
+        .arg("-I")
         .arg(root.join("plugin-api/abi/include"))
         .arg("-o")
         .arg(library)
-        .arg(root.join("examples/plugins/c/hello.c"))
+        .arg(root.join(source))
         .status()?;
-    anyhow::ensure!(built.success(), "the example in C does not build");
+    anyhow::ensure!(built.success(), "{source} does not build");
     Ok(())
 }
 
@@ -105,13 +127,27 @@ async fn calls(client: &Client, time: Duration) -> anyhow::Result<Vec<Duration>>
     Ok(times)
 }
 
-async fn kill_again_and_again(client: Client, kills: Arc<AtomicUsize>) -> anyhow::Result<()> {
+/// Has a plugin meet its fate again and again; counts how often.
+async fn meet(fate: Fate, client: Client, times: Arc<AtomicUsize>) -> anyhow::Result<()> {
+    let looping = format!("bench-0/{LOOPING}/main").parse().map_err(anyhow::Error::msg)?;
+    let options = CallOptions { timeout: Duration::from_secs(5), idempotent: false, retry: false };
+    let signal = match fate {
+        Fate::Killed => Signal::SIGKILL,
+        Fate::Stopped => Signal::SIGSTOP,
+        Fate::Looping => loop {
+            times.fetch_add(1, Ordering::Relaxed);
+            // Until its station misses its signs of life.
+            let empty = Bytes::from_static(b"{}");
+            client.call_json(&looping, "poke", empty, &options).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        },
+    };
     loop {
         let stations = client.stations("").await?;
         let instances = stations.iter().flat_map(|station| &station.instances);
         for pid in instances.filter(|one| one.role.as_str() == "hello").filter_map(|one| one.pid) {
-            kill(Pid::from_raw(pid.try_into()?), Signal::SIGKILL)?;
-            kills.fetch_add(1, Ordering::Relaxed);
+            kill(Pid::from_raw(pid.try_into()?), signal)?;
+            times.fetch_add(1, Ordering::Relaxed);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -9,7 +9,8 @@ use std::time::SystemTime;
 /// One build at a time in this process; a file lock keeps other test runs away.
 static BUILDING: Mutex<()> = Mutex::new(());
 
-/// The library of `tests/fixtures/imp`, a role that does what no role should. Builds tell themselves apart by `build`.
+/// The library of `tests/fixtures/imp`, a role that does what no role should. Builds tell themselves apart by `build`; that
+/// of "narrow" knows fewer keys, and that of "schemaless" panics when it is to describe itself.
 pub fn imp(build: &str) -> PathBuf {
     built("tests/fixtures/imp", "imp", build)
 }
@@ -26,11 +27,16 @@ pub fn hostile(folder: &Path, variant: &str) -> PathBuf {
 
 /// Builds a C plugin of one source file into a folder.
 pub fn c_plugin(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    c_plugin_with(&root().join("plugin-api/abi/include"), folder, source, name, flags)
+}
+
+/// As `c_plugin`, with the header of the contract from this folder.
+pub fn c_plugin_with(header: &Path, folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let out = folder.join(format!("lib{name}.so"));
     let status = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-std=gnu11", "-pthread"])
         .arg("-I")
-        .arg(root().join("plugin-api/abi/include"))
+        .arg(header)
         .args(flags)
         .arg("-o")
         .arg(&out)
@@ -84,6 +90,7 @@ fn built(package: &str, name: &str, build: &str) -> PathBuf {
         .arg("--target-dir")
         .arg(folder.join(name))
         .env("IMP_BUILD", build)
+        .args(if build == "narrow" { &["--features", "narrow"][..] } else { &[] })
         // What the test run was built with is not the author's.
         .env_remove("RUSTFLAGS")
         .status()

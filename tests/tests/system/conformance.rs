@@ -108,6 +108,8 @@ impl Transcript {
         self.call("sing", "{}").await;
         self.call("decline", r#"{"why":"tired"}"#).await;
         self.call("hang", "{}").await;
+        // Given up, and panics at that.
+        self.call("hang_and_bomb", "{}").await;
         self.stream("count", r#"{"items":1000}"#).await;
         self.stream("count", r#"{"items":0}"#).await;
         self.stream("count", r#"{"items":-1}"#).await;
@@ -136,6 +138,16 @@ impl Transcript {
         }
         self.apply("say = 'h'\nwork = 'ends'\n").await;
         self.until("completed").await;
+        for command in [r#"decode {"odd":1}"#, "encode {}"] {
+            let (command, body) = command.split_once(' ').unwrap();
+            self.apply(&format!("say = '{command}'\n{once}")).await;
+            self.call(command, body).await;
+            self.until("failed").await;
+        }
+        self.apply("say = 'j'\ndrop = 'panics'\n").await;
+        self.world.ctl(&["restart", TARGET]).await.with_code(0);
+        self.until("active").await;
+        self.call("echo", r#"{"text":"x"}"#).await;
         self.apply("say = 'i'\nstop = 'panics'\n").await;
         self.world.ctl(&["stop", TARGET]).await.with_code(0);
         self.until("stopped").await;

@@ -87,6 +87,7 @@ async fn the_examples_pass_their_own_tests_and_are_called_on_a_station() {
     let hello = plugins::c_plugin(world.folder(), source, "hello", &["-Wall", "-Wextra", "-Werror"]);
     let checked = ["plugin", "check", hello.to_str().unwrap(), "--config", r#"{"greeting":"Hello"}"#];
     world.ctl(&checked).await.with_code(0);
+    world.ctl(&["plugin", "check", plugins::machine().to_str().unwrap()]).await.with_code(0);
     world.plug(&hello, "libhello.so");
     world.until_offered("cam-1", "hello").await;
     for isolation in ["process", "inproc"] {
@@ -99,6 +100,36 @@ async fn the_examples_pass_their_own_tests_and_are_called_on_a_station() {
     }
     let refused = world.apply(Fleet::new().with("cam-1/hello/main", "greeting = 3\n").text()).await.with_code(4);
     assert!(refused.err.contains("greeting"), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn a_plugin_that_was_built_for_a_released_minor_of_the_contract_still_works() {
+    let released = plugins::root().join("tests/fixtures/contract");
+    let mut minors: Vec<_> = std::fs::read_dir(released).unwrap().map(|minor| minor.unwrap().path()).collect();
+    minors.sort();
+    let latest = minors.last().unwrap().join("quilt_plugin.h");
+    let ours = plugins::root().join("plugin-api/abi/include/quilt_plugin.h");
+    let minor = |header: &Path| {
+        let text = std::fs::read_to_string(header).unwrap();
+        text.lines().find(|line| line.contains("QUILT_MINOR")).unwrap().to_owned()
+    };
+    // Whoever raises the minor adds its header here, and leaves those before as they are.
+    assert_eq!(minor(&latest), minor(&ours));
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    for minor in minors {
+        let hello = plugins::c_plugin_with(&minor, world.folder(), "examples/plugins/c/hello.c", "hello", &[]);
+        let checked = ["plugin", "check", hello.to_str().unwrap(), "--config", r#"{"greeting":"Hello"}"#];
+        world.ctl(&checked).await.with_code(0);
+        world.plug(&hello, "libhello.so");
+        world.until_offered("cam-1", "hello").await;
+        for isolation in ["process", "inproc"] {
+            let keys = format!("greeting = 'Hello'\nisolation = '{isolation}'\n");
+            world.apply(Fleet::new().with("cam-1/hello/main", &keys).text()).await.with_code(0);
+            let greeted = world.ctl(&["call", "cam-1/hello/main", "greet", r#"{"name":"x"}"#]).await.with_code(0);
+            assert_eq!(greeted.json(), "Hello, x!");
+        }
+    }
 }
 
 #[tokio::test]

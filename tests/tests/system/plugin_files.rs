@@ -172,6 +172,20 @@ async fn libraries_that_are_ill_when_they_are_loaded_are_refused_or_quarantined_
     world.plug(&plugins::hostile(world.folder(), "good"), "good.so");
     until_refused(&world, "CRASHED", &ILL).await;
     world.until_offered("cam-1", "good").await;
+    let schemaless = plugins::imp("schemaless");
+    world.plug(&schemaless, "schemaless.so");
+    world
+        .eventually("the panic is told", async |world| {
+            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+            let plugin = list.as_array().unwrap().iter().find(|plugin| plugin["name"] == "imp").cloned();
+            plugin.is_some_and(|plugin| {
+                let told = plugin["detail"].to_string();
+                plugin["code"] == "OPEN_FAILED" && told.contains("describing panics, as it was asked to")
+            })
+        })
+        .await;
+    fs::remove_file(world.folder().join("config/plugins/schemaless.so")).unwrap();
+    until_refused(&world, "CRASHED", &ILL).await;
     // Across a restart: what crashed is not even tried.
     world.end_station("cam-1", Signal::SIGTERM).await;
     world.station("cam-1", &[]).await;
