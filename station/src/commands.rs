@@ -14,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::spec::Key;
 
 /// How many commands an instance may offer.
-const COMMANDS_MAX: usize = 1000;
+pub(crate) const COMMANDS_MAX: usize = 1000;
 
 /// Every callable command, and how to end the calls of an instance.
 #[derive(Default)]

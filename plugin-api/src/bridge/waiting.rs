@@ -89,6 +89,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_answers_that_race_with_one_another_and_with_giving_up_one_is_taken_and_each_body_is_given_back() {
+        const ROUNDS: usize = 2000;
+        let body = Bytes::from(vec![7; 100]);
+        let (completions, waiting): (Vec<_>, Vec<_>) = (0..ROUNDS).map(|_| Waiting::new()).unzip();
+        let (mut kept, mut given_up) = (Vec::new(), Vec::new());
+        for (number, waiting) in waiting.into_iter().enumerate() {
+            if number % 2 == 0 { &mut kept } else { &mut given_up }.push(waiting);
+        }
+        let begin = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (completions, body, begin) = (&completions, &body, &begin);
+                scope.spawn(move || {
+                    begin.wait();
+                    for completion in completions {
+                        complete(Completion { ctx: completion.ctx, done: completion.done }, thread, body.clone());
+                    }
+                });
+            }
+            begin.wait();
+            drop(given_up);
+        });
+        for waiting in kept {
+            let (status, answer) = waiting.await;
+            assert!(status < 3 && answer == body);
+        }
+        assert!(body.is_unique(), "a body was lost");
+    }
+
+    #[tokio::test]
     async fn a_buffer_that_is_none_is_a_failure_and_not_a_crash() {
         let (completion, waiting) = Waiting::new();
         let buf = Buf { ptr: std::ptr::null(), len: 9, owner: std::ptr::null_mut(), release: None };

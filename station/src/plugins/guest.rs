@@ -28,6 +28,7 @@ use super::teller::Teller;
 use super::wire::{self, Done, Told, What};
 use super::{LoadError, Manifest, RUNTIME, trace};
 use crate::catch::catch;
+use crate::commands::COMMANDS_MAX;
 
 /// The first argument that makes a quilt binary a plugin's process.
 pub(super) const PLUGIN_HOST: &str = "plugin-host";
@@ -411,9 +412,12 @@ impl Host for GuestHost {
         self.tell(What::Emit(topic.into(), json));
     }
     fn register(&self, record: CommandRecord, handler: Handler) -> bool {
-        let json = serde_json::to_string(&record).expect("records have text keys");
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        // As a station does: the first that registers a name keeps it.
+        // As a station does: no more than these, and the first that registers a name keeps it.
+        if commands.len() >= COMMANDS_MAX {
+            return false;
+        }
+        let json = serde_json::to_string(&record).expect("records have text keys");
         if let Entry::Vacant(free) = commands.entry((record.group, record.name)) {
             let command = *free.insert(COMMANDS.insert(handler));
             self.tell(What::Register(command, json));

@@ -27,6 +27,8 @@ const RTLD_NODELETE: i32 = 0x1000;
 /// How many libraries a process may have mapped. Each costs one of 1,024 thread keys and about 32 KiB that are its own
 /// (measured with libraries of 1 MB; see docs/plugins.md).
 pub(crate) const IMAGES_MAX: usize = 64;
+/// From how many on an operator is told.
+const IMAGES_WARN: usize = 48;
 
 /// A mapped library that was opened.
 pub(crate) struct Image {
@@ -49,6 +51,15 @@ impl Image {
         }
         if images.len() >= IMAGES_MAX {
             return Err(LoadError::ImageBudget { limit: IMAGES_MAX });
+        }
+        if in_station && images.len() >= IMAGES_WARN {
+            let mapped = images.len();
+            tracing::warn!(
+                plugin = library.name,
+                mapped,
+                limit = IMAGES_MAX,
+                "the station has few places for libraries left"
+            );
         }
         if in_station && library.aborts {
             return Err(LoadError::Aborts);
