@@ -6,7 +6,7 @@ use quilt_client::control::{Apply, FleetFile};
 
 use crate::part::Peers;
 use crate::row::{self, Row};
-use crate::{calls, memory, plugins, push, start};
+use crate::{calls, fleet, instances, memory, plugins, start, swarm};
 
 /// Arguments of `all`.
 #[derive(Args)]
@@ -14,7 +14,7 @@ pub(crate) struct All {
     /// One JSON line a row
     #[arg(long)]
     json: bool,
-    /// Only these rows: hop, relay, push, memory, start or plugins
+    /// Only these rows: hop, relay, push, storm, beat, nuisance, instances, million, memory, start or plugins
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Fewer repetitions: a smoke test, not a measurement
@@ -44,7 +44,22 @@ impl All {
             rows.extend(calls::relay(&self, peers.as_ref()).await?);
         }
         if wanted("push") {
-            rows.push(push::row(&self).await?);
+            rows.extend(fleet::push(&self).await?);
+        }
+        if wanted("storm") {
+            rows.extend(fleet::storm(&self).await?);
+        }
+        if wanted("beat") {
+            rows.extend(fleet::beat(&self).await?);
+        }
+        if wanted("nuisance") {
+            rows.extend(fleet::nuisance(&self).await?);
+        }
+        if wanted("instances") {
+            rows.extend(instances::rows(&self).await?);
+        }
+        if wanted("million") {
+            rows.extend(swarm::million(&self).await?);
         }
         if wanted("memory") {
             rows.extend(memory::rows(&self).await?);

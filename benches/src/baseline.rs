@@ -1,11 +1,12 @@
 //! The baseline: tokio TCP and tokio-util's length-delimited frames, nothing else. The server sends back what comes,
 //! fed while input is ready and flushed once.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use futures_util::{SinkExt, StreamExt as _};
+use futures_util::{SinkExt, StreamExt as _, TryStreamExt as _};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
@@ -113,35 +114,60 @@ async fn in_flight(address: &str, body: &Bytes, window: usize, count: usize) -> 
     Ok(received)
 }
 
-/// How long it takes to send a body on each of so many connections and have an answer from each.
-pub(crate) async fn push(address: &str, body: &Bytes, count: usize) -> anyhow::Result<Duration> {
-    let mut all = Vec::new();
-    for _ in 0..count {
-        let mut frames = connect(address).await?;
-        // Warm: the first use of a connection allocates its buffers.
-        frames.send(Bytes::from_static(b"x")).await?;
-        frames.next().await.transpose()?;
-        all.push(frames);
+/// Be a server that sends a body of 1 KiB on each of so many connections and takes an answer from each, once for every line
+/// it is told; prints where it listens, and when it is done.
+pub(crate) async fn pusher(count: usize) -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let mut all = Vec::with_capacity(count);
+    while all.len() < count {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        all.push(Framed::new(stream, LengthDelimitedCodec::new()));
     }
-    let began = Instant::now();
-    for frames in &mut all {
-        frames.send(body.clone()).await?;
+    println!("connected");
+    let (body, mut told) = (Bytes::from(vec![7; 1024]), BufReader::new(tokio::io::stdin()).lines());
+    while told.next_line().await?.is_some() {
+        for frames in &mut all {
+            frames.send(body.clone()).await?;
+        }
+        for frames in &mut all {
+            frames.next().await.transpose()?;
+        }
+        println!("done");
     }
-    for frames in &mut all {
-        frames.next().await.transpose()?;
-    }
-    Ok(began.elapsed())
+    Ok(())
 }
 
-/// Be so many connections that have said one thing each; prints when they are there.
-pub(crate) async fn idle(address: &str, count: usize) -> anyhow::Result<()> {
-    let mut all = Vec::new();
+/// Be so many connections that answer whatever comes with a name.
+pub(crate) async fn pushed(pusher: &str, count: usize) -> anyhow::Result<()> {
     for _ in 0..count {
-        let mut frames = connect(address).await?;
-        frames.send(Bytes::from_static(b"sixteen bytes...")).await?;
-        frames.next().await.transpose()?;
-        all.push(frames);
+        let mut frames = connect(pusher).await?;
+        tokio::spawn(async move {
+            while let Some(Ok(_)) = frames.next().await {
+                if frames.send(Bytes::from_static(b"sixteen bytes...")).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
+    part::until_told().await
+}
+
+/// Be so many connections that have said one thing each, as long as a registration; prints when they are there.
+pub(crate) async fn idle(address: &str, count: usize) -> anyhow::Result<()> {
+    /// As many bytes as a greeting and a registration with full facts.
+    const REGISTRATION: usize = 420;
+    /// As many at a time as light stations.
+    const AT_ONCE: usize = 512;
+    let body = Bytes::from(vec![7; REGISTRATION]);
+    let connected = (0..count).map(|_| async {
+        let mut frames = connect(address).await?;
+        frames.send(body.clone()).await?;
+        frames.next().await.transpose()?;
+        anyhow::Ok(frames)
+    });
+    let _all: Vec<_> = futures_util::stream::iter(connected).buffer_unordered(AT_ONCE).try_collect().await?;
     println!("connected");
     part::until_told().await
 }

@@ -14,15 +14,16 @@ mod awake;
 mod baseline;
 mod calls;
 mod echo;
+mod fleet;
 #[path = "../../tests/fixtures/imp/src/role.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod imp;
+mod instances;
 mod kills;
 mod memory;
 mod micro;
 mod part;
 mod plugins;
-mod push;
 mod row;
 mod start;
 mod swarm;
@@ -51,21 +52,36 @@ enum Verb {
     /// Be the baseline's server (started by `all`)
     #[command(hide = true)]
     Echo,
-    /// Be a manager with its data in a folder that goes away (started by `all`)
+    /// Be a manager (started by `all`)
     #[command(hide = true)]
-    Manager,
+    Manager {
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: String,
+        #[arg(long)]
+        data_dir: Option<PathBuf>,
+    },
     /// Be real stations (started by `all`)
     #[command(hide = true)]
     Station {
         manager: String,
         #[arg(long, default_value_t = 1)]
         count: usize,
+        #[arg(long, default_value_t = 0)]
+        first: usize,
         #[arg(long)]
         plugin_dir: Vec<PathBuf>,
     },
-    /// Be many light stations (started by `all`)
+    /// Be many light stations of a manager, until standard input ends
+    Swarm(swarm::Swarm),
+    /// Be a manager and many stations without sockets (started by `all`)
     #[command(hide = true)]
-    Swarm { manager: String, count: usize },
+    Million { count: usize },
+    /// Be a bare server that pushes (started by `all`)
+    #[command(hide = true)]
+    Pusher { count: usize },
+    /// Be many connections to it (started by `all`)
+    #[command(hide = true)]
+    Pushed { pusher: String, count: usize },
     /// Be many idle connections to the baseline (started by `all`)
     #[command(hide = true)]
     Idle { echo: String, count: usize },
@@ -89,9 +105,14 @@ async fn run(verb: Verb) -> ExitCode {
         Verb::Micro(micro) => micro.run(),
         Verb::Piece { name } => micro::piece(&name),
         Verb::Echo => baseline::serve().await,
-        Verb::Manager => part::manager().await,
-        Verb::Station { manager, count, plugin_dir } => part::stations(&manager, count, plugin_dir).await,
-        Verb::Swarm { manager, count } => swarm::run(&manager, count).await,
+        Verb::Manager { listen, data_dir } => part::manager(&listen, data_dir).await,
+        Verb::Station { manager, count, first, plugin_dir } => {
+            part::stations(&manager, first..first + count, plugin_dir).await
+        }
+        Verb::Swarm(swarm) => swarm.run().await,
+        Verb::Million { count } => swarm::be_a_million(count).await,
+        Verb::Pusher { count } => baseline::pusher(count).await,
+        Verb::Pushed { pusher, count } => baseline::pushed(&pusher, count).await,
         Verb::Spin => {
             awake::spin();
             Ok(())

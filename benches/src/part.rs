@@ -1,5 +1,6 @@
 //! The processes a measurement is made of: started as children of this program, known by one line they print.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -60,12 +61,28 @@ impl Part {
         self.lines.next_line().await?.context("a part of the measurement ended early")
     }
 
+    /// The next line that is this one.
+    pub(crate) async fn until(&mut self, wanted: &str) -> anyhow::Result<()> {
+        while self.line().await? != wanted {}
+        Ok(())
+    }
+
     /// Its resident memory in KiB.
     pub(crate) fn memory_kib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+        memory_kib(self.pid()?)
     }
+
+    /// Ends it at once.
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
+    }
+}
+
+/// A process's resident memory in KiB.
+pub(crate) fn memory_kib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 /// tarpc and NATS, in a program of their own.
@@ -119,26 +136,31 @@ pub(crate) async fn until_told() -> anyhow::Result<()> {
 /// A manager in this process, and the folder that it lives in.
 pub(crate) async fn host() -> anyhow::Result<(Manager, tempfile::TempDir)> {
     let folder = tempfile::tempdir()?;
-    let args = ManagerArgs {
-        daemon: DaemonArgs::with_data_dir(folder.path()),
-        listen: Some("127.0.0.1:0".into()),
-        http: Some("127.0.0.1:0".into()),
-    };
-    Ok((Manager::start(&args.resolve()?).await?, folder))
+    Ok((hosted(folder.path(), "127.0.0.1:0").await?, folder))
 }
 
-/// A manager; prints where it listens.
-pub(crate) async fn manager() -> anyhow::Result<()> {
-    let (manager, _folder) = host().await?;
+async fn hosted(folder: &Path, listen: &str) -> anyhow::Result<Manager> {
+    let args = ManagerArgs {
+        daemon: DaemonArgs::with_data_dir(folder),
+        listen: Some(listen.into()),
+        http: Some("127.0.0.1:0".into()),
+    };
+    Manager::start(&args.resolve()?).await
+}
+
+/// A manager; prints where it listens. Its data goes away with it unless it is given a folder.
+pub(crate) async fn manager(listen: &str, data_dir: Option<PathBuf>) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let manager = hosted(data_dir.as_deref().unwrap_or(folder.path()), listen).await?;
     println!("{}", manager.protocol_addr());
     until_told().await
 }
 
 /// Real stations with the built-in roles, in one process; prints when they have started.
-pub(crate) async fn stations(manager: &str, count: usize, plugin_dir: Vec<PathBuf>) -> anyhow::Result<()> {
+pub(crate) async fn stations(manager: &str, numbers: Range<usize>, plugin_dir: Vec<PathBuf>) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut stations = Vec::new();
-    for number in 0..count {
+    for number in numbers {
         let args = StationArgs {
             daemon: DaemonArgs::with_data_dir(folder.path().join(number.to_string())),
             manager: vec![manager.into()],

@@ -1,89 +1,137 @@
-//! Light stations: they register with facts, beat, and accept every push at once, and run nothing.
+//! Many light stations in one process.
 
-use std::collections::BTreeMap;
+mod light;
+mod million;
+mod slow;
+
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context as _;
-use quilt_net::{BoxFuture, Inbound, NoService, Service, connect, dial};
-use quilt_protocol::control::{
-    Facts, Plan, Registered, Registration, RoleOffer, UpdateConfiguration, Verdict, command,
-};
-use quilt_protocol::message::{Identity, Refusal};
-use quilt_protocol::session::Closed;
-use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Hello, Outcome, StationId, Welcome};
+use clap::Args;
+use quilt_net::{Handle, Reconnect, dial};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::{Semaphore, watch};
 
-use crate::part;
+use self::light::Light;
+pub(crate) use self::million::{rows as million, run as be_a_million};
+pub(crate) use self::slow::Slow;
 
-/// Accepts everything.
-struct Willing;
+/// The first delay between attempts to connect, and about the longest; as stations have it.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long a connection attempt may take.
+const DIAL: Duration = Duration::from_secs(5);
+/// How many connect at a time when the swarm begins.
+const AT_ONCE: usize = 512;
 
-impl Service for Willing {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
-        NoService.hello(hello)
+/// Arguments of `swarm`.
+#[derive(Args)]
+pub(crate) struct Swarm {
+    /// Where the manager listens
+    manager: String,
+    /// How many stations
+    count: usize,
+    /// The number of the first
+    #[arg(long, default_value_t = 0)]
+    first: usize,
+    /// Put what is accepted there, synced, as stations do
+    #[arg(long)]
+    durable: Option<PathBuf>,
+    /// How many of them read a few bytes at a time
+    #[arg(long, default_value_t = 0)]
+    slow: usize,
+}
+
+impl Swarm {
+    /// Be the swarm. Prints `registered` whenever all are, and `answered` whenever all have answered a push; takes
+    /// `churn N` on its standard input: so many a second of those from number 1000 on go and come again.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let (registered, mut all) = watch::channel(0);
+        let (answered, mut answers) = watch::channel(0);
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        let (mut sessions, mut tasks) = (Vec::new(), tokio::task::JoinSet::new());
+        for number in 0..self.count {
+            let light = Light::new(self.first + number, self.durable.clone(), answered.clone());
+            let (session, live) = watch::channel(None);
+            sessions.push(live);
+            let (manager, slow) = (self.manager.clone(), number < self.slow);
+            tasks.spawn(stay(light, manager, slow, at_once.clone(), registered.clone(), session));
+        }
+        let count = self.count;
+        let telling = async {
+            loop {
+                all.wait_for(|all| *all >= count).await?;
+                println!("registered");
+                all.wait_for(|all| *all < count).await?;
+            }
+        };
+        let answering = async {
+            let mut rounds = 0;
+            loop {
+                answers.wait_for(|answers| *answers >= (rounds + 1) * count).await?;
+                rounds += 1;
+                println!("answered");
+            }
+        };
+        tokio::select! {
+            told = telling => told,
+            told = answering => told,
+            told = listen(sessions) => told,
+        }
     }
+}
 
-    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        match inbound.head.command.as_str() {
-            command::UPDATE_CONFIGURATION => inbound.answer(|_: UpdateConfiguration| async { Ok(Verdict::Accepted) }),
-            command::PLAN => inbound.answer(|_: Plan| async { Ok(Verdict::Accepted) }),
-            other => {
-                let text = format!("a light station has no {other}");
-                inbound.responder.fail(Outcome::NoCommand, &text);
-                Box::pin(async {})
+/// Keeps one station connected.
+async fn stay(
+    light: Arc<Light>,
+    manager: String,
+    slow: bool,
+    at_once: Arc<Semaphore>,
+    registered: watch::Sender<usize>,
+    session: watch::Sender<Option<Handle>>,
+) {
+    let mut reconnect = Reconnect::new(RECONNECT.0, RECONNECT.1);
+    loop {
+        let connected = async {
+            let _permit = at_once.acquire().await?;
+            let stream = dial(&manager, DIAL).await?;
+            if slow { light.register(Slow::new(stream)).await } else { light.register(stream).await }
+        };
+        match connected.await {
+            Ok(handle) => {
+                reconnect.reset();
+                session.send_replace(Some(handle.clone()));
+                registered.send_modify(|registered| *registered += 1);
+                handle.closed().await;
+                registered.send_modify(|registered| *registered -= 1);
+            }
+            Err(error) => tracing::debug!(%error, "not connected"),
+        }
+        tokio::time::sleep(reconnect.next_delay()).await;
+    }
+}
+
+/// Does what it is told until there is nobody to tell it.
+async fn listen(sessions: Vec<watch::Receiver<Option<Handle>>>) -> anyhow::Result<()> {
+    /// Those before it never go: somebody measures calls of them.
+    const STAY: usize = 1000;
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let (mut churn, mut next) = (0, STAY);
+    let mut seconds = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            line = lines.next_line() => match line? {
+                None => return Ok(()),
+                Some(line) => churn = line.trim_start_matches("churn ").parse::<usize>()?,
+            },
+            _ = seconds.tick() => {
+                for _ in 0..churn / 10 {
+                    next = if next + 1 < sessions.len() { next + 1 } else { STAY };
+                    if let Some(Some(session)) = sessions.get(next).map(|session| session.borrow().clone()) {
+                        session.goodbye("churn");
+                    }
+                }
             }
         }
     }
-
-    fn closed(&self, _: &Closed) {}
-}
-
-/// Be so many light stations; prints when all have registered.
-pub(crate) async fn run(manager: &str, count: usize) -> anyhow::Result<()> {
-    let mut handles = Vec::new();
-    for number in 0..count {
-        let id = StationId::random();
-        let stream = dial(manager, std::time::Duration::from_secs(5)).await?;
-        let hello = Hello {
-            versions: SPOKEN,
-            software: "quilt-bench".into(),
-            fleet: None,
-            identity: Identity::Station(id),
-            features: Vec::new(),
-            extensions: BTreeMap::new(),
-        };
-        let (handle, _) = connect(stream, hello, Arc::new(Willing)).await?;
-        let registration = registration(id, number)?;
-        let time = std::time::Duration::from_secs(15);
-        handle
-            .ask::<_, Registered>(Address::Manager, command::REGISTER, Encoding::Bincode, &registration, time)
-            .await
-            .context("registration")?;
-        handles.push(handle);
-    }
-    println!("registered");
-    part::until_told().await
-}
-
-fn registration(id: StationId, number: usize) -> anyhow::Result<Registration> {
-    let more = [("os", "Debian GNU/Linux 12 (bookworm)"), ("arch", "x86_64"), ("cores", "2"), ("kernel", "6.1.0-18")];
-    Ok(Registration {
-        id,
-        wished_name: format!("swarm-{number}").parse()?,
-        facts: Facts {
-            hostname: format!("swarm-{number}"),
-            mac: Some(format!("02:00:00:{:02x}:{:02x}:{:02x}", number >> 16 & 255, number >> 8 & 255, number & 255)),
-            ip: Some("127.0.0.1".into()),
-            machine_id: Some("0123456789abcdef0123456789abcdef".into()),
-            boot_id: Some(id.to_string()),
-            software: "quilt-bench".into(),
-            more: more.into_iter().collect(),
-        },
-        labels: [("swarm", "yes")].into_iter().collect(),
-        roles: vec![RoleOffer { role: "counter".parse()?, version: "0.1.0".into(), instances: 0 }],
-        blocked: Vec::new(),
-        applied: None,
-        applying: false,
-        instances: Vec::new(),
-    })
 }

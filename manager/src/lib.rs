@@ -31,7 +31,9 @@ use anyhow::Context as _;
 use quilt_client::Client;
 use quilt_core::files::{self, PidFile};
 use quilt_net::Listener;
+use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -74,6 +76,8 @@ pub(crate) struct Core {
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
     pub(crate) tasks: TaskTracker,
+    /// Room for bodies, of all connections together.
+    pub(crate) arriving: Budget,
     stop: CancellationToken,
     pub(crate) metrics: http::Metrics,
     pub(crate) started: Instant,
@@ -133,6 +137,7 @@ impl Manager {
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
             tasks: tasks.clone(),
+            arriving: Budget::new(session::ARRIVING_MAX),
             stop: stop.clone(),
             metrics: http::Metrics::new(),
             started: Instant::now(),
@@ -155,6 +160,17 @@ impl Manager {
     /// Where stations and tools connect.
     pub fn protocol_addr(&self) -> SocketAddr {
         self.protocol
+    }
+
+    /// Serves a connection that did not come through the listener; for programs that host a manager. It counts as one from
+    /// nowhere.
+    pub fn take<T>(&self, stream: T)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let session = session::take(&self.core, stream, nowhere, None);
+        self.core.spawn(async move { drop(session.await) });
     }
 
     /// Calls commands of a connected station without a way around; for programs that host a manager.

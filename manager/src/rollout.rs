@@ -85,6 +85,8 @@ struct Rollout<'a> {
 
 type Wanted = BTreeMap<(Name, Name), Digest>;
 
+/// How long a rollout looks away at most.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long the last progress may take to be passed on.
 const PASSED_ON: Duration = Duration::from_secs(2);
 /// How much progress waits for whoever asked: a rollout never waits for them.
@@ -171,6 +173,7 @@ impl<'a> Rollout<'a> {
         let mut changes = self.core.changed.subscribe();
         let mut healthy_since = BTreeMap::<String, (Instant, u64)>::new();
         loop {
+            let began = Instant::now();
             changes.mark_unchanged();
             let (mut failures, mut settled, mut next_settled) = (BTreeMap::new(), 0, None::<Instant>);
             let phases: Vec<_> = {
@@ -223,6 +226,8 @@ impl<'a> Rollout<'a> {
                 });
                 return late.map(|target| (target.name.to_string(), TIME_IS_OVER.to_owned())).collect();
             }
+            // In a large fleet something changes all the time: looking takes a tenth of the time and not all of it.
+            tokio::time::sleep((9 * began.elapsed()).min(LOOK_AGAIN)).await;
             let wake = next_settled.map_or(until, |at| at.min(until));
             tokio::select! {
                 _ = changes.changed() => {}

@@ -1,6 +1,6 @@
 //! Expressions over stations: `room=a and role=process`, `name=cam-* and not (room=b or room=c)`.
 //!
-//! A term is `KEY=PATTERN`; `*` in a pattern stands for any text. Keys are `name`, `id`, `hostname`, `mac`, `ip`,
+//! A term is `KEY=PATTERN`, or `KEY!=PATTERN` for its contrary; `*` in a pattern stands for any text. Keys are `name`, `id`, `hostname`, `mac`, `ip`,
 //! `role` (a role the station can run), `state`, and otherwise labels. `not` binds closest, then `and`, then `or`.
 
 use winnow::ascii::multispace0;
@@ -124,10 +124,11 @@ fn expected(what: &'static str) -> StrContext {
 
 fn term(input: &mut &str) -> Parsed<Selector> {
     let text = |c: char| !c.is_whitespace() && !"=()".contains(c);
-    let key = take_while(1.., text);
+    let key = take_while(1.., |c| text(c) && c != '!');
     let pattern = cut_err(take_while(1.., text)).context(expected("a value"));
-    let (key, _, pattern): (&str, _, &str) = (key, '=', pattern).parse_next(input)?;
-    Ok(Selector::Term { key: key.into(), pattern: pattern.into() })
+    let (key, is, pattern): (&str, &str, &str) = (key, alt(("=", "!=")), pattern).parse_next(input)?;
+    let term = Selector::Term { key: key.into(), pattern: pattern.into() };
+    Ok(if is == "=" { term } else { Selector::Not(Box::new(term)) })
 }
 
 #[cfg(test)]
@@ -157,10 +158,15 @@ mod tests {
             "not (room=b or room=c) and name=*",
             " room=a  ",
             "not(room=b)",
+            "room!=b",
+            "floor!=*",
+            "not room!=a",
         ] {
             assert!(matches(yes), "{yes}");
         }
-        for no in ["room=b", "name=cam", "name=m-1", "not room=a", "(room=a or room=b) and role=x", "floor=*"] {
+        for no in
+            ["room=b", "name=cam", "name=m-1", "not room=a", "(room=a or room=b) and role=x", "floor=*", "room!=a"]
+        {
             assert!(!matches(no), "{no}");
         }
     }

@@ -7,9 +7,10 @@ use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept};
 use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, PERSON, Refusal};
-use quilt_protocol::session::{Budget, Closed, Limits};
+use quilt_protocol::session::{Closed, Limits};
 use quilt_protocol::{Address, Hello, Name, Outcome, StationId, Welcome};
 use smol_str::SmolStr;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Client;
@@ -17,30 +18,16 @@ use crate::{Core, register, route, tools};
 
 /// Bytes of bodies that are arriving, or wait for an answer or for whoever takes them, on all connections together: however
 /// many peers send large ones, memory stays bounded.
-const ARRIVING_MAX: usize = 256 << 20;
+pub(crate) const ARRIVING_MAX: usize = 256 << 20;
 
 /// How many characters of a person's name are kept.
 const PERSON_MAX: usize = 100;
 
 /// Takes connections until told to stop.
 pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
-    let arriving = Budget::new(ARRIVING_MAX);
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
-        core.metrics.connections.inc();
-        let limits = Limits { shared: arriving.clone(), ..Limits::default() };
         let evicted = ungreeted.evicted();
-        let session = accept(stream, limits, |handle| {
-            let ungreeted = Mutex::new(Some(ungreeted));
-            Arc::new(Session {
-                core: core.clone(),
-                handle,
-                peer,
-                who: OnceLock::new(),
-                principal: OnceLock::new(),
-                person: OnceLock::new(),
-                ungreeted,
-            })
-        });
+        let session = take(&core, stream, peer, Some(ungreeted));
         core.spawn(async move {
             tokio::select! {
                 why = session => tracing::debug!(%peer, %why, "connection ended"),
@@ -48,6 +35,32 @@ pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: Cancellati
             }
         });
     }
+}
+
+/// Serves one connection.
+pub(crate) fn take<T>(
+    core: &Arc<Core>,
+    stream: T,
+    peer: SocketAddr,
+    ungreeted: Option<quilt_net::Ungreeted>,
+) -> impl Future<Output = Closed> + Send + 'static
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    core.metrics.connections.inc();
+    let limits = Limits { shared: core.arriving.clone(), ..Limits::default() };
+    let core = core.clone();
+    accept(stream, limits, move |handle| {
+        Arc::new(Session {
+            core,
+            handle,
+            peer,
+            who: OnceLock::new(),
+            principal: OnceLock::new(),
+            person: OnceLock::new(),
+            ungreeted: Mutex::new(ungreeted),
+        })
+    })
 }
 
 /// The manager's side of one connection.

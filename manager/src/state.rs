@@ -174,7 +174,6 @@ impl State {
         numbered.into_iter().find(is_free).expect("numbers do not run out")
     }
 
-    /// Puts the labels of a station together anew.
     /// The same table, in the place of one that another station has.
     pub(crate) fn shared(&mut self, table: &Labels) -> Labels {
         /// Beyond this, stations differ in what they say; sharing would only cost.
@@ -194,6 +193,7 @@ impl State {
         table.clone()
     }
 
+    /// Puts the labels of a station together anew.
     pub(crate) fn relabel(&mut self, id: StationId) {
         if let Some(station) = self.stations.get(&id) {
             let labels = with_subject(station, |subject| self.fleet.said_of(subject).labels);

@@ -33,6 +33,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 const PROGRESS: usize = 64 * 1024;
 /// How many reads one wake-up does before other tasks get their turn.
 const READS_PER_WAKE: usize = 16;
+/// How many requests are served before what was answered is written.
+const SERVED_PER_WRITE: usize = 16;
 
 thread_local! {
     /// Everything is read into this first, so that an idle connection owns no read buffer.
@@ -334,8 +336,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     /// Hands events to whoever waits for them: what belongs to whom is found under the lock, for all that there are, and given
     /// without it.
-    fn dispatch(&mut self) {
+    fn dispatch(&mut self, cx: &mut Context<'_>, written: &mut std::io::Result<()>) {
         let mut due = DUE.take();
+        let mut served = 0;
         loop {
             self.shared.with(|inner| {
                 while let Some(event) = inner.session.poll_event() {
@@ -349,7 +352,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 match due {
                     Due::Hello(hello) => self.decide(*hello),
                     Due::Greeted(result) => self.greeted(result),
-                    Due::Serve(number, head, body) => self.serve(number, head, body),
+                    Due::Serve(number, head, body) => {
+                        self.serve(number, head, body);
+                        served += 1;
+                        // The peer takes the first answers of a burst while the rest is worked on.
+                        if served % SERVED_PER_WRITE == 0 && written.is_ok() {
+                            *written = self.write(cx);
+                        }
+                    }
                     Due::Answer(waiter, answer) => waiter.give(answer),
                     Due::Wake(waker) => waker.wake(),
                     Due::Cancel(number) => self.cancel(number),
@@ -507,7 +517,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             this.read(cx);
         }
         loop {
-            this.dispatch();
+            this.dispatch(cx, &mut written);
             if written.is_ok() {
                 written = this.write(cx);
             }
