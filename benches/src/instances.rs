@@ -14,6 +14,8 @@ use crate::row::{Bound, Row};
 /// On how many stations, and how many on each.
 const STATIONS: usize = 1000;
 const EACH: usize = 10;
+/// How many stations take turns with the single one: each reports at most five times a second.
+const SINGLE: usize = 20;
 /// How many processes they share: a station waits for its disk, and its neighbours in a process with it.
 const PROCESSES: usize = 10;
 /// How many a second must become active, and how many are aimed for.
@@ -32,19 +34,20 @@ pub(crate) async fn rows(all: &All) -> anyhow::Result<Vec<Row>> {
             let (first, count) = (first.to_string(), count.to_string());
             parts.push(Part::start(&["station", &address, "--first", &first, "--count", &count])?);
         }
-        // The last is for the single one.
-        parts.push(Part::start(&["station", &address, "--first", &stations.to_string()])?);
+        let (first, count) = (stations.to_string(), SINGLE.to_string());
+        parts.push(Part::start(&["station", &address, "--first", &first, "--count", &count])?);
         for part in &mut parts {
             part.line().await?;
         }
         let client = Client::connect(&address, "bench").await?;
-        while client.stations("").await?.len() <= stations {
+        while client.stations("").await?.len() < stations + SINGLE {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let client_of_single = Client::connect(&address, "single").await?;
         let single = tokio::spawn(single(client_of_single, stations, singles.clone()));
         let many: Map<_, _> = (0..EACH).map(|number| (format!("many-{number}"), json!({}))).collect();
-        let group = json!({ "match": format!("name!=bench-{stations}"), "roles": { "counter": many } });
+        let others: Vec<_> = (0..SINGLE).map(|number| format!("name!=bench-{}", stations + number)).collect();
+        let group = json!({ "match": others.join(" and "), "roles": { "counter": many } });
         let began = Instant::now();
         apply(&client, "many", json!({ "group": { "many": group } })).await?;
         rates.push((stations * EACH) as f64 / began.elapsed().as_secs_f64());
@@ -64,9 +67,9 @@ pub(crate) async fn rows(all: &All) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Starts a single one again and again, and notes how long each took, in milliseconds.
-async fn single(client: Client, station: usize, times: Arc<Mutex<Vec<f64>>>) -> anyhow::Result<()> {
+async fn single(client: Client, first: usize, times: Arc<Mutex<Vec<f64>>>) -> anyhow::Result<()> {
     for run in 0.. {
-        let began = Instant::now();
+        let (began, station) = (Instant::now(), first + run % SINGLE);
         let roles = json!({ "counter": { "single": { "start": run } } });
         apply(&client, "single", json!({ "station": { format!("bench-{station}"): { "roles": roles } } })).await?;
         times.lock().unwrap_or_else(PoisonError::into_inner).push(began.elapsed().as_secs_f64() * 1e3);

@@ -16,6 +16,8 @@ use crate::{Core, push};
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
+/// How often stations are asked before nothing else is applied meanwhile.
+const ROUNDS: usize = 3;
 /// How long it may take if it has plugins to fetch first.
 pub(crate) const PLAN_WITH_PLUGINS: Duration = Duration::from_secs(600);
 
@@ -52,16 +54,35 @@ pub(crate) struct Applied {
 ///
 /// The store did not take it. Nothing was changed.
 pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Result<Applied, String> {
-    let (merged, mut targets, mut reply) = match prepare(core, request) {
-        Ok(prepared) => prepared,
-        Err(mistakes) => {
-            let reply = ApplyReply { mistakes, ..ApplyReply::default() };
-            return Ok(Applied { reply, ..Applied::default() });
+    let mut asked = Asked::default();
+    // One at a time: each is prepared against what the one before left. Stations are asked between, so that one that thinks for
+    // long holds nobody up; if something else was applied meanwhile that changes what they would have, they are asked again.
+    let (mut turn, mut rounds) = (None, 0);
+    let (merged, mut targets, mut reply, contradictions) = loop {
+        if turn.is_none() && !request.dry_run {
+            turn = Some(core.applying.lock().await);
         }
+        let (merged, targets, reply) = match prepare(core, request) {
+            Ok(prepared) => prepared,
+            Err(mistakes) => {
+                let reply = ApplyReply { mistakes, ..ApplyReply::default() };
+                return Ok(Applied { reply, ..Applied::default() });
+            }
+        };
+        let contradictions = conflicts(core, &merged.fleet, &targets);
+        // Where stations come and go all the time, one that has just come is not waited for.
+        if !contradictions.is_empty() || asked.is_about(&targets) || rounds > ROUNDS {
+            break (merged, targets, reply, contradictions);
+        }
+        rounds += 1;
+        if rounds < ROUNDS {
+            turn = None;
+        }
+        asked = plan_all(core, &targets).await;
     };
-    let contradictions = conflicts(core, &merged.fleet, &targets);
+    reply.notes.extend(asked.notes);
     let contradicts = !contradictions.is_empty();
-    let problems = if contradicts { contradictions } else { plan_all(core, &targets, &mut reply.notes).await };
+    let problems = if contradicts { contradictions } else { asked.problems };
     if !problems.is_empty() {
         reply.rejection = Some(Rejection::new(problems));
     }
@@ -258,8 +279,30 @@ fn conflicts(core: &Core, fleet: &Fleet, targets: &[Target]) -> Vec<Problem> {
     said.flat_map(|Said { conflicts, .. }| conflicts).collect()
 }
 
+/// What stations were asked, and what they said.
+#[derive(Default)]
+struct Asked {
+    documents: Vec<(StationId, Digest)>,
+    problems: Vec<Problem>,
+    notes: Vec<String>,
+}
+
+impl Asked {
+    /// Whether this is what these targets are to be asked.
+    fn is_about(&self, targets: &[Target]) -> bool {
+        self.documents.iter().copied().eq(to_ask(targets))
+    }
+}
+
+/// Which stations are to be asked, about which document: those that are there and change.
+fn to_ask(targets: &[Target]) -> impl Iterator<Item = (StationId, Digest)> {
+    let there = targets.iter().filter(|target| target.was_live);
+    there.filter_map(|target| Some((target.id, target.desired.as_ref()?.digest)))
+}
+
 /// Asks every connected target that changes what it thinks, all at once.
-async fn plan_all(core: &Core, targets: &[Target], notes: &mut Vec<String>) -> Vec<Problem> {
+async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
+    let (documents, mut notes) = (to_ask(targets).collect(), Vec::new());
     let mut asked = tokio::task::JoinSet::new();
     for target in targets.iter().filter(|target| target.desired.is_some()) {
         let state = core.state();
@@ -285,7 +328,7 @@ async fn plan_all(core: &Core, targets: &[Target], notes: &mut Vec<String>) -> V
             Err(error) => tracing::error!(%error, "planning"),
         }
     }
-    problems
+    Asked { documents, problems, notes }
 }
 
 /// Starts the pushes of an apply.

@@ -29,14 +29,8 @@ pub(crate) async fn run(
     who: &str,
     items: Option<ItemSink>,
 ) -> Result<ApplyReply, String> {
-    if request.dry_run {
-        return Ok(apply::apply(core, request, who).await?.reply);
-    }
-    let mut applied = {
-        // Planned against what the one before left. Following the effect, which can take long, holds nobody up.
-        let _one_at_a_time = core.applying.lock().await;
-        apply::apply(core, request, who).await?
-    };
+    // Following the effect, which can take long, holds nobody up.
+    let mut applied = apply::apply(core, request, who).await?;
     if !applied.reply.stored {
         return Ok(applied.reply);
     }
