@@ -80,6 +80,12 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         }
         asked = plan_all(core, &targets).await;
     };
+    if !request.dry_run {
+        // So that none is given twice; one that is not used is a gap, which is allowed.
+        let given = targets.iter().filter_map(|target| Some(target.desired.as_ref()?.revision)).max();
+        let mut state = core.state();
+        state.last_revision = given.unwrap_or_default().max(state.last_revision);
+    }
     reply.notes.extend(asked.notes);
     let contradicts = !contradictions.is_empty();
     let problems = if contradicts { contradictions } else { asked.problems };
@@ -115,6 +121,9 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         if request.wait.is_some() || request.batch.is_some() {
             // The rollout lets go of them, batch by batch. In the same breath, so that no registration comes between.
             let holds = targets.iter().filter_map(|target| Some((target.id, target.desired.as_ref()?.revision)));
+            if request.wait.is_some_and(|wait| wait.rollback) {
+                state.on_trial.extend(holds.clone());
+            }
             state.held.extend(holds);
         }
         let all: Vec<_> = state.stations.keys().copied().collect();
@@ -129,7 +138,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
 
 /// What would become of every station that the file concerns.
 fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), Vec<Remark>> {
-    let mut state = core.state();
+    let state = core.state();
     let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
     for reference in request.fleet.station.keys() {
         let meant = |station: &&Station| with_subject(station, |subject| fleet::is_meant(reference, subject));
@@ -196,10 +205,6 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
             .values()
             .filter(|station| !station.record.adopted && reply.away.contains(&station.record.name.to_string()))
             .count();
-    // Numbers are given out here, so that none is given twice; one that is not used is a gap, which is allowed.
-    if !request.dry_run {
-        state.last_revision = revision;
-    }
     Ok((merged, targets, reply))
 }
 
@@ -352,10 +357,11 @@ async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
 }
 
 /// What a station had before an apply; if it was seen to fail with that, what it last ran well. What is too new to be judged
-/// was asked for and has not failed.
+/// was asked for and has not failed, unless it was itself to be taken back if it fails.
 async fn last_good(core: &Core, target: &Target) -> Option<Desired> {
     let before = target.before.clone()?;
-    if before.good || !target.was_ill {
+    let on_trial = core.state().on_trial.get(&target.id) == Some(&before.revision);
+    if before.good || !(target.was_ill || on_trial) {
         return Some(before);
     }
     let history = core.store.history(target.id).await.unwrap_or_default();

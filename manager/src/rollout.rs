@@ -49,6 +49,15 @@ pub(crate) async fn run(
         apply::push_all(core, applied.targets.iter());
     }
     followed?;
+    if applied.reply.failures.is_empty() && !applied.reply.timed_out {
+        let mut state = core.state();
+        for target in &applied.targets {
+            let ours = target.desired.as_ref().map(|desired| desired.revision);
+            if ours.is_some() && state.on_trial.get(&target.id) == ours.as_ref() {
+                state.on_trial.remove(&target.id);
+            }
+        }
+    }
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
@@ -56,7 +65,8 @@ pub(crate) async fn run(
         rollout.release(applied.targets.iter());
         let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter());
-        applied.reply.rolled_back = true;
+        // Whoever was given something newer meanwhile stays with that.
+        applied.reply.rolled_back = !gone_back.is_empty();
         for name in gone_back {
             rollout.show(name.as_str(), Phase::RolledBack, "");
         }

@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub(crate) said: HashSet<Labels>,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
+    /// Revisions that were to be taken back if they fail, and have not been seen to settle: nobody goes back to one.
+    pub(crate) on_trial: HashMap<StationId, Revision>,
 }
 
 /// A known station.
@@ -129,6 +131,7 @@ impl State {
             quarantined: Vec::new(),
             said: HashSet::new(),
             held: HashMap::new(),
+            on_trial: HashMap::new(),
         };
         for record in loaded.stations {
             state.names.insert(record.name.clone(), record.id);

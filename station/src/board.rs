@@ -13,6 +13,11 @@ use crate::spec::{Key, Spec};
 /// How many events wait for a manager that is away; the oldest are dropped first.
 const EVENTS_MAX: usize = 1000;
 
+/// How many attributes an instance may have.
+const ATTRIBUTES_MAX: usize = 64;
+/// How many bytes all attributes of a station may come to: a registration tells them all at once.
+const ATTRIBUTE_BYTES_MAX: usize = 8 << 20;
+
 /// All instances' states.
 #[derive(Default)]
 pub(crate) struct Board {
@@ -30,6 +35,12 @@ struct Inner {
     /// Commits taken and not done with.
     commits: usize,
     roles: bool,
+    /// Of all attributes, names included.
+    attribute_bytes: usize,
+}
+
+fn bytes_of(attributes: &BTreeMap<String, String>) -> usize {
+    attributes.iter().map(|(name, json)| name.len() + json.len()).sum()
 }
 
 /// What changed since the last time.
@@ -107,6 +118,40 @@ impl Board {
         });
     }
 
+    /// Publishes an attribute of an instance, or takes it back; false if there is no room for it.
+    pub(crate) fn attribute(&self, key: &Key, name: &str, json: Option<String>) -> bool {
+        let mut fits = true;
+        self.change(|inner| {
+            let Some(report) = inner.instances.get_mut(key) else { return };
+            let before = report.attributes.get(name).map_or(0, |json| name.len() + json.len());
+            let after = json.as_ref().map_or(0, |json| name.len() + json.len());
+            let is_new = before == 0 && after > 0;
+            // More would make a status line unreadable, and cost whoever keeps it.
+            fits = after <= before
+                || ((!is_new || report.attributes.len() < ATTRIBUTES_MAX)
+                    && inner.attribute_bytes - before + after <= ATTRIBUTE_BYTES_MAX);
+            if fits {
+                inner.attribute_bytes = inner.attribute_bytes - before + after;
+                match json {
+                    Some(json) => report.attributes.insert(name.to_owned(), json),
+                    None => report.attributes.remove(name),
+                };
+                inner.dirty.insert(key.clone());
+            }
+        });
+        fits
+    }
+
+    /// Takes back whatever an instance published.
+    pub(crate) fn clear_attributes(&self, key: &Key) {
+        self.change(|inner| {
+            if let Some(report) = inner.instances.get_mut(key) {
+                inner.attribute_bytes -= bytes_of(&std::mem::take(&mut report.attributes));
+                inner.dirty.insert(key.clone());
+            }
+        });
+    }
+
     /// Shows a state.
     pub(crate) fn state(&self, key: &Key, state: State, detail: impl Into<String>) {
         let detail = detail.into();
@@ -117,7 +162,8 @@ impl Board {
     /// Takes an instance off the board.
     pub(crate) fn remove(&self, key: &Key) {
         self.change(|inner| {
-            if inner.instances.remove(key).is_some() {
+            if let Some(gone) = inner.instances.remove(key) {
+                inner.attribute_bytes -= bytes_of(&gone.attributes);
                 inner.note(StationEvent::Gone(key.role.clone(), key.instance.clone()));
             }
             inner.dirty.insert(key.clone());
@@ -193,5 +239,37 @@ impl Board {
     /// Hears of every change.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quilt_protocol::control::Owner;
+
+    use super::*;
+
+    #[test]
+    fn attributes_of_all_instances_together_have_a_bound_and_give_their_room_back() {
+        let board = Board::default();
+        let key = |number: usize| Key { role: "r".parse().unwrap(), instance: number.to_string().parse().unwrap() };
+        let json = Some("x".repeat(16 << 10));
+        let mut taken = 0;
+        for number in 0..10 {
+            board.put(&Spec {
+                key: key(number),
+                owner: Owner::Fleet,
+                digest: Digest::of(b""),
+                settings: Default::default(),
+                config: Vec::new(),
+                carrier: None,
+            });
+            taken += (0..100).filter(|name| board.attribute(&key(number), &name.to_string(), json.clone())).count();
+        }
+        assert!((500..=512).contains(&taken), "{taken}");
+        assert_eq!(board.get(&key(0)).unwrap().attributes.len(), ATTRIBUTES_MAX);
+        assert!(!board.attribute(&key(9), "one more", json.clone()));
+        board.clear_attributes(&key(0));
+        board.remove(&key(1));
+        assert!(board.attribute(&key(9), "one more", json));
     }
 }

@@ -20,8 +20,8 @@ use crate::commands::{Commands, Replaced};
 use crate::session::Link;
 use crate::spec::Key;
 
-/// How many attributes an instance may have.
-const ATTRIBUTES_MAX: usize = 64;
+/// The longest name of an attribute, in bytes.
+const ATTRIBUTE_NAME_MAX: usize = 256;
 /// The longest attribute or event, in bytes of JSON: what a status line can bear.
 const JSON_MAX: usize = 16 << 10;
 
@@ -194,18 +194,15 @@ impl Host for InstanceHost {
             Some(json) if json.len() > JSON_MAX => {
                 self.log(LogLevel::Warn, &format!("attribute `{name}` is longer than {JSON_MAX} bytes; not published"));
             }
-            json => self.board.update(&self.key, |instance| {
-                match json {
-                    // More would make a status line unreadable, and cost whoever keeps it.
-                    Some(_)
-                        if instance.attributes.len() >= ATTRIBUTES_MAX && !instance.attributes.contains_key(name) =>
-                    {
-                        None
-                    }
-                    Some(json) => instance.attributes.insert(name.to_owned(), json),
-                    None => instance.attributes.remove(name),
-                };
-            }),
+            Some(_) if name.len() > ATTRIBUTE_NAME_MAX => {
+                let text = format!("an attribute's name is longer than {ATTRIBUTE_NAME_MAX} bytes; not published");
+                self.log(LogLevel::Warn, &text);
+            }
+            json => {
+                if !self.board.attribute(&self.key, name, json) {
+                    self.log(LogLevel::Warn, &format!("attribute `{name}` is one too many; not published"));
+                }
+            }
         }
     }
 

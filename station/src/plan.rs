@@ -8,6 +8,7 @@ use std::time::Duration;
 use quilt_plugin_api::{Invalid, RoleDescription, RoleFactory, linked_roles};
 use quilt_protocol::Name;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
+use tokio::task::JoinSet;
 
 use crate::catch::catch;
 use crate::plugins::{Carrier, Catalog, Offered, Plugin};
@@ -165,7 +166,7 @@ pub(crate) async fn plan(
         }])
     })?;
     let (mut specs, mut problems) = (Vec::new(), Vec::new());
-    for one in read(station, &document, owner, roles).await {
+    for one in read(station, &document, owner, roles, |_| true).await {
         specs.extend(one.spec);
         problems.extend(one.problems);
     }
@@ -182,9 +183,16 @@ pub(crate) struct Read {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// Every instance of a document.
-pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles: &RoleTable) -> Vec<Read> {
-    let mut read = Vec::new();
+/// Every instance of a document. Roles are asked what they think of those that are to be `judged`, all at once: one that does not
+/// answer takes no longer than many.
+pub(crate) async fn read(
+    station: &str,
+    document: &Document,
+    owner: Owner,
+    roles: &RoleTable,
+    judged: impl Fn(&Key) -> bool,
+) -> Vec<Read> {
+    let (mut read, mut judging) = (Vec::new(), JoinSet::new());
     for (role, instances) in &document.roles {
         for (instance, whole) in instances {
             let key = Key { role: role.clone(), instance: instance.clone() };
@@ -204,8 +212,12 @@ pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles
                 let got = format!("`{role}`, which it is told to refuse (--block)");
                 problems.push(problem(ProblemCode::RoleBlocked, None, expected, got));
             } else if let Some(factory) = roles.factory(role, isolation) {
-                let (mut judged, mut wrong) = judge(factory, key.clone(), owner, whole).await;
-                judged.carrier = roles.carrier(role);
+                let (mut own, mut wrong) = take_apart(key.clone(), owner, whole);
+                own.carrier = roles.carrier(role);
+                if judged(&key) {
+                    let (config, at) = (own.config.clone(), read.len());
+                    judging.spawn(async move { (at, judge(factory, &config).await) });
+                }
                 if isolation == Some(Isolation::Process) && roles.linked.contains_key(role) {
                     let expected = "`inproc`, or nothing: the role is linked into the station";
                     wrong.push(Invalid::key("isolation", expected, "process"));
@@ -213,7 +225,7 @@ pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles
                 let invalid = ProblemCode::InvalidConfiguration;
                 let wrong = wrong.into_iter().map(|wrong| problem(invalid, wrong.key, wrong.expected, wrong.got));
                 problems.extend(wrong);
-                spec = Some(judged);
+                spec = Some(own);
             } else {
                 let known: Vec<_> = roles.all().keys().map(|role| format!("`{role}`")).collect();
                 let expected = format!("one of the station's roles: {}", known.join(", "));
@@ -221,6 +233,18 @@ pub(crate) async fn read(station: &str, document: &Document, owner: Owner, roles
             }
             read.push(Read { key, spec, problems });
         }
+    }
+    while let Some(Ok((at, wrong))) = judging.join_next().await {
+        let Read { key, problems, .. } = &mut read[at];
+        problems.extend(wrong.into_iter().map(|wrong| Problem {
+            code: ProblemCode::InvalidConfiguration,
+            station: station.into(),
+            role: key.role.to_string(),
+            instance: Some(key.instance.to_string()),
+            key: wrong.key,
+            expected: wrong.expected,
+            got: wrong.got,
+        }));
     }
     read
 }
@@ -230,15 +254,10 @@ fn isolation_of(whole: &serde_json::Map<String, serde_json::Value>) -> Option<Is
     serde_json::from_value(whole.get("isolation")?.clone()).ok()
 }
 
-/// Takes an instance's configuration apart, and finds what is wrong in quilt's keys and in the role's.
-async fn judge(
-    factory: Arc<dyn RoleFactory>,
-    key: Key,
-    owner: Owner,
-    whole: &serde_json::Map<String, serde_json::Value>,
-) -> (Spec, Vec<Invalid>) {
+/// Takes an instance's configuration apart, and finds what is wrong in quilt's keys.
+fn take_apart(key: Key, owner: Owner, whole: &serde_json::Map<String, serde_json::Value>) -> (Spec, Vec<Invalid>) {
     let (spec, wrong) = Spec::read(key, owner, whole);
-    let mut wrong: Vec<_> = wrong
+    let wrong = wrong
         .into_iter()
         .map(|WrongSettings { key, text }| {
             let (got, expected) = match (text.split_once(", expected "), text.strip_prefix("expected ")) {
@@ -249,17 +268,21 @@ async fn judge(
             Invalid::key(key, expected, got)
         })
         .collect();
-    let judging = catch(async { factory.validate(&spec.config).await });
+    (spec, wrong)
+}
+
+/// What a role finds wrong in what it is to be told.
+async fn judge(factory: Arc<dyn RoleFactory>, config: &[u8]) -> Vec<Invalid> {
+    let judging = catch(async { factory.validate(config).await });
     match tokio::time::timeout(VALIDATE, judging)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {VALIDATE:?}")))
     {
-        Ok(judged) => wrong.extend(judged.err().into_iter().flatten()),
+        Ok(judged) => judged.err().unwrap_or_default(),
         Err(panic) => {
-            wrong.push(Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic });
+            vec![Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic }]
         }
     }
-    (spec, wrong)
 }
 
 fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleTable) -> Vec<Problem> {

@@ -18,6 +18,7 @@ mod fetch;
 mod guest;
 mod image;
 mod intake;
+mod quarantine;
 mod services;
 mod teller;
 mod trace;

@@ -1,6 +1,6 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
 use quilt_protocol::control::{
@@ -19,6 +19,8 @@ use crate::supervisor::{self, Offering, Target};
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
     saved: Mutex<Saved>,
+    /// What was accepted last; known without waiting for what is being thought about.
+    applied: std::sync::Mutex<Option<Applied>>,
     local: Local,
     roles: Arc<RoleTable>,
     supervisor: supervisor::Handle,
@@ -34,7 +36,8 @@ impl Push {
         supervisor: supervisor::Handle,
         link: &Arc<Link>,
     ) -> Arc<Self> {
-        let push = Self { saved: Mutex::new(saved), local, roles, supervisor, link: link.clone() };
+        let applied = saved.accepted.as_ref().map(|accepted| accepted.applied).into();
+        let push = Self { saved: Mutex::new(saved), applied, local, roles, supervisor, link: link.clone() };
         let saved = push.saved.lock().await;
         let target = push.accepted_target(&saved).await;
         push.supervisor.commit(target).await;
@@ -125,8 +128,8 @@ impl Push {
         let concerned = |key: &Key| before.as_ref().is_some_and(|before| before.offers(key.role.as_str()));
         let would = self.roles.with(offered);
         for (document, owner) in [(&self.local.document, Owner::Local), (document, Owner::Fleet)] {
-            let now = plan::read(&self.link.name(), document, owner, &now).await;
-            let then = plan::read(&self.link.name(), document, owner, &would).await;
+            let now = plan::read(&self.link.name(), document, owner, &now, concerned).await;
+            let then = plan::read(&self.link.name(), document, owner, &would, concerned).await;
             for (now, then) in now.into_iter().zip(then) {
                 if concerned(&now.key) && now.problems.is_empty() && !then.problems.is_empty() {
                     return then.problems.into_iter().next();
@@ -145,7 +148,9 @@ impl Push {
     }
 
     async fn add(&self, target: &mut Target, document: &Document, owner: Owner, roles: &RoleTable) {
-        for Read { key, spec, mut problems } in plan::read(&self.link.name(), document, owner, roles).await {
+        // Roles are not asked again: what was accepted is tried, and whoever cannot start says so, and tries again as its policy
+        // says. Something that goes wrong meanwhile must not end what runs well.
+        for Read { key, spec, mut problems } in plan::read(&self.link.name(), document, owner, roles, |_| false).await {
             match spec.filter(|_| problems.is_empty()) {
                 Some(spec) => target.specs.push(spec),
                 None => {
@@ -166,8 +171,8 @@ impl Push {
     }
 
     /// The configuration accepted last.
-    pub(crate) async fn applied(&self) -> Option<Applied> {
-        self.saved.lock().await.accepted.as_ref().map(|accepted| accepted.applied)
+    pub(crate) fn applied(&self) -> Option<Applied> {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The document accepted last, for a manager that adopts what runs here.
@@ -245,6 +250,7 @@ impl Push {
                 ..self.problem()
             }]))));
         }
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
         let Some(Planned { specs, local, prepared }) = planned else { return Ok(Verdict::Unchanged) };
         tracing::info!(revision = %offer.revision, "accepted a configuration");
         let Target { specs: mut all, impossible, complete, .. } = local;

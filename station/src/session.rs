@@ -154,7 +154,7 @@ async fn connect(
     let hello = Hello {
         versions: SPOKEN,
         software: format!("quilt-station {}", env!("CARGO_PKG_VERSION")),
-        fleet: service.push.applied().await.map(|applied| applied.fleet),
+        fleet: service.push.applied().map(|applied| applied.fleet),
         identity: Identity::Station(id),
         features: Vec::new(),
         extensions: Default::default(),
@@ -183,7 +183,7 @@ async fn registration(config: &StationConfig, id: StationId, local: SocketAddr, 
         roles: service.roles.offers(),
         blocked: service.roles.blocked.iter().cloned().collect(),
         // In this order: what is said to be applied is then at worst still being applied.
-        applied: service.push.applied().await,
+        applied: service.push.applied(),
         applying: service.board.is_applying(),
         instances: service.board.all(),
     }
@@ -238,7 +238,7 @@ fn next_report(sent: &VecDeque<Instant>) -> Instant {
 
 async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<(), String> {
     // In this order: what is said to be applied is then at worst still being applied.
-    let applied = service.push.applied().await;
+    let applied = service.push.applied();
     let changes = board.take_changes();
     let report = Report {
         applied,

@@ -23,6 +23,9 @@ const TAKEN: &str = "abstract as async await become box break const continue cra
     gen if impl in let loop macro match mod move mut override priv pub ref return self static struct super trait true try \
     type typeof unsafe unsized use virtual where while yield alloc core main proc_macro std test \
     schemars serde serde_json thiserror tokio tracing counter process";
+/// Types that the template uses: no role can be called like one of them.
+const TYPES: &str = "Box CallError Client Clone Command Debug Default Deserialize Error Greet GreetError Greeting Harness JsonSchema None Ok Option \
+    Outcome PartialEq Result Role RoleContext RoleError Self Serialize Some String Vec";
 
 /// Arguments of `plugin new`.
 #[derive(Args)]
@@ -43,9 +46,12 @@ impl New {
                 "{name:?} cannot be a crate's name; expected small letters, digits, - and _, beginning with a letter"
             )));
         }
-        if TAKEN.split_whitespace().any(|taken| taken == name) || name.starts_with("quilt-") {
+        let crate_name = name.replace('-', "_");
+        let type_name: String = crate_name.split('_').map(capitalized).collect();
+        let is_one = |words: &str, name: &str| words.split_whitespace().any(|word| word == name);
+        if is_one(TAKEN, name) || is_one(TYPES, &type_name) || name.starts_with("quilt-") {
             return Err(Failure::new(format!(
-                "{name:?} is a word of Rust, or a crate or role that there is; choose another name"
+                "{name:?} is a word or type of Rust or of what a plugin uses, or a role that there is; choose another name"
             )));
         }
         let folder = self.dir.unwrap_or_else(|| name.into());
@@ -53,8 +59,6 @@ impl New {
             let hint = if folder.exists() { "; name a folder to be made with --dir" } else { "" };
             Failure::new(format!("{}: {error}{hint}", folder.display()))
         })?;
-        let crate_name = name.replace('-', "_");
-        let type_name: String = crate_name.split('_').map(capitalized).collect();
         let fill = |template: &str| {
             template.replace("{{name}}", name).replace("{{crate}}", &crate_name).replace("{{Name}}", &type_name)
         };

@@ -113,10 +113,8 @@ impl Runner {
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
         let ended = end_role(started, detach).await;
         self.left_over = ended == Ended::Late;
-        self.around.board.update(&self.key, |report| {
-            report.pid = None;
-            report.attributes.clear();
-        });
+        self.around.board.update(&self.key, |report| report.pid = None);
+        self.around.board.clear_attributes(&self.key);
         ended
     }
 

@@ -21,6 +21,7 @@ use self::local::Local;
 use self::state::{Refused, State};
 use super::child::{Keeper, Library};
 use super::intake::{self, Taken};
+use super::quarantine::Quarantine;
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
 use crate::session::Link;
 use crate::spec::Isolation;
@@ -48,6 +49,9 @@ pub(crate) struct Setup {
 /// The plugins of a station.
 pub(crate) struct Catalog {
     setup: Setup,
+    quarantine: Arc<Quarantine>,
+    /// One at a time: two that fetch the same file would write into each other's.
+    fetching: AsyncMutex<()>,
     state: Mutex<State>,
     /// One look at a time.
     looking: AsyncMutex<BTreeMap<PathBuf, Seen>>,
@@ -104,25 +108,25 @@ impl Catalog {
         let _ = RUNTIME.set(tokio::runtime::Handle::current());
         trace::follow_the_filter();
         files::create_private_dir(&setup.folder)?;
-        let mut state = State { quarantined: read_quarantine(&setup.folder), ..State::default() };
+        let quarantine = Quarantine::open(&setup.folder);
         for marker in fs::read_dir(&setup.folder)?.flatten().map(|entry| entry.path()) {
             if marker.extension().is_some_and(|extension| extension == "running") {
                 let sha256 = marker.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let what = fs::read_to_string(&marker).unwrap_or_default();
                 tracing::error!(sha256, "a plugin is quarantined: the station ended while {what}");
-                state.quarantined.insert(sha256, format!("the station ended while {what}"));
+                quarantine.put(&sha256, &format!("the station ended while {what}"));
                 let _ = fs::remove_file(&marker);
             }
         }
-        let catalog = Self {
+        Ok(Arc::new(Self {
             setup,
-            state: Mutex::new(state),
+            quarantine: Arc::new(quarantine),
+            state: Mutex::default(),
             looking: AsyncMutex::default(),
+            fetching: AsyncMutex::default(),
             changed: watch::Sender::new(0),
             looked: watch::Sender::new(false),
-        };
-        catalog.save_quarantine();
-        Ok(Arc::new(catalog))
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -287,8 +291,8 @@ impl Catalog {
     }
 
     async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
-        if let Some(reason) = self.state().quarantined.get(&taken.sha256) {
-            return Err(LoadError::Quarantined(reason.clone()));
+        if let Some(reason) = self.quarantine.reason(&taken.sha256) {
+            return Err(LoadError::Quarantined(reason));
         }
         let name = taken.inspection.name.clone();
         let library = Library {
@@ -297,15 +301,8 @@ impl Catalog {
             name: name.clone(),
             aborts: taken.inspection.aborts,
         };
-        let keeper = Keeper::new(library.clone());
-        let manifest = match self.described(&keeper, &taken.sha256).await {
-            Ok(manifest) => manifest,
-            Err(error @ LoadError::Crashed(_)) => {
-                self.quarantine(&taken.sha256, &error.to_string());
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        };
+        let keeper = Keeper::new(library.clone(), Some(self.quarantine.clone()));
+        let manifest = self.described(&keeper, &taken.sha256).await?;
         if manifest.name != name {
             return Err(LoadError::Describe(format!("as {:?}, its note says {name:?}", manifest.name)));
         }
@@ -353,38 +350,21 @@ impl Catalog {
         Ok(manifest)
     }
 
-    fn quarantine(&self, sha256: &str, reason: &str) {
-        self.state().quarantined.insert(sha256.to_owned(), reason.to_owned());
-        self.save_quarantine();
-    }
-
-    fn save_quarantine(&self) {
-        let json = serde_json::to_vec(&self.state().quarantined).expect("texts serialize");
-        if let Err(error) = files::write_atomically(&self.setup.folder.join("quarantine.json"), &json) {
-            tracing::error!(%error, "cannot record which plugins are quarantined");
-        }
-    }
-
     /// Lifts the quarantine of a plugin, by name or sha256, and looks at everything anew.
     ///
     /// # Errors
     ///
     /// Nothing of that name is quarantined.
     pub(crate) async fn allow(self: &Arc<Self>, which: &str) -> Result<(), String> {
-        let lifted: Vec<String> = {
-            let mut state = self.state();
-            let named = state.refused.values().filter_map(|refused| refused.taken.as_ref());
-            let named: BTreeSet<_> =
-                named.filter(|taken| taken.inspection.name == which).map(|taken| taken.sha256.clone()).collect();
-            let lifted = state.quarantined.keys();
-            let lifted: Vec<_> = lifted.filter(|sha256| *sha256 == which || named.contains(*sha256)).cloned().collect();
-            lifted.iter().for_each(|sha256| drop(state.quarantined.remove(sha256)));
-            lifted
+        let named: BTreeSet<String> = {
+            let state = self.state();
+            let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
+            let all = refused.chain(state.live.values().map(|plugin| &plugin.taken));
+            all.filter(|taken| taken.inspection.name == which).map(|taken| taken.sha256.clone()).collect()
         };
-        if lifted.is_empty() {
+        if !self.quarantine.lift(|sha256| sha256 == which || named.contains(sha256)) {
             return Err(format!("no plugin {which} is quarantined; `quiltctl plugin list` shows them"));
         }
-        self.save_quarantine();
         self.reload().await;
         Ok(())
     }
@@ -411,15 +391,16 @@ impl Catalog {
         let mut views = Vec::new();
         for plugin in live {
             let Plugin { taken, manifest, file, keeper, .. } = &*plugin;
+            let crashed = self.quarantine.reason(&taken.sha256).map(LoadError::Quarantined);
             views.push(PluginView {
-                state: PluginState::Live,
+                state: if crashed.is_some() { PluginState::Quarantined } else { PluginState::Live },
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
                 roles: manifest.roles.iter().map(|role| role.name.clone()).collect(),
                 sha256: taken.sha256.clone(),
                 file: file.display().to_string(),
-                code: None,
-                detail: String::new(),
+                code: crashed.as_ref().map(|error| error.code().into()),
+                detail: crashed.map(|error| error.to_string()).unwrap_or_default(),
                 pid: keeper.pid().await,
             });
         }
@@ -486,13 +467,4 @@ fn list(dirs: &[PathBuf]) -> BTreeMap<PathBuf, Seen> {
         Some((entry.path(), Seen { changed, size: metadata.len(), inode: metadata.ino(), taken: None }))
     });
     seen.collect()
-}
-
-fn read_quarantine(folder: &Path) -> BTreeMap<String, String> {
-    let path = folder.join("quarantine.json");
-    let Ok(json) = fs::read(&path) else { return BTreeMap::new() };
-    serde_json::from_slice(&json).unwrap_or_else(|error| {
-        tracing::error!(path = %path.display(), %error, "the list of quarantined plugins is damaged; it begins anew");
-        BTreeMap::new()
-    })
 }

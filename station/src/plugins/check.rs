@@ -57,7 +57,7 @@ pub async fn load_plugin(path: &Path, in_station: bool) -> Result<Vec<Arc<dyn Ro
     let load = async {
         let library = library(path, &intake::look(path)?);
         if !in_station {
-            let keeper = Keeper::new(library);
+            let keeper = Keeper::new(library, None);
             return Ok(keeper.roles(&keeper.describe().await?));
         }
         let runtime = tokio::runtime::Handle::current();
@@ -151,7 +151,7 @@ struct Bench {
 impl Bench {
     /// A process of its own, as soon as it is asked something.
     fn keeper(&self) -> Arc<Keeper> {
-        Keeper::new(self.library.clone())
+        Keeper::new(self.library.clone(), None)
     }
 
     fn agrees(&self, manifest: &Manifest) -> Result<String, Problem> {

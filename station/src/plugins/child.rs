@@ -13,18 +13,22 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use quilt_net::{AskError, Handle, accept};
 use quilt_plugin_api::{Host, Report, RoleFactory};
+use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child as Process, Command};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use self::hearing::Station;
 use self::remote::Remote;
 use super::guest::PLUGIN_HOST;
+use super::quarantine::Quarantine;
 use super::wire;
 use super::{LoadError, Manifest, trace};
 
@@ -38,6 +42,8 @@ const LOAD: Duration = Duration::from_secs(20);
 const CANCEL: Duration = Duration::from_secs(5);
 /// How long a process without instances is kept for the next question.
 const IDLE: Duration = Duration::from_secs(2);
+/// How long what it said last may take to be heard once it has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 const NOT_NEEDED: &str = "nobody needs it";
 /// How many of its last lines on standard error a crash is reported with.
 const LAST_LINES: usize = 5;
@@ -57,12 +63,14 @@ pub(crate) struct Library {
 /// A plugin that runs in a child process; there is none as long as nobody needs it.
 pub(crate) struct Keeper {
     library: Library,
+    quarantine: Option<Arc<Quarantine>>,
     child: AsyncMutex<Option<Arc<Child>>>,
 }
 
 impl Keeper {
-    pub(crate) fn new(library: Library) -> Arc<Self> {
-        Arc::new(Self { library, child: AsyncMutex::default() })
+    /// What crashes while it is loaded is put into `quarantine`.
+    pub(crate) fn new(library: Library, quarantine: Option<Arc<Quarantine>>) -> Arc<Self> {
+        Arc::new(Self { library, quarantine, child: AsyncMutex::default() })
     }
 
     /// The process, started if there is none.
@@ -71,14 +79,25 @@ impl Keeper {
         if let Some(child) = child.as_ref().filter(|child| child.is_there()) {
             return Ok(child.clone());
         }
-        let started = Child::start(&self.library).await?;
-        *child = Some(started.clone());
-        Ok(started)
+        let sha256 = &self.library.sha256;
+        if let Some(reason) = self.quarantine.as_ref().and_then(|quarantine| quarantine.reason(sha256)) {
+            return Err(LoadError::Quarantined(reason));
+        }
+        let started = Child::start(&self.library).await;
+        if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&started, &self.quarantine) {
+            quarantine.put(sha256, &error.to_string());
+        }
+        *child = started.as_ref().ok().cloned();
+        started
     }
 
     /// What the plugin says of itself.
     pub(crate) async fn describe(&self) -> Result<Manifest, LoadError> {
-        self.child().await?.describe().await
+        let described = self.child().await?.describe().await;
+        if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&described, &self.quarantine) {
+            quarantine.put(&self.library.sha256, &error.to_string());
+        }
+        described
     }
 
     /// Its roles.
@@ -147,7 +166,12 @@ impl Child {
         let theirs = OwnedFd::from(theirs.into_std().map_err(failed)?);
         let mut command = Command::new("/proc/self/exe");
         command.arg(PLUGIN_HOST).arg(&library.path).arg(&library.sha256).arg(trace::level().to_string());
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .process_group(0);
         let mut process = command.spawn().map_err(failed)?;
         // Our copy of its end would keep the socket open after its death.
         drop(command);
@@ -161,6 +185,8 @@ impl Child {
             killed: watch::Sender::new(None),
             over: watch::Sender::new(None),
         });
+        // Loading is being needed.
+        let _loading = Asking::new(&child);
         let last = Arc::new(Mutex::new(VecDeque::new()));
         let out = process.stdout.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
         let err = process.stderr.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
@@ -177,7 +203,7 @@ impl Child {
         tokio::spawn(async move {
             let mut killed = child_of_task.killed.subscribe();
             let why = tokio::select! {
-                why = session => why.to_string(),
+                why = over(session, &mut process) => why,
                 why = killed.wait_for(Option::is_some) => why.ok().and_then(|why| why.clone()).unwrap_or_default(),
                 why = child_of_task.follow_levels() => why,
                 why = child_of_task.idle() => why,
@@ -195,6 +221,10 @@ impl Child {
                     format!("{why}; it was killed")
                 }
             };
+            if let Some(group) = i32::try_from(child_of_task.pid).ok().filter(|pid| *pid > 1) {
+                // What it forked goes with it. The group is there as long as anybody is in it; if nobody is, this does nothing.
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
             for reading in [out, err].into_iter().flatten() {
                 let _ = tokio::time::timeout(Duration::from_millis(200), reading).await;
             }
@@ -210,7 +240,7 @@ impl Child {
         let mut over = child.over.subscribe();
         tokio::select! {
             ready = tokio::time::timeout(LOAD, readies.wait_for(|ready| *ready)) => match ready {
-                Ok(Ok(_)) => return Ok(child),
+                Ok(Ok(_)) => return Ok(child.clone()),
                 Ok(Err(_)) => {}
                 Err(_) => child.kill(&format!("it did not load within {LOAD:?}")),
             },
@@ -332,9 +362,23 @@ impl Child {
     }
 }
 
+/// Waits for the end of a child's session, or of the child: that closes the session only if nobody else has its socket, and it
+/// may have forked.
+async fn over(session: impl Future<Output = Closed>, process: &mut Process) -> String {
+    let mut session = std::pin::pin!(session);
+    tokio::select! {
+        why = &mut session => return why.to_string(),
+        _ = process.wait() => {}
+    }
+    match tokio::time::timeout(LAST_WORDS, session).await {
+        Ok(why) => why.to_string(),
+        Err(_) => "it ended".to_owned(),
+    }
+}
+
 fn ended(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
-    match (status.code(), status.signal().and_then(|signal| nix::sys::signal::Signal::try_from(signal).ok())) {
+    match (status.code(), status.signal().and_then(|signal| Signal::try_from(signal).ok())) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by {signal}"),
         (None, None) => status.to_string(),

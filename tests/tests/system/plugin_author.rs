@@ -28,8 +28,10 @@ async fn a_new_plugin_builds_passes_its_test_and_its_checks_and_is_called_on_a_s
     assert!(made.out.contains("cargo build --release"), "{}", made.out);
     let again = world.ctl(&["plugin", "new", "camera", "--dir", folder.to_str().unwrap()]).await.with_code(1);
     assert!(again.err.contains("camera") && again.err.contains("--dir"), "{}", again.err);
-    let word = world.ctl(&["plugin", "new", "self"]).await.with_code(1);
-    assert!(word.err.contains("self"), "{}", word.err);
+    for word in ["self", "greet", "greeting", "command", "role-error", "string", "harness"] {
+        let refused = world.ctl(&["plugin", "new", word]).await.with_code(1);
+        assert!(refused.err.contains(word), "{}", refused.err);
+    }
     tokio::task::spawn_blocking({
         let folder = folder.clone();
         move || {

@@ -106,6 +106,7 @@ async fn a_child_that_dies_or_hangs_in_a_call_takes_its_own_instance_with_it_and
         ("close_at_call", LOST),
         ("garbage_at_call", LOST),
         ("half_at_call", LOST),
+        ("fork_at_call", LOST),
         ("abort_at_drip", &["reply"]),
         ("freeze_at_call", LOST),
         ("hang_at_call", LOST),
@@ -170,6 +171,32 @@ async fn a_plugin_that_ends_the_station_it_runs_in_is_quarantined_by_the_next_on
     assert!(!view.detail.is_empty());
     let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
     assert_eq!((&list[0]["code"], &list[0]["state"]), (&"QUARANTINED".into(), &"quarantined".into()));
+}
+
+#[tokio::test]
+async fn a_plugin_that_worked_and_crashes_when_it_is_loaded_again_is_quarantined_and_allowed_by_an_operator() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let ill = world.folder().join("ill");
+    let flags = ["-DVARIANT=abort_if_at_load".to_owned(), format!("-DILL_IF=\"{}\"", ill.display())];
+    let flags = flags.each_ref().map(String::as_str);
+    let library = plugins::c_plugin(world.folder(), "tests/fixtures/hostile.c", "abort_if_at_load", &flags);
+    world.plug(&library, "abort_if_at_load.so");
+    world.until_offered("cam-1", "abort_if_at_load").await;
+    let target = "cam-1/abort_if_at_load/main";
+    let keys = "restart = { delay = '20ms', intensity = 2 }\n";
+    world.apply(Fleet::new().with(target, keys).text()).await.with_code(0);
+    fs::write(&ill, b"").unwrap();
+    let child = world.pid(target).await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child as i32), Signal::SIGKILL).unwrap();
+    let detail = world.until_state(target, "failed").await.detail;
+    assert!(detail.contains("plugin allow"), "{detail}");
+    let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
+    assert_eq!((&list[0]["code"], &list[0]["state"]), (&"QUARANTINED".into(), &"quarantined".into()));
+    fs::remove_file(&ill).unwrap();
+    world.ctl(&["plugin", "allow", "cam-1", "abort_if_at_load"]).await.with_code(0);
+    world.ctl(&["restart", target]).await;
+    world.until_state(target, "active").await;
 }
 
 #[tokio::test]

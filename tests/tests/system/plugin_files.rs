@@ -64,7 +64,10 @@ async fn files_that_are_no_plugins_are_each_refused_by_name_while_a_good_one_bes
     let libc = ["/lib/x86_64-linux-gnu/libm.so.6", "/lib/aarch64-linux-gnu/libm.so.6"];
     put("libm.so", &fs::read(libc.iter().find(|path| Path::new(path).exists()).unwrap()).unwrap());
     world.plug(&good, "good.so");
+    // Takes three seconds to load, which is no crash.
+    world.plug(&plugins::hostile(world.folder(), "slow_at_load"), "slow_at_load.so");
     world.until_offered("cam-1", "good").await;
+    world.until_offered("cam-1", "slow_at_load").await;
     let expected = [
         ("empty", "NOT_ELF"),
         ("text", "NOT_ELF"),

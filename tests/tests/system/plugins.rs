@@ -165,6 +165,47 @@ async fn a_plugin_that_a_station_cannot_load_is_refused_before_anything_changes_
 }
 
 #[tokio::test]
+async fn what_is_found_in_a_plugin_folder_does_not_end_what_runs_of_other_plugins() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let file = world.folder().join("refuse");
+    world.plug(&plugins::imp("one"), "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let keys = format!("say = 'x'\nrefuse_if = '{}'\n", file.display());
+    world.apply(Fleet::new().with(TARGET, &keys).text()).await.with_code(0);
+    // It would be refused now, but nobody asked for anything else.
+    std::fs::write(&file, b"").unwrap();
+    std::fs::write(world.folder().join("config/plugins/text.so"), b"hi\n").unwrap();
+    world.plug(&plugins::machine(), "libmachine.so");
+    world.until_offered("cam-1", "machine").await;
+    world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
+    let view = world.instance(TARGET).await.unwrap();
+    assert_eq!((view.state.name(), view.restarts), ("active", 0));
+    assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
+    // Nor does a restart of the station.
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    world.until_state(TARGET, "active").await;
+}
+
+#[tokio::test]
+async fn a_large_plugin_is_fetched_once_although_two_things_ask_for_it_at_the_same_time() {
+    let mut world = World::new().await;
+    let good = plugins::hostile(world.folder(), "good");
+    // Bytes behind the end are no part of the library, and take their time.
+    let large = [std::fs::read(&good).unwrap(), vec![0; 100 << 20]].concat();
+    std::fs::write(&good, large).unwrap();
+    let push = ["plugin", "push", good.to_str().unwrap(), "--on", "name=cam-1", "--wait", "0"];
+    world.ctl(&push).await.with_code(0);
+    world.station("cam-1", &[]).await;
+    for number in 0..3 {
+        let fleet = Fleet::new().with("cam-1/counter/main", &format!("start = {number}\n"));
+        world.apply(fleet.text()).await.with_code(0);
+    }
+    world.until_offered("cam-1", "good").await;
+}
+
+#[tokio::test]
 async fn a_thousand_restarts_leave_memory_descriptors_and_threads_as_they_were() {
     for isolation in ["process", "inproc"] {
         let world = world(&format!("say = 'x'\nisolation = '{isolation}'\n")).await;

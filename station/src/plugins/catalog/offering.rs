@@ -58,7 +58,10 @@ impl Catalog {
                 return Ok(ready.1.clone());
             }
         }
-        let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
+        let path = {
+            let _one_at_a_time = self.fetching.lock().await;
+            fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?
+        };
         let (trust, copy) = (self.setup.trust.clone(), path.clone());
         let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &hash, &trust));
         let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;

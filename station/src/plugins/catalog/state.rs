@@ -24,8 +24,6 @@ pub(super) struct State {
     pub(super) held_back: BTreeMap<String, String>,
     /// Files that are not used, and why.
     pub(super) refused: BTreeMap<PathBuf, Refused>,
-    /// By sha256: what crashed, and how.
-    pub(super) quarantined: BTreeMap<String, String>,
 }
 
 pub(super) struct Refused {
