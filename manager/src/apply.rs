@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_core::time;
 use quilt_protocol::control::{
     Apply, ApplyReply, Document, Plan, Problem, Rejection, Remark, StationChange, Verdict, command,
 };
 use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
 
+use crate::desired::{new_desired, refresh};
 use crate::fleet::{self, Fleet, Merged, Said};
 use crate::state::{State, Station, with_subject};
 use crate::store::{Change, Desired, EntryKey, Origin};
@@ -42,10 +42,10 @@ pub(crate) struct Applied {
     pub(crate) reply: ApplyReply,
     pub(crate) targets: Vec<Target>,
     /// What fleet files said before and after, to go back.
-    before: Fleet,
-    after: Fleet,
+    pub(crate) before: Fleet,
+    pub(crate) after: Fleet,
     /// The entries that the file changed.
-    keys: Vec<EntryKey>,
+    pub(crate) keys: Vec<EntryKey>,
 }
 
 /// Plans and stores; pushes nothing yet.
@@ -62,14 +62,13 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         if turn.is_none() && !request.dry_run {
             turn = Some(core.applying.lock().await);
         }
-        let (merged, targets, reply) = match prepare(core, request) {
+        let Prepared { merged, targets, reply, contradictions } = match prepare(core, request) {
             Ok(prepared) => prepared,
             Err(mistakes) => {
                 let reply = ApplyReply { mistakes, ..ApplyReply::default() };
                 return Ok(Applied { reply, ..Applied::default() });
             }
         };
-        let contradictions = conflicts(core, &merged.fleet, &targets);
         // Where stations come and go all the time, one that has just come is not waited for.
         if !contradictions.is_empty() || asked.is_about(&targets) || rounds > ROUNDS {
             break (merged, targets, reply, contradictions);
@@ -126,8 +125,10 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
             }
             state.held.extend(holds);
         }
-        let all: Vec<_> = state.stations.keys().copied().collect();
-        all.into_iter().for_each(|id| state.relabel(id));
+        if after != before {
+            let all: Vec<_> = state.stations.keys().copied().collect();
+            all.into_iter().for_each(|id| state.relabel(id));
+        }
     }
     let changed = targets.iter().filter(|target| target.desired.is_some()).count();
     refresh_others(core, &targets).await;
@@ -136,8 +137,17 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     Ok(Applied { reply, targets, before, after, keys })
 }
 
-/// What would become of every station that the file concerns.
-fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyReply), Vec<Remark>> {
+/// What would become of every station that a file concerns.
+struct Prepared {
+    merged: Merged,
+    targets: Vec<Target>,
+    reply: ApplyReply,
+    /// Instances of theirs that entries configure differently. Contradictions elsewhere were there before, and are not this
+    /// file's affair.
+    contradictions: Vec<Problem>,
+}
+
+fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     let state = core.state();
     let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
     for reference in request.fleet.station.keys() {
@@ -150,7 +160,8 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
             return Err(vec![Remark { at: vec!["station".into(), reference.clone()], text }]);
         }
     }
-    for station in state.stations.values() {
+    let names_any = !request.fleet.station.is_empty();
+    for station in state.stations.values().filter(|_| names_any) {
         for reference in with_subject(station, |subject| merged.fleet.drop_synonyms(subject, &request.fleet)) {
             let note =
                 format!("station `{reference}` is {} under another name; its entry is replaced", station.record.name);
@@ -172,11 +183,12 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
         });
     }
     let mut revision = state.last_revision;
-    let mut targets = Vec::new();
+    let (mut targets, mut contradictions) = (Vec::new(), Vec::new());
+    let earlier = (merged.fleet != state.fleet).then_some(&state.fleet);
     for station in state.stations.values() {
         let said = with_subject(station, |subject| merged.fleet.said_of(subject));
         let concerned = said.concerned || said_before(&state, station.record.id);
-        if !concerned || !named_by(request, station, &merged.fleet, &state.fleet) {
+        if !concerned || !named_by(request, station, &said, &merged.fleet, earlier) {
             continue;
         }
         if !station.record.adopted {
@@ -197,6 +209,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
         if !was_live {
             reply.away.push(name.to_string());
         }
+        contradictions.extend(said.conflicts);
         targets.push(Target { id, name, document: said.document, before, desired, was_live, was_ill });
     }
     reply.targets = targets.len()
@@ -205,7 +218,8 @@ fn prepare(core: &Core, request: &Apply) -> Result<(Merged, Vec<Target>, ApplyRe
             .values()
             .filter(|station| !station.record.adopted && reply.away.contains(&station.record.name.to_string()))
             .count();
-    Ok((merged, targets, reply))
+    drop(state);
+    Ok(Prepared { merged, targets, reply, contradictions })
 }
 
 /// Whether a station's desired configuration comes from fleet entries.
@@ -215,11 +229,12 @@ fn said_before(state: &State, id: StationId) -> bool {
 }
 
 /// Whether the file itself has something to do with a station: stations it does not concern are left alone.
-fn named_by(request: &Apply, station: &Station, after: &Fleet, before: &Fleet) -> bool {
+/// `earlier` is what entries said before, if that was anything else.
+fn named_by(request: &Apply, station: &Station, said: &Said, after: &Fleet, earlier: Option<&Fleet>) -> bool {
     with_subject(station, |subject| {
         let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
         named
-            || after.said_of(subject) != before.said_of(subject)
+            || earlier.is_some_and(|earlier| *said != earlier.said_of(subject))
             || after.said_by_groups_of(subject, request.fleet.group.keys())
     })
 }
@@ -237,21 +252,7 @@ fn unmatched(state: &State, fleet: &Fleet, request: &Apply) -> (Vec<String>, Vec
     (unknown.cloned().collect(), unmatched.map(ToString::to_string).collect())
 }
 
-fn new_desired(revision: Revision, document: String, origin: Origin) -> Desired {
-    Desired {
-        revision,
-        digest: Digest::of(document.as_bytes()),
-        document,
-        origin,
-        who: String::new(),
-        source: String::new(),
-        at_ms: time::now_ms(),
-        good: false,
-        held: false,
-    }
-}
-
-fn take_desired(state: &mut State, targets: &[Target]) {
+pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
     for target in targets {
         if let (Some(station), Some(desired)) = (state.stations.get_mut(&target.id), &target.desired) {
             station.desired = Some(desired.clone());
@@ -271,17 +272,8 @@ fn changes(targets: &[Target]) -> Vec<StationChange> {
     changed.collect()
 }
 
-fn document_of(desired: Option<&Desired>) -> Document {
+pub(crate) fn document_of(desired: Option<&Desired>) -> Document {
     desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
-}
-
-/// Instances that entries configure differently, for the stations of an apply.
-fn conflicts(core: &Core, fleet: &Fleet, targets: &[Target]) -> Vec<Problem> {
-    let state = core.state();
-    // Contradictions elsewhere were there before, and are not this file's affair.
-    let concerned = targets.iter().filter_map(|target| state.stations.get(&target.id));
-    let said = concerned.map(|station| with_subject(station, |subject| fleet.said_of(subject)));
-    said.flat_map(|Said { conflicts, .. }| conflicts).collect()
 }
 
 /// What stations were asked, and what they said.
@@ -343,7 +335,7 @@ pub(crate) fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a T
 }
 
 /// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned.
-async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
+pub(crate) async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
     let others: Vec<_> = {
         let state = core.state();
         let live = state.stations.values().filter(|station| station.live.is_some() && station.record.adopted);
@@ -354,197 +346,4 @@ async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
     for id in others {
         refresh(core, id).await;
     }
-}
-
-/// What a station had before an apply; if it was seen to fail with that, what it last ran well. What is too new to be judged
-/// was asked for and has not failed, unless it was itself to be taken back if it fails.
-async fn last_good(core: &Core, target: &Target) -> Option<Desired> {
-    let before = target.before.clone()?;
-    let on_trial = core.state().on_trial.get(&target.id) == Some(&before.revision);
-    if before.good || !(target.was_ill || on_trial) {
-        return Some(before);
-    }
-    let history = core.store.history(target.id).await.unwrap_or_default();
-    let good = history.into_iter().find(|desired| desired.good && desired.revision <= before.revision);
-    Some(good.unwrap_or(before))
-}
-
-fn before_revision(target: &Target) -> Option<Revision> {
-    target.before.as_ref().map(|before| before.revision)
-}
-
-/// How much of an apply is taken back.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TakeBack {
-    /// All of it, the entries of the file too.
-    Whole,
-    /// Only these stations; they stay so until the next apply, whatever the entries say.
-    Stations,
-}
-
-/// Goes back to what ran well before an apply, on these of its stations unless they were given something newer since.
-/// Names those that went back.
-pub(crate) async fn take_back(
-    core: &Arc<Core>,
-    applied: &Applied,
-    how: TakeBack,
-    which: &[&Target],
-    who: &str,
-) -> Result<Vec<Name>, String> {
-    let mut earlier = Vec::new();
-    for target in which.iter().filter(|target| target.desired.is_some()) {
-        let earlier_one = match how {
-            // Whoever was not offered it keeps what it had, good or not.
-            TakeBack::Whole if core.state().is_held(target.id) => target.before.clone(),
-            TakeBack::Whole => last_good(core, target).await,
-            // They were never offered it: they keep what they had, good or not.
-            TakeBack::Stations => target.before.clone(),
-        };
-        earlier.push((target, earlier_one));
-    }
-    let (mut writes, mut targets) = (Vec::new(), Vec::new());
-    let mut fleet = core.state().fleet.clone();
-    if how == TakeBack::Whole {
-        // Only what is still as this apply left it: others may have applied something since.
-        for key in applied.keys.iter().filter(|key| fleet.entry(key) == applied.after.entry(key)).collect::<Vec<_>>() {
-            fleet.take_entry(key, &applied.before);
-            writes.push(match applied.before.entry(key) {
-                Some(entry) => Change::PutEntry(key.clone(), entry),
-                None => Change::RemoveEntry(key.clone()),
-            });
-        }
-    }
-    {
-        let mut state = core.state();
-        for (target, earlier) in earlier {
-            let current = state.stations.get(&target.id).and_then(|station| station.desired.as_ref());
-            if current.map(|desired| desired.revision) != target.desired.as_ref().map(|desired| desired.revision) {
-                continue;
-            }
-            state.last_revision = Revision(state.last_revision.0 + 1);
-            let document = document_of(earlier.as_ref());
-            let origin = match how {
-                // An older one than before is not what the entries say.
-                TakeBack::Whole if earlier.as_ref().map(|one| one.revision) != before_revision(target) => {
-                    Origin::Pinned
-                }
-                TakeBack::Whole => earlier.as_ref().map_or(Origin::Fleet, |earlier| earlier.origin),
-                TakeBack::Stations => Origin::Pinned,
-            };
-            let mut desired = new_desired(state.last_revision, document.to_json(), origin);
-            (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
-            desired.good = earlier.as_ref().is_some_and(|earlier| earlier.good);
-            // A part of a rollout may have run well before the rest failed; nobody goes back to it.
-            if let Some(taken_back) = target.desired.as_ref().filter(|_| how == TakeBack::Whole) {
-                writes.push(Change::MarkGood(target.id, taken_back.revision, false));
-            }
-            writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
-            let (name, before) = (target.name.clone(), target.desired.clone());
-            let (was_live, was_ill) = (target.was_live, target.was_ill);
-            let desired = Some(desired);
-            targets.push(Target { id: target.id, name, document, before, desired, was_live, was_ill });
-        }
-    }
-    core.store.commit(writes).await.map_err(|error| error.to_string())?;
-    {
-        let mut state = core.state();
-        take_desired(&mut state, &targets);
-        if how == TakeBack::Whole {
-            state.fleet = fleet;
-            let all: Vec<_> = state.stations.keys().copied().collect();
-            all.into_iter().for_each(|id| state.relabel(id));
-        }
-    }
-    if how == TakeBack::Whole {
-        refresh_others(core, &applied.targets).await;
-    }
-    core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
-    push_all(core, targets.iter());
-    core.note_change();
-    Ok(targets.into_iter().map(|target| target.name).collect())
-}
-
-/// Makes `document` desired for one station.
-pub(crate) async fn set_desired(
-    core: &Arc<Core>,
-    id: StationId,
-    document: String,
-    origin: Origin,
-    who: &str,
-    source: &str,
-) -> Result<Revision, String> {
-    let desired = {
-        let mut state = core.state();
-        state.last_revision = Revision(state.last_revision.0 + 1);
-        let mut desired = new_desired(state.last_revision, document, origin);
-        (desired.who, desired.source) = (who.to_owned(), source.to_owned());
-        desired
-    };
-    let change = Change::PutDesired(id, Box::new(desired.clone()));
-    core.store.commit(vec![change]).await.map_err(|error| error.to_string())?;
-    let revision = desired.revision;
-    if let Some(station) = core.state().stations.get_mut(&id) {
-        station.desired = Some(desired);
-    }
-    push::offer(core, id);
-    core.note_change();
-    Ok(revision)
-}
-
-/// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
-/// have changed.
-pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
-    refresh_as(core, id, "manager", "registration").await;
-}
-
-/// As [`refresh`], on somebody's behalf.
-pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) {
-    let made_anew = made_anew(core, id);
-    match made_anew {
-        Ok(None) => {}
-        Ok(Some(document)) => {
-            if let Err(error) = set_desired(core, id, document, Origin::Fleet, who, source).await {
-                tracing::error!(station = %id, error, "cannot store a desired configuration");
-            }
-        }
-        Err((name, text)) => core.events.add("fleet.conflict", Some(name.as_str()), None, text),
-    }
-}
-
-/// Whether [`refresh`] would change what is desired.
-pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
-    matches!(made_anew(core, id), Ok(Some(_)))
-}
-
-/// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
-fn made_anew(core: &Core, id: StationId) -> Result<Option<String>, (Name, String)> {
-    let state = core.state();
-    let Some(station) = state.stations.get(&id) else { return Ok(None) };
-    let said = with_subject(station, |subject| state.fleet.said_of(subject));
-    let ours = match station.desired.as_ref().map(|desired| desired.origin) {
-        Some(Origin::Pinned | Origin::Adopted) => false,
-        Some(Origin::Fleet) => true,
-        None => said.concerned,
-    };
-    if !said.conflicts.is_empty() {
-        let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        return Err((station.record.name.clone(), text));
-    }
-    let json = said.document.to_json();
-    let digest = Digest::of(json.as_bytes());
-    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
-    Ok((ours && differs).then_some(json))
-}
-
-/// A station that comes back under another name, of which no entry says anything, keeps what is desired of it until an
-/// apply names it: a new host name must not end what a machine runs. Gives the change to store.
-pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name) -> Option<Change> {
-    let station = state.stations.get(&id)?;
-    let concerned = with_subject(station, |subject| state.fleet.said_of(subject)).concerned;
-    let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
-    state.last_revision = Revision(state.last_revision.0 + 1);
-    let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
-    (desired.who, desired.source) = ("manager".into(), format!("renamed from {before}"));
-    state.stations.get_mut(&id)?.desired = Some(desired.clone());
-    Some(Change::PutDesired(id, Box::new(desired)))
 }

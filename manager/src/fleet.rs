@@ -12,13 +12,13 @@ use crate::selector::Selector;
 use crate::store::{Entry, EntryKey};
 
 /// Everything that fleet files say now, by entry, each with the file it came from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fleet {
     stations: BTreeMap<String, Sourced<StationEntry>>,
     groups: BTreeMap<Name, Sourced<(GroupEntry, Selector)>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Sourced<T> {
     source: String,
     content: T,
@@ -168,7 +168,7 @@ impl Fleet {
     }
 
     /// A station's own labels with those of its entries over them.
-    fn labels_of(&self, subject: &Subject<'_>) -> Labels {
+    pub(crate) fn labels_of(&self, subject: &Subject<'_>) -> Labels {
         let mut labels = subject.labels.clone();
         for (_, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
             if !entry.content.labels.is_empty() {

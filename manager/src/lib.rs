@@ -4,11 +4,12 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `apply`, `rollout`, `route`, `tools`, `blobs`, `schemas`, `http`.
+//! `events`, `session`, `register`, `push`, `desired`, `apply`, `rollout`, `take_back`, `route`, `tools`, `blobs`, `schemas`, `http`.
 
 mod apply;
 mod blobs;
 mod config;
+mod desired;
 mod events;
 mod fleet;
 mod http;
@@ -21,6 +22,7 @@ mod selector;
 mod session;
 mod state;
 pub mod store;
+mod take_back;
 mod tools;
 
 use std::net::SocketAddr;

@@ -15,7 +15,7 @@ use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
 use crate::session::Session;
 use crate::state::{Live, Newcomer, State, Station};
 use crate::store::{Change, StationRecord};
-use crate::{Core, apply, push};
+use crate::{Core, desired, push};
 
 /// How long an older session of the same identity gets to show a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -49,12 +49,12 @@ pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> Bo
             let core_of_task = core.clone();
             core.spawn(async move {
                 // What is about to be made anew is not offered first: it might end what the new one has again.
-                if !apply::is_out_of_date(&core_of_task, id) {
+                if !desired::is_out_of_date(&core_of_task, id) {
                     push::offer(&core_of_task, id);
                 }
                 // Not while an apply plans: it would be given a number that this one overtakes.
                 let _one_at_a_time = core_of_task.applying.lock().await;
-                apply::refresh(&core_of_task, id).await;
+                desired::refresh(&core_of_task, id).await;
                 push::offer(&core_of_task, id);
             });
         }
@@ -196,7 +196,7 @@ pub(crate) fn admit(
     station.live = Some(live);
     state.relabel(id);
     if let Some(before) = renamed
-        && let Some(kept) = apply::keep_when_renamed(&mut state, id, &before)
+        && let Some(kept) = desired::keep_when_renamed(&mut state, id, &before)
     {
         notes.push(format!("it was {before}; no entry says what {name} runs, so it keeps what it has"));
         changes.push(kept);
@@ -299,7 +299,7 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
         core.spawn(async move {
             push::offer(&core_of_task, id);
             let _one_at_a_time = core_of_task.applying.lock().await;
-            apply::refresh(&core_of_task, id).await;
+            desired::refresh(&core_of_task, id).await;
         });
     }
     note_health(core, id);

@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::Core;
-use crate::apply::{self, Applied, TakeBack, Target};
-use crate::register;
+use crate::apply::{self, Applied, Target};
 use crate::state::Station;
 use crate::store::{Change, Origin};
+use crate::take_back::{self, TakeBack};
+use crate::{desired, register};
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
 ///
@@ -61,7 +62,7 @@ pub(crate) async fn run(
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
-        let gone_back = apply::take_back(core, &applied, TakeBack::Whole, &all, who).await;
+        let gone_back = take_back::take_back(core, &applied, TakeBack::Whole, &all, who).await;
         rollout.release(applied.targets.iter());
         let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter());
@@ -148,7 +149,7 @@ impl<'a> Rollout<'a> {
         if !spared.is_empty() && !self.wait.rollback {
             // A rollout that fails halts: whoever had not been offered it keeps what it had.
             let _one_at_a_time = self.core.applying.lock().await;
-            let names = apply::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            let names = take_back::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
             let names: Vec<_> = names.iter().map(Name::to_string).collect();
             self.release(applied.targets.iter());
             applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", names.join(", ")));
@@ -282,7 +283,9 @@ pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
         let document = history.into_iter().find(|desired| desired.revision < revision && !desired.held);
         let document = document.map_or_else(|| Document::default().to_json(), |desired| desired.document);
         let source = format!("revision {revision} was halted: the manager ended during its rollout");
-        apply::set_desired(core, id, document, Origin::Pinned, "manager", &source).await.map_err(anyhow::Error::msg)?;
+        desired::set_desired(core, id, document, Origin::Pinned, "manager", &source)
+            .await
+            .map_err(anyhow::Error::msg)?;
         let name = core.state().stations.get(&id).map(|station| station.record.name.to_string());
         core.events.add("fleet.halted", name.as_deref(), None, source);
     }

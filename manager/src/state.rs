@@ -199,7 +199,7 @@ impl State {
     /// Puts the labels of a station together anew.
     pub(crate) fn relabel(&mut self, id: StationId) {
         if let Some(station) = self.stations.get(&id) {
-            let labels = with_subject(station, |subject| self.fleet.said_of(subject).labels);
+            let labels = with_subject(station, |subject| self.fleet.labels_of(subject));
             self.stations.get_mut(&id).expect("it was just there").labels = labels;
         }
     }

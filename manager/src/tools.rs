@@ -19,7 +19,7 @@ use crate::blobs::BlobError;
 use crate::selector::{Selector, glob};
 use crate::session::Session;
 use crate::store::{Change, Desired, Origin};
-use crate::{Core, apply, push, register, rollout, schemas};
+use crate::{Core, desired, push, register, rollout, schemas};
 
 /// How long a station may take for what an operator asks of it.
 const STATION: Duration = Duration::from_secs(60);
@@ -263,7 +263,7 @@ async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<Rev
     };
     let source = format!("rollback to revision {}", earlier.revision);
     core.events.add("station.rolled_back", Some(&request.station), None, source.clone());
-    apply::set_desired(core, id, earlier.document.clone(), Origin::Pinned, who, &source).await.map_err(refused)
+    desired::set_desired(core, id, earlier.document.clone(), Origin::Pinned, who, &source).await.map_err(refused)
 }
 
 async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, Failure> {
@@ -330,7 +330,7 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
     }
     core.events.add("station.adopted", Some(record.name.as_str()), None, format!("by {who}"));
     if request.replace {
-        apply::refresh_as(core, id, who, "adopt --replace").await;
+        desired::refresh_as(core, id, who, "adopt --replace").await;
         let desired = core.state().stations[&id].desired.clone();
         match desired {
             Some(desired) if desired.revision > seen_revision => push::offer(core, id),
@@ -339,11 +339,11 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
                 let empty = || quilt_protocol::control::Document::default().to_json();
                 let (document, origin) =
                     desired.map_or_else(|| (empty(), Origin::Fleet), |one| (one.document, one.origin));
-                apply::set_desired(core, id, document, origin, who, "adopt --replace").await.map_err(refused)?;
+                desired::set_desired(core, id, document, origin, who, "adopt --replace").await.map_err(refused)?;
             }
         }
     } else {
-        apply::set_desired(core, id, runs, Origin::Adopted, who, "adopt").await.map_err(refused)?;
+        desired::set_desired(core, id, runs, Origin::Adopted, who, "adopt").await.map_err(refused)?;
     }
     core.note_change();
     Ok(Empty {})
@@ -368,7 +368,7 @@ async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Empty, Failur
     core.state().quarantined.retain(|one| one.handle != newcomer.handle);
     core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
     if registered.adopted {
-        apply::refresh(core, id).await;
+        desired::refresh(core, id).await;
         push::offer(core, id);
     }
     core.note_change();

@@ -62,6 +62,12 @@ async fn a_newer_file_takes_over_while_a_thousand_calls_are_under_way_and_each_e
                 view.attributes.get("build").is_some_and(|build| build == "two")
             })
             .await;
+        // Its copy goes, however many builds follow one another.
+        let copies = || {
+            let files = std::fs::read_dir(world.station_folder("cam-1").join("station/plugins")).unwrap();
+            files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|kind| kind == "so")).count()
+        };
+        world.eventually("the copy of the one before is gone", async |_| copies() == 1).await;
         let so_far = callers.count();
         world.eventually("more calls have ended", async |_| callers.count() > so_far + 2000).await;
         let answers = callers.end().await;

@@ -1,6 +1,7 @@
 //! Changes of what is offered: what a configuration asks for, newer builds, and back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::sync::Arc;
 
 use quilt_protocol::{Digest, Name};
@@ -143,6 +144,18 @@ impl Catalog {
 
     /// An upgrade is through: what was before is not needed any more.
     pub(crate) fn settled(&self, name: &str) {
-        self.state().previous.remove(name);
+        let mut state = self.state();
+        let Some(before) = state.previous.remove(name) else { return };
+        let sha256 = &before.taken.sha256;
+        let offered = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
+        let pending = state.pending.values().map(|(_, plugin)| plugin);
+        let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
+        let mut known = offered.chain(pending).map(|plugin| &plugin.taken).chain(refused);
+        if known.all(|taken| taken.sha256 != *sha256) {
+            // Its copy would stay for ever. If it is mapped, that is not touched by this.
+            for kind in ["so", "json"] {
+                let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));
+            }
+        }
     }
 }

@@ -1,0 +1,109 @@
+//! What is desired of one station, apart from applies: kept, made anew from the fleet entries, or given by an operator.
+
+use std::sync::Arc;
+
+use quilt_core::time;
+use quilt_protocol::{Digest, Name, Revision, StationId};
+
+use crate::state::{State, with_subject};
+use crate::store::{Change, Desired, Origin};
+use crate::{Core, push};
+
+pub(crate) fn new_desired(revision: Revision, document: String, origin: Origin) -> Desired {
+    Desired {
+        revision,
+        digest: Digest::of(document.as_bytes()),
+        document,
+        origin,
+        who: String::new(),
+        source: String::new(),
+        at_ms: time::now_ms(),
+        good: false,
+        held: false,
+    }
+}
+
+/// Makes `document` desired for one station.
+pub(crate) async fn set_desired(
+    core: &Arc<Core>,
+    id: StationId,
+    document: String,
+    origin: Origin,
+    who: &str,
+    source: &str,
+) -> Result<Revision, String> {
+    let desired = {
+        let mut state = core.state();
+        state.last_revision = Revision(state.last_revision.0 + 1);
+        let mut desired = new_desired(state.last_revision, document, origin);
+        (desired.who, desired.source) = (who.to_owned(), source.to_owned());
+        desired
+    };
+    let change = Change::PutDesired(id, Box::new(desired.clone()));
+    core.store.commit(vec![change]).await.map_err(|error| error.to_string())?;
+    let revision = desired.revision;
+    if let Some(station) = core.state().stations.get_mut(&id) {
+        station.desired = Some(desired);
+    }
+    push::offer(core, id);
+    core.note_change();
+    Ok(revision)
+}
+
+/// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
+/// have changed.
+pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
+    refresh_as(core, id, "manager", "registration").await;
+}
+
+/// As [`refresh`], on somebody's behalf.
+pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) {
+    let made_anew = made_anew(core, id);
+    match made_anew {
+        Ok(None) => {}
+        Ok(Some(document)) => {
+            if let Err(error) = set_desired(core, id, document, Origin::Fleet, who, source).await {
+                tracing::error!(station = %id, error, "cannot store a desired configuration");
+            }
+        }
+        Err((name, text)) => core.events.add("fleet.conflict", Some(name.as_str()), None, text),
+    }
+}
+
+/// Whether [`refresh`] would change what is desired.
+pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
+    matches!(made_anew(core, id), Ok(Some(_)))
+}
+
+/// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
+fn made_anew(core: &Core, id: StationId) -> Result<Option<String>, (Name, String)> {
+    let state = core.state();
+    let Some(station) = state.stations.get(&id) else { return Ok(None) };
+    let said = with_subject(station, |subject| state.fleet.said_of(subject));
+    let ours = match station.desired.as_ref().map(|desired| desired.origin) {
+        Some(Origin::Pinned | Origin::Adopted) => false,
+        Some(Origin::Fleet) => true,
+        None => said.concerned,
+    };
+    if !said.conflicts.is_empty() {
+        let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err((station.record.name.clone(), text));
+    }
+    let json = said.document.to_json();
+    let digest = Digest::of(json.as_bytes());
+    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
+    Ok((ours && differs).then_some(json))
+}
+
+/// A station that comes back under another name, of which no entry says anything, keeps what is desired of it until an
+/// apply names it: a new host name must not end what a machine runs. Gives the change to store.
+pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name) -> Option<Change> {
+    let station = state.stations.get(&id)?;
+    let concerned = with_subject(station, |subject| state.fleet.said_of(subject)).concerned;
+    let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
+    state.last_revision = Revision(state.last_revision.0 + 1);
+    let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
+    (desired.who, desired.source) = ("manager".into(), format!("renamed from {before}"));
+    state.stations.get_mut(&id)?.desired = Some(desired.clone());
+    Some(Change::PutDesired(id, Box::new(desired)))
+}
