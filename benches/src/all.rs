@@ -37,40 +37,46 @@ impl All {
             false => None,
         };
         let mut rows: Vec<Row> = Vec::new();
+        let mut take = |new: Vec<Row>| {
+            // Each as it is measured: all take a quarter of an hour.
+            let shown = if self.json { row::print(&new, true) } else { Ok(()) };
+            rows.extend(new);
+            shown
+        };
         if wanted("hop") {
-            rows.extend(calls::hop(&self, peers.as_ref()).await?);
+            take(calls::hop(&self, peers.as_ref()).await?)?;
         }
         if wanted("relay") {
-            rows.extend(calls::relay(&self, peers.as_ref()).await?);
+            take(calls::relay(&self, peers.as_ref()).await?)?;
         }
         if wanted("push") {
-            rows.extend(fleet::push(&self).await?);
+            take(fleet::push(&self).await?)?;
         }
         if wanted("storm") {
-            rows.extend(fleet::storm(&self).await?);
+            take(fleet::storm(&self).await?)?;
         }
         if wanted("beat") {
-            rows.extend(fleet::beat(&self).await?);
+            take(fleet::beat(&self).await?)?;
         }
         if wanted("nuisance") {
-            rows.extend(fleet::nuisance(&self).await?);
+            take(fleet::nuisance(&self).await?)?;
         }
         if wanted("instances") {
-            rows.extend(instances::rows(&self).await?);
+            take(instances::rows(&self).await?)?;
         }
         if wanted("million") {
-            rows.extend(swarm::million(&self).await?);
+            take(swarm::million(&self).await?)?;
         }
         if wanted("memory") {
-            rows.extend(memory::rows(&self).await?);
+            take(memory::rows(&self).await?)?;
         }
         if wanted("start") {
-            rows.extend(start::rows(&self).await?);
+            take(start::rows(&self).await?)?;
         }
         if wanted("plugins") {
-            rows.extend(plugins::rows(self.runs(), self.quick).await?);
+            take(plugins::rows(self.runs(), self.quick).await?)?;
         }
-        row::print(&rows, self.json)
+        if self.json { Ok(()) } else { row::print(&rows, false) }
     }
 }
 

@@ -26,6 +26,7 @@ mod take_back;
 mod tools;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,7 @@ pub(crate) struct Core {
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
     pub(crate) tasks: TaskTracker,
+    heartbeat_ms: AtomicU64,
     /// Room for bodies, of all connections together.
     pub(crate) arriving: Budget,
     stop: CancellationToken,
@@ -107,10 +109,17 @@ impl Core {
         self.stop.run_until_cancelled(tokio::time::sleep(time)).await.is_some()
     }
 
-    /// How often a station should be heard of.
+    /// How often a station should be heard of, as of the last look at the size of the fleet: counted for each station that
+    /// comes, the coming of many would cost the square of their number.
     pub(crate) fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed))
+    }
+
+    fn adapt_heartbeat(&self) {
         let live = self.state().stations.values().filter(|station| station.live.is_some()).count();
-        quilt_protocol::session::HEARTBEAT.max(Duration::from_millis((live * 1000 / BEATS_PER_SECOND) as u64))
+        let beat =
+            quilt_protocol::session::HEARTBEAT.max(Duration::from_millis((live * 1000 / BEATS_PER_SECOND) as u64));
+        self.heartbeat_ms.store(beat.as_millis() as u64, Ordering::Relaxed);
     }
 }
 
@@ -139,6 +148,7 @@ impl Manager {
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
             tasks: tasks.clone(),
+            heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
             arriving: Budget::new(session::ARRIVING_MAX),
             stop: stop.clone(),
             metrics: http::Metrics::new(),
@@ -215,6 +225,7 @@ impl Manager {
 async fn adapt_heartbeats(core: Arc<Core>, stop: CancellationToken) {
     let mut told = core.heartbeat();
     while stop.run_until_cancelled(tokio::time::sleep(ADAPT_EVERY)).await.is_some() {
+        core.adapt_heartbeat();
         let wanted = core.heartbeat();
         if wanted != told {
             let state = core.state();
