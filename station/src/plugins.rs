@@ -18,7 +18,7 @@ mod fetch;
 mod guest;
 mod image;
 mod intake;
-mod quarantine;
+mod kept;
 mod services;
 mod teller;
 mod trace;

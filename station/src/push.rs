@@ -67,7 +67,7 @@ impl Push {
         let Some(catalog) = self.roles.catalog() else { return (self.roles.as_ref().clone(), None) };
         let prepared = match catalog.has(&document.plugins) {
             true => None,
-            false => Some(catalog.prepare(&document.plugins).await),
+            false => Some(catalog.prepare_accepted(&document.plugins).await),
         };
         for (plugin, error) in prepared.iter().flat_map(|prepared| &prepared.lacking) {
             tracing::error!(plugin, code = error.code(), "a plugin of the configuration is not used: it {error}");

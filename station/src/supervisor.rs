@@ -262,6 +262,9 @@ impl Supervisor {
         self.sweep_once(complete, known, &impossible).await?;
 
         let mut begin = self.update(&wanted).await?;
+        if let Some(catalog) = self.around.roles.catalog() {
+            catalog.settled();
+        }
         for (key, spec) in wanted {
             if !self.instances.contains_key(&key) {
                 let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
@@ -387,9 +390,6 @@ impl Supervisor {
                 }
                 _ => drop(paused.insert(key.clone())),
             }
-        }
-        if let Some(catalog) = self.around.roles.catalog() {
-            catalog.settled(plugin);
         }
         for key in &keys {
             self.around.board.update(key, |report| report.held_back = None);

@@ -1,5 +1,6 @@
 //! The plugins of a station: found in its folders, checked, described, offered; and those that are not, with the reason.
 
+mod loading;
 mod local;
 mod offering;
 mod state;
@@ -13,15 +14,14 @@ use std::time::{Duration, SystemTime};
 use quilt_core::files;
 use quilt_plugin_api::{RoleDescription, RoleFactory};
 use quilt_protocol::control::{PluginState, PluginView};
-use tokio::sync::{Mutex as AsyncMutex, OnceCell, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 pub(crate) use self::offering::Prepared;
 
-use self::local::Local;
 use self::state::{Refused, State};
-use super::child::{Keeper, Library};
+use super::child::Keeper;
 use super::intake::{self, Taken};
-use super::quarantine::Quarantine;
+use super::kept::Kept;
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
 use crate::session::Link;
 use crate::spec::Isolation;
@@ -49,7 +49,12 @@ pub(crate) struct Setup {
 /// The plugins of a station.
 pub(crate) struct Catalog {
     setup: Setup,
-    quarantine: Arc<Quarantine>,
+    /// By sha256: what crashed while it was loaded, and how. Not loaded again before an operator allows it.
+    quarantine: Arc<Kept>,
+    /// By sha256: newer builds that what runs could not be moved to, and why. Not tried again before an operator says so.
+    held_back: Kept,
+    /// By plugin: the sha256 of the build that was offered last without being given up. It goes on if a newer one is not usable.
+    lasting: Kept,
     /// One at a time: two that fetch the same file would write into each other's.
     fetching: AsyncMutex<()>,
     state: Mutex<State>,
@@ -108,7 +113,8 @@ impl Catalog {
         let _ = RUNTIME.set(tokio::runtime::Handle::current());
         trace::follow_the_filter();
         files::create_private_dir(&setup.folder)?;
-        let quarantine = Quarantine::open(&setup.folder);
+        let kept = |name| Kept::open(&setup.folder, name);
+        let (quarantine, held_back, lasting) = (kept("quarantine.json"), kept("held-back.json"), kept("lasting.json"));
         for marker in fs::read_dir(&setup.folder)?.flatten().map(|entry| entry.path()) {
             if marker.extension().is_some_and(|extension| extension == "running") {
                 let sha256 = marker.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -119,8 +125,10 @@ impl Catalog {
             }
         }
         Ok(Arc::new(Self {
-            setup,
             quarantine: Arc::new(quarantine),
+            held_back,
+            lasting,
+            setup,
             state: Mutex::default(),
             looking: AsyncMutex::default(),
             fetching: AsyncMutex::default(),
@@ -238,12 +246,12 @@ impl Catalog {
         // All at once: one that hangs must not hold up the others.
         let mut loading = tokio::task::JoinSet::new();
         for (name, (_, path, taken)) in wanted {
-            let (known, held_back) = {
+            let known = {
                 let state = self.state();
                 let known = [&state.found, &state.live].into_iter().filter_map(|all| all.get(&name));
-                let known = known.into_iter().find(|plugin| plugin.taken.sha256 == taken.sha256).cloned();
-                (known, state.held_back.get(&taken.sha256).cloned())
+                known.into_iter().find(|plugin| plugin.taken.sha256 == taken.sha256).cloned()
             };
+            let held_back = self.held_back.get(&taken.sha256);
             let (this, path, taken) = (self.clone(), path.clone(), taken.clone());
             loading.spawn(async move {
                 let loaded = match (held_back, known) {
@@ -251,12 +259,16 @@ impl Catalog {
                     (None, Some(known)) => Ok(known),
                     (None, None) => this.load(&path, &taken).await.map(Arc::new),
                 };
-                (name, path, taken, loaded)
+                let before = match &loaded {
+                    Ok(_) => None,
+                    Err(_) => this.before(&name, &taken.sha256, &path).await,
+                };
+                (name, path, taken, loaded, before)
             });
         }
         let mut loaded = loading.join_all().await;
         loaded.sort_by(|a, b| a.0.cmp(&b.0));
-        for (name, path, taken, loaded) in loaded {
+        for (name, path, taken, loaded, before) in loaded {
             let loaded = loaded.and_then(|plugin| {
                 let others =
                     offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
@@ -267,8 +279,8 @@ impl Catalog {
                 Err(error) => {
                     let refusal = Refused { error, taken: Some(taken) };
                     refused.insert(path, refusal);
-                    let live = self.state().live.get(&name).cloned();
-                    found.extend(live.map(|live| (name, live)));
+                    let before = before.or_else(|| self.state().live.get(&name).cloned());
+                    found.extend(before.map(|before| (name, before)));
                 }
             }
         }
@@ -290,66 +302,6 @@ impl Catalog {
         self.state().live.clone()
     }
 
-    async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
-        if let Some(reason) = self.quarantine.reason(&taken.sha256) {
-            return Err(LoadError::Quarantined(reason));
-        }
-        let name = taken.inspection.name.clone();
-        let library = Library {
-            path: taken.path.clone(),
-            sha256: taken.sha256.clone(),
-            name: name.clone(),
-            aborts: taken.inspection.aborts,
-        };
-        let keeper = Keeper::new(library.clone(), Some(self.quarantine.clone()));
-        let manifest = self.described(&keeper, &taken.sha256).await?;
-        if manifest.name != name {
-            return Err(LoadError::Describe(format!("as {:?}, its note says {name:?}", manifest.name)));
-        }
-        let by_name = |roles: Vec<Arc<dyn RoleFactory>>| {
-            roles.into_iter().map(|role| (role.name().to_owned(), role)).collect::<BTreeMap<_, _>>()
-        };
-        let remote = by_name(keeper.roles(&manifest));
-        let image = Arc::new(OnceCell::new());
-        let folder = self.setup.folder.clone();
-        let local = manifest.roles.iter().map(|role| {
-            let (library, image, folder) = (library.clone(), image.clone(), folder.clone());
-            Arc::new(Local { library, image, folder, role: role.clone() }) as Arc<dyn RoleFactory>
-        });
-        let local = by_name(local.collect());
-        Ok(Plugin { taken: taken.clone(), file: path.to_owned(), manifest, keeper, remote, local })
-    }
-
-    /// Whether all roles of a plugin are its own, beside what others offer.
-    fn check_roles(&self, plugin: &Plugin, others: &Offered) -> Result<(), LoadError> {
-        for RoleDescription { name: role, .. } in &plugin.manifest.roles {
-            let taken_by = |by: String| LoadError::DuplicateRole { role: role.clone(), by };
-            if self.setup.linked.contains(role) {
-                return Err(taken_by("the station itself".into()));
-            }
-            // A plugin of the same name is what this one replaces.
-            let other = others.iter().find(|(name, other)| **name != plugin.manifest.name && other.offers(role));
-            if let Some((other, _)) = other {
-                return Err(taken_by(format!("plugin {other}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// What the plugin says of itself: asked once, and remembered by its content.
-    async fn described(&self, keeper: &Arc<Keeper>, sha256: &str) -> Result<Manifest, LoadError> {
-        let cache = self.setup.folder.join(format!("{sha256}.json"));
-        if let Some(manifest) = fs::read(&cache).ok().and_then(|json| Manifest::read(&json).ok()) {
-            return Ok(manifest);
-        }
-        let manifest = keeper.describe().await?;
-        let json = serde_json::to_vec(&manifest).expect("descriptions have text keys");
-        if let Err(error) = files::write_atomically(&cache, &json) {
-            tracing::warn!(%error, "a plugin's description is not kept");
-        }
-        Ok(manifest)
-    }
-
     /// Lifts the quarantine of a plugin, by name or sha256, and looks at everything anew.
     ///
     /// # Errors
@@ -362,7 +314,7 @@ impl Catalog {
             let all = refused.chain(state.live.values().map(|plugin| &plugin.taken));
             all.filter(|taken| taken.inspection.name == which).map(|taken| taken.sha256.clone()).collect()
         };
-        if !self.quarantine.lift(|sha256| sha256 == which || named.contains(sha256)) {
+        if !self.quarantine.forget(|sha256| sha256 == which || named.contains(sha256)) {
             return Err(format!("no plugin {which} is quarantined; `quiltctl plugin list` shows them"));
         }
         self.reload().await;
@@ -371,9 +323,9 @@ impl Catalog {
 
     /// Looks at every file anew, now.
     pub(crate) async fn reload(self: &Arc<Self>) {
+        self.held_back.forget(|_| true);
         {
             let mut state = self.state();
-            state.held_back.clear();
             // Also what the configuration asks for and was not taken.
             for (name, plugin) in state.assigned.clone() {
                 state.replace(&name, plugin);
@@ -391,7 +343,7 @@ impl Catalog {
         let mut views = Vec::new();
         for plugin in live {
             let Plugin { taken, manifest, file, keeper, .. } = &*plugin;
-            let crashed = self.quarantine.reason(&taken.sha256).map(LoadError::Quarantined);
+            let crashed = self.quarantine.get(&taken.sha256).map(LoadError::Quarantined);
             views.push(PluginView {
                 state: if crashed.is_some() { PluginState::Quarantined } else { PluginState::Live },
                 name: manifest.name.clone(),
@@ -460,7 +412,10 @@ impl Plugin {
 fn list(dirs: &[PathBuf]) -> BTreeMap<PathBuf, Seen> {
     use std::os::unix::fs::MetadataExt as _;
     let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
-    let libraries = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "so"));
+    // What begins with a dot is not for us: that is how copying programs name what is not whole yet.
+    let is_hidden = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    let is_library = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "so");
+    let libraries = entries.filter(|entry| is_library(entry) && !is_hidden(entry));
     let seen = libraries.filter_map(|entry| {
         let metadata = fs::symlink_metadata(entry.path()).ok()?;
         let changed = metadata.modified().ok()?;

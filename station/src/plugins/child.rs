@@ -28,7 +28,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use self::hearing::Station;
 use self::remote::Remote;
 use super::guest::PLUGIN_HOST;
-use super::quarantine::Quarantine;
+use super::kept::Kept;
 use super::wire;
 use super::{LoadError, Manifest, trace};
 
@@ -63,13 +63,13 @@ pub(crate) struct Library {
 /// A plugin that runs in a child process; there is none as long as nobody needs it.
 pub(crate) struct Keeper {
     library: Library,
-    quarantine: Option<Arc<Quarantine>>,
+    quarantine: Option<Arc<Kept>>,
     child: AsyncMutex<Option<Arc<Child>>>,
 }
 
 impl Keeper {
     /// What crashes while it is loaded is put into `quarantine`.
-    pub(crate) fn new(library: Library, quarantine: Option<Arc<Quarantine>>) -> Arc<Self> {
+    pub(crate) fn new(library: Library, quarantine: Option<Arc<Kept>>) -> Arc<Self> {
         Arc::new(Self { library, quarantine, child: AsyncMutex::default() })
     }
 
@@ -80,7 +80,7 @@ impl Keeper {
             return Ok(child.clone());
         }
         let sha256 = &self.library.sha256;
-        if let Some(reason) = self.quarantine.as_ref().and_then(|quarantine| quarantine.reason(sha256)) {
+        if let Some(reason) = self.quarantine.as_ref().and_then(|quarantine| quarantine.get(sha256)) {
             return Err(LoadError::Quarantined(reason));
         }
         let started = Child::start(&self.library).await;

@@ -43,6 +43,8 @@ async fn files_that_are_no_plugins_are_each_refused_by_name_while_a_good_one_bes
     fs::create_dir_all(&folder).unwrap();
     let put = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).unwrap();
     put("empty.so", b"");
+    // What a copying program has not finished.
+    put(".half.so", &bytes[..bytes.len() / 2]);
     put("text.so", b"#!/bin/sh\necho a plugin, honestly\n");
     put("header.so", &bytes[..40]);
     put("half.so", &bytes[..bytes.len() / 2]);

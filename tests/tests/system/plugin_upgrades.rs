@@ -241,6 +241,81 @@ async fn a_newer_build_that_does_not_know_a_key_in_use_is_refused_and_taken_once
 }
 
 #[tokio::test]
+async fn a_station_that_starts_anew_goes_on_with_the_build_that_a_failed_upgrade_went_back_to() {
+    let [one, two] = ["one", "two"].map(plugins::imp);
+    let codes = async |world: &World| {
+        let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
+        let list = list.as_array().unwrap().iter();
+        list.map(|plugin| (plugin["state"].to_string(), plugin["code"].to_string())).collect::<BTreeSet<_>>()
+    };
+    let quoted = |state: &str, code: &str| (format!("{state:?}"), code.to_owned());
+    let as_before = BTreeSet::from([quoted("live", "null"), quoted("refused", "\"UPGRADE_FAILED\"")]);
+    for pushed in [false, true] {
+        let mut world = World::new().await;
+        world.station("cam-1", &[]).await;
+        let take = async |world: &World, library: &std::path::Path| match pushed {
+            false => world.plug(library, "libimp.so"),
+            true => {
+                world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await;
+            }
+        };
+        take(&world, &one).await;
+        world.until_offered("cam-1", "imp").await;
+        let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
+        world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+        take(&world, &two).await;
+        world.eventually("it went back", async |world| codes(world).await == as_before).await;
+        // Killed at any time, and with no manager to ask.
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            world.end_station("cam-1", signal).await;
+            world.end_manager(Signal::SIGTERM).await;
+            world.start_station("cam-1", &[]).await;
+            world.start_manager().await;
+            world.until_state(TARGET, "active").await;
+            assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
+            assert_eq!(codes(&world).await, as_before);
+        }
+        // Once it can, an operator's word is enough, and what was taken then is what the next start takes.
+        world.apply(Fleet::new().with(TARGET, "say = 'x'\n").text()).await.with_code(0);
+        world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
+        let client = world.client().await;
+        world
+            .eventually("it is moved", async |_| client.call(TARGET, &Build {}).await.is_ok_and(|build| build == "two"))
+            .await;
+        world.end_station("cam-1", Signal::SIGKILL).await;
+        world.station("cam-1", &[]).await;
+        world.until_state(TARGET, "active").await;
+        assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "two");
+        assert_eq!(codes(&world).await, BTreeSet::from([quoted("live", "null")]));
+    }
+}
+
+#[tokio::test]
+async fn after_a_newer_build_that_ended_the_station_the_next_one_goes_on_with_the_build_before() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let [good, deadly] = ["good", "abort_at_start"].map(|variant| {
+        let flags = [format!("-DVARIANT={variant}"), "-DPLUGIN=\"mixed\"".into(), "-DROLE=\"mixed\"".into()];
+        let flags = flags.each_ref().map(String::as_str);
+        plugins::c_plugin(world.folder(), "tests/fixtures/hostile.c", variant, &flags)
+    });
+    world.plug(&good, "mixed.so");
+    world.until_offered("cam-1", "mixed").await;
+    let target = "cam-1/mixed/main";
+    world.apply(Fleet::new().with(target, "isolation = 'inproc'\n").text()).await.with_code(0);
+    world.plug(&deadly, "mixed.so");
+    world.eventually("the station is dead", async |world| world.show("cam-1").await.state.name() == "unknown").await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    world.station("cam-1", &[]).await;
+    world.until_state(target, "active").await;
+    let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
+    let [before, newer] = [&good, &deadly].map(|file| quilt_station::inspect_plugin(file).unwrap().sha256);
+    let state = |sha256: &str| list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *sha256).unwrap();
+    assert_eq!(state(&before)["state"], "live");
+    assert_eq!(state(&newer)["code"], "QUARANTINED");
+}
+
+#[tokio::test]
 async fn a_build_that_was_replaced_inside_the_station_stays_mapped_and_threads_that_called_it_end_as_ever() {
     let two = plugins::imp("two");
     let mut world = World::new().await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use quilt_protocol::{Digest, Name};
 
 use super::{Catalog, Offered, Plugin};
-use crate::plugins::{LoadError, fetch, intake};
+use crate::plugins::{LoadError, fetch};
 
 /// What would be offered under a configuration, and what of it could not be had.
 pub(crate) struct Prepared {
@@ -47,6 +47,27 @@ impl Catalog {
         prepared
     }
 
+    /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, and what
+    /// cannot be loaded any more does not leave its role without a build: the one before goes on.
+    pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
+        let mut prepared = self.prepare(wanted).await;
+        for (name, sha256) in wanted {
+            let (name, sha256) = (name.as_str(), sha256.to_string());
+            let why = self.held_back.get(&sha256);
+            let assigned = prepared.assigned.get(name);
+            if assigned.is_some() && why.is_none() {
+                continue;
+            }
+            let file = self.setup.folder.join(format!("{sha256}.so"));
+            let Some(before) = self.before(name, &sha256, &file).await else { continue };
+            if let (Some(assigned), Some(why)) = (assigned, why) {
+                self.state().hold_back(file, &assigned.taken, &why);
+            }
+            prepared.offered.insert(name.to_owned(), before);
+        }
+        prepared
+    }
+
     async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
         let hash = sha256.to_string();
         {
@@ -63,13 +84,7 @@ impl Catalog {
             let _one_at_a_time = self.fetching.lock().await;
             fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?
         };
-        let (trust, copy) = (self.setup.trust.clone(), path.clone());
-        let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &hash, &trust));
-        let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
-        if taken.inspection.name != name {
-            return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
-        }
-        let plugin = self.load(&path, &taken).await?;
+        let plugin = self.kept_copy(name, hash, &path).await?;
         self.check_roles(&plugin, &self.offered())?;
         Ok(Arc::new(plugin))
     }
@@ -127,6 +142,7 @@ impl Catalog {
     pub(crate) fn leave_pending(&self, name: &str, why: &str) {
         let mut state = self.state();
         if let Some((path, plugin)) = state.pending.remove(name) {
+            self.held_back.put(&plugin.taken.sha256, why);
             state.hold_back(path, &plugin.taken, why);
         }
     }
@@ -137,21 +153,26 @@ impl Catalog {
         let Some(before) = state.previous.remove(name) else { return String::new() };
         let build: String = before.taken.sha256.chars().take(12).collect();
         if let Some(failed) = state.live.insert(name.to_owned(), before) {
+            self.held_back.put(&failed.taken.sha256, why);
             state.hold_back(failed.file.clone(), &failed.taken, why);
         }
         format!("plugin {name} was not upgraded: {why}; the build before, {build}, goes on")
     }
 
-    /// An upgrade is through: what was before is not needed any more.
-    pub(crate) fn settled(&self, name: &str) {
+    /// What is offered now was not given up: what was before is not needed any more.
+    pub(crate) fn settled(&self) {
         let mut state = self.state();
-        let Some(before) = state.previous.remove(name) else { return };
-        let sha256 = &before.taken.sha256;
-        let offered = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
-        let pending = state.pending.values().map(|(_, plugin)| plugin);
+        for (name, plugin) in &state.live {
+            self.lasting.put(name, &plugin.taken.sha256);
+        }
+        self.held_back.forget(|sha256| state.live.values().any(|plugin| plugin.taken.sha256 == sha256));
+        let before = std::mem::take(&mut state.previous);
+        let plugins = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
+        let plugins = plugins.chain(state.pending.values().map(|(_, plugin)| plugin));
         let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
-        let mut known = offered.chain(pending).map(|plugin| &plugin.taken).chain(refused);
-        if known.all(|taken| taken.sha256 != *sha256) {
+        let known: BTreeSet<_> =
+            plugins.map(|plugin| &plugin.taken).chain(refused).map(|taken| &taken.sha256).collect();
+        for sha256 in before.values().map(|plugin| &plugin.taken.sha256).filter(|sha256| !known.contains(sha256)) {
             // Its copy would stay for ever. If it is mapped, that is not touched by this.
             for kind in ["so", "json"] {
                 let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));

@@ -20,8 +20,6 @@ pub(super) struct State {
     pub(super) pending: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
     /// What was replaced, as long as it may have to come back.
     pub(super) previous: Offered,
-    /// By sha256: what was not taken by what runs, and why.
-    pub(super) held_back: BTreeMap<String, String>,
     /// Files that are not used, and why.
     pub(super) refused: BTreeMap<PathBuf, Refused>,
 }
@@ -70,7 +68,6 @@ impl State {
 
     pub(super) fn hold_back(&mut self, path: PathBuf, taken: &Taken, why: &str) {
         tracing::error!(plugin = taken.inspection.name, sha256 = taken.sha256, why, "a newer plugin is not taken");
-        self.held_back.insert(taken.sha256.clone(), why.to_owned());
         let name = &taken.inspection.name;
         if self.found.get(name).is_some_and(|found| found.taken.sha256 == taken.sha256) {
             // What is offered stands for what is in the folder from here on.

@@ -1,0 +1,115 @@
+//! From a file that was taken in to a plugin in use.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use quilt_core::files;
+use quilt_plugin_api::{RoleDescription, RoleFactory};
+use tokio::sync::OnceCell;
+
+use super::local::Local;
+use super::{Catalog, Offered, Plugin};
+use crate::plugins::child::{Keeper, Library};
+use crate::plugins::intake::{self, Taken};
+use crate::plugins::{LoadError, Manifest};
+
+impl Catalog {
+    /// Loads what was taken in.
+    pub(super) async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
+        if let Some(reason) = self.quarantine.get(&taken.sha256) {
+            return Err(LoadError::Quarantined(reason));
+        }
+        let name = taken.inspection.name.clone();
+        let library = Library {
+            path: taken.path.clone(),
+            sha256: taken.sha256.clone(),
+            name: name.clone(),
+            aborts: taken.inspection.aborts,
+        };
+        let keeper = Keeper::new(library.clone(), Some(self.quarantine.clone()));
+        let manifest = self.described(&keeper, &taken.sha256).await?;
+        if manifest.name != name {
+            return Err(LoadError::Describe(format!("as {:?}, its note says {name:?}", manifest.name)));
+        }
+        let by_name = |roles: Vec<Arc<dyn RoleFactory>>| {
+            roles.into_iter().map(|role| (role.name().to_owned(), role)).collect::<BTreeMap<_, _>>()
+        };
+        let remote = by_name(keeper.roles(&manifest));
+        let image = Arc::new(OnceCell::new());
+        let folder = self.setup.folder.clone();
+        let local = manifest.roles.iter().map(|role| {
+            let (library, image, folder) = (library.clone(), image.clone(), folder.clone());
+            Arc::new(Local { library, image, folder, role: role.clone() }) as Arc<dyn RoleFactory>
+        });
+        let local = by_name(local.collect());
+        Ok(Plugin { taken: taken.clone(), file: path.to_owned(), manifest, keeper, remote, local })
+    }
+
+    /// Whether all roles of a plugin are its own, beside what others offer.
+    pub(super) fn check_roles(&self, plugin: &Plugin, others: &Offered) -> Result<(), LoadError> {
+        for RoleDescription { name: role, .. } in &plugin.manifest.roles {
+            let taken_by = |by: String| LoadError::DuplicateRole { role: role.clone(), by };
+            if self.setup.linked.contains(role) {
+                return Err(taken_by("the station itself".into()));
+            }
+            // A plugin of the same name is what this one replaces.
+            let other = others.iter().find(|(name, other)| **name != plugin.manifest.name && other.offers(role));
+            if let Some((other, _)) = other {
+                return Err(taken_by(format!("plugin {other}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the plugin says of itself: asked once, and remembered by its content.
+    async fn described(&self, keeper: &Arc<Keeper>, sha256: &str) -> Result<Manifest, LoadError> {
+        let cache = self.setup.folder.join(format!("{sha256}.json"));
+        if let Some(manifest) = fs::read(&cache).ok().and_then(|json| Manifest::read(&json).ok()) {
+            return Ok(manifest);
+        }
+        let manifest = keeper.describe().await?;
+        let json = serde_json::to_vec(&manifest).expect("descriptions have text keys");
+        if let Err(error) = files::write_atomically(&cache, &json) {
+            tracing::warn!(%error, "a plugin's description is not kept");
+        }
+        Ok(manifest)
+    }
+
+    /// What goes on if a build is not usable: what is offered now; after a start of the station, the build that was offered
+    /// last without being given up. `file` is what it stands for.
+    pub(super) async fn before(&self, name: &str, unusable: &str, file: &Path) -> Option<Arc<Plugin>> {
+        let live = self.state().live.get(name).filter(|live| live.taken.sha256 != unusable).cloned();
+        if live.is_some() {
+            return live;
+        }
+        let sha256 = self.lasting.get(name).filter(|sha256| sha256 != unusable)?;
+        match self.kept_copy(name, sha256.clone(), file).await {
+            Ok(plugin) => {
+                tracing::warn!(plugin = name, sha256, "the build before goes on");
+                Some(Arc::new(plugin))
+            }
+            Err(error) => {
+                tracing::error!(
+                    plugin = name,
+                    sha256,
+                    code = error.code(),
+                    "the build before cannot go on: it {error}"
+                );
+                None
+            }
+        }
+    }
+
+    /// Loads a private copy that was made earlier.
+    pub(super) async fn kept_copy(&self, name: &str, sha256: String, file: &Path) -> Result<Plugin, LoadError> {
+        let (trust, copy) = (self.setup.trust.clone(), self.setup.folder.join(format!("{sha256}.so")));
+        let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &sha256, &trust));
+        let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
+        if taken.inspection.name != name {
+            return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
+        }
+        self.load(file, &taken).await
+    }
+}
