@@ -96,7 +96,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     let keys: Vec<_> = merged.put.iter().map(|(key, _)| key.clone()).chain(merged.removed.iter().cloned()).collect();
     // Entries that contradict each other cannot be forced: nobody could say what they mean.
     if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
-        reply.changes = changes(&targets);
+        tell_changes(&mut reply, &targets);
         reply.changes.iter_mut().for_each(|change| change.revision = None);
         return Ok(Applied { reply, targets: Vec::new(), before, after, keys });
     }
@@ -112,7 +112,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     reply.stored = true;
-    reply.changes = changes(&targets);
+    tell_changes(&mut reply, &targets);
     {
         let mut state = core.state();
         state.fleet = merged.fleet;
@@ -260,16 +260,27 @@ pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
     }
 }
 
-fn changes(targets: &[Target]) -> Vec<StationChange> {
-    let changed = targets.iter().filter_map(|target| {
-        let desired = target.desired.as_ref()?;
+/// How many changes of instances and plugins an answer lists: those of a million stations would not fit into one.
+const LISTED_MAX: usize = 250_000;
+
+fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
+    let (mut listed, mut more) = (0, 0);
+    for target in targets {
+        let Some(desired) = &target.desired else { continue };
+        if listed >= LISTED_MAX {
+            more += 1;
+            continue;
+        }
         let before = document_of(target.before.as_ref());
         let (instances, plugins) =
             (fleet::differences(&before, &target.document), fleet::plugin_differences(&before, &target.document));
+        listed += 1 + instances.len() + plugins.len();
         let (station, revision) = (target.name.to_string(), Some(desired.revision));
-        Some(StationChange { station, revision, instances, plugins })
-    });
-    changed.collect()
+        reply.changes.push(StationChange { station, revision, instances, plugins });
+    }
+    if more > 0 {
+        reply.notes.push(format!("{more} more stations change; so many are not listed here"));
+    }
 }
 
 pub(crate) fn document_of(desired: Option<&Desired>) -> Document {

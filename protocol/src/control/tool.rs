@@ -314,7 +314,7 @@ impl Phase {
 pub struct ApplyReply {
     /// Whether anything was stored.
     pub stored: bool,
-    /// What changes, or would.
+    /// What changes, or would. In a very large fleet the first of them; a note says how many more there are.
     pub changes: Vec<StationChange>,
     /// Remarks: entries taken over from another file, stations not known yet.
     pub notes: Vec<String>,
