@@ -1,5 +1,6 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
@@ -48,7 +49,7 @@ impl Push {
     /// What the host configures and what was accepted, as far as it can run now.
     async fn accepted_target(&self, saved: &Saved) -> Target {
         let document = saved.document();
-        let (roles, plugins) = self.offering(&document).await;
+        let (roles, plugins, given_up) = self.offering(&document).await;
         // What was accepted holds until the next push, which would be refused for the clash.
         let mut local = self.local.document.clone();
         take_clashes(&mut local, &document);
@@ -57,15 +58,17 @@ impl Push {
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
         target.complete &= !saved.damaged;
         target.digest = saved.accepted.as_ref().map(|accepted| accepted.applied.digest);
-        target.plugins = plugins;
+        (target.plugins, target.given_up) = (plugins, given_up);
         target
     }
 
     /// The roles that an accepted configuration can have now, and how they come to be offered: its own plugins as far as they
     /// can be had, and newer files of others if what runs can be configured with them.
-    async fn offering(&self, document: &Document) -> (RoleTable, Option<Offering>) {
-        let Some(catalog) = self.roles.catalog() else { return (self.roles.as_ref().clone(), None) };
-        let prepared = match catalog.has(&document.plugins) {
+    async fn offering(&self, document: &Document) -> (RoleTable, Option<Offering>, BTreeMap<String, String>) {
+        let Some(catalog) = self.roles.catalog() else {
+            return (self.roles.as_ref().clone(), None, BTreeMap::new());
+        };
+        let mut prepared = match catalog.has(&document.plugins) {
             true => None,
             false => Some(catalog.prepare_accepted(&document.plugins).await),
         };
@@ -75,7 +78,8 @@ impl Push {
         let mut offered = prepared.as_ref().map_or_else(|| catalog.offered(), |prepared| prepared.offered.clone());
         let mut newer = Vec::new();
         for (name, plugin) in catalog.pending() {
-            if document.plugins.contains_key(name.as_str()) {
+            let asked_for = document.plugins.get(name.as_str());
+            if asked_for.is_some_and(|sha256| sha256.to_string() != plugin.carrier().sha256) {
                 continue;
             }
             match self.misfit(document, &offered, &name, plugin.clone()).await {
@@ -86,13 +90,13 @@ impl Push {
                 Some(problem) => catalog.leave_pending(&name, &problem.to_string()),
             }
         }
+        let given_up = prepared.as_mut().map(|prepared| std::mem::take(&mut prepared.given_up)).unwrap_or_default();
         let offer = move |catalog: &Catalog| {
-            if let Some(prepared) = prepared {
-                catalog.assign(prepared);
-            }
-            newer.iter().for_each(|name| catalog.take_pending(name));
+            let mut replaced = prepared.map(|prepared| catalog.assign(prepared)).unwrap_or_default();
+            replaced.extend(newer.iter().filter_map(|name| catalog.take_pending(name)));
+            replaced
         };
-        (self.roles.with(offered), Some(Box::new(offer)))
+        (self.roles.with(offered), Some(Box::new(offer)), given_up)
     }
 
     /// There is a manager: it may have what was lacking.
@@ -141,8 +145,15 @@ impl Push {
 
     async fn target(&self, local: &Document, roles: &RoleTable) -> Target {
         let complete = self.local.whole;
-        let mut target =
-            Target { specs: Vec::new(), impossible: Vec::new(), resuming: true, digest: None, plugins: None, complete };
+        let mut target = Target {
+            specs: Vec::new(),
+            impossible: Vec::new(),
+            resuming: true,
+            digest: None,
+            plugins: None,
+            given_up: BTreeMap::new(),
+            complete,
+        };
         self.add(&mut target, local, Owner::Local, roles).await;
         target
     }
@@ -258,7 +269,15 @@ impl Push {
         // Under the lock, so that two pushes commit in the order in which they were accepted.
         let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
         let digest = Some(offer.digest);
-        place.commit(Target { specs: all, impossible, resuming: false, digest, plugins, complete });
+        place.commit(Target {
+            specs: all,
+            impossible,
+            resuming: false,
+            digest,
+            plugins,
+            given_up: BTreeMap::new(),
+            complete,
+        });
         Ok(Verdict::Accepted)
     }
 

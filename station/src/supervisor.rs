@@ -42,12 +42,14 @@ pub(crate) struct Target {
     pub(crate) digest: Option<Digest>,
     /// Has the plugins offered that the specifications are made for.
     pub(crate) plugins: Option<Offering>,
+    /// Plugins whose newer build the configuration asks for in vain, and why.
+    pub(crate) given_up: BTreeMap<String, String>,
     /// This is all that should run here. Not so when the record of it was damaged and the manager has not pushed yet.
     pub(crate) complete: bool,
 }
 
 /// Changes what a catalog offers.
-pub(crate) type Offering = Box<dyn FnOnce(&Catalog) + Send>;
+pub(crate) type Offering = Box<dyn FnOnce(&Catalog) -> Vec<String> + Send>;
 
 enum Message {
     Commit(Target),
@@ -234,11 +236,12 @@ impl Supervisor {
     }
 
     async fn commit(&mut self, target: Target) -> Result<(), Stopping> {
-        let Target { specs, impossible, resuming, digest, plugins, complete } = target;
+        let Target { specs, impossible, resuming, digest, plugins, given_up, complete } = target;
         // Not before: what an earlier commit moves is made of what was offered then.
-        if let (Some(offer), Some(catalog)) = (plugins, self.around.roles.catalog()) {
-            offer(catalog);
-        }
+        let replaced = match (plugins, self.around.roles.catalog()) {
+            (Some(offer), Some(catalog)) => offer(catalog),
+            _ => Vec::new(),
+        };
         self.digest = digest;
         self.around.board.forget_held_back(digest);
         let mut wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
@@ -261,9 +264,12 @@ impl Supervisor {
         self.show_impossible(&impossible);
         self.sweep_once(complete, known, &impossible).await?;
 
+        let carried: BTreeSet<_> =
+            self.instances.values().filter_map(|entry| Some(entry.spec.carrier.as_ref()?.plugin.clone())).collect();
         let mut begin = self.update(&wanted).await?;
-        if let Some(catalog) = self.around.roles.catalog() {
-            catalog.settled();
+        for plugin in replaced.iter().filter(|plugin| !carried.contains(*plugin)) {
+            // Nothing had to be moved.
+            self.around.roles.catalog().inspect(|catalog| catalog.settled(plugin));
         }
         for (key, spec) in wanted {
             if !self.instances.contains_key(&key) {
@@ -276,6 +282,12 @@ impl Supervisor {
         }
         for key in begin {
             let _ = self.instances[&key].orders.send(Order::Go).await;
+        }
+        for (key, entry) in &self.instances {
+            let why = entry.spec.carrier.as_ref().and_then(|carrier| given_up.get(&carrier.plugin));
+            if let (Some(why), Some(digest)) = (why, digest) {
+                self.around.board.update(key, |report| report.held_back = Some((digest, why.clone())));
+            }
         }
         Ok(())
     }
@@ -390,6 +402,9 @@ impl Supervisor {
                 }
                 _ => drop(paused.insert(key.clone())),
             }
+        }
+        if let Some(catalog) = self.around.roles.catalog() {
+            catalog.settled(plugin);
         }
         for key in &keys {
             self.around.board.update(key, |report| report.held_back = None);

@@ -21,7 +21,7 @@ pub(crate) use self::offering::Prepared;
 use self::state::{Refused, State};
 use super::child::Keeper;
 use super::intake::{self, Taken};
-use super::kept::Kept;
+use super::kept::{Kept, Upgrade};
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
 use crate::session::Link;
 use crate::spec::Isolation;
@@ -50,11 +50,9 @@ pub(crate) struct Setup {
 pub(crate) struct Catalog {
     setup: Setup,
     /// By sha256: what crashed while it was loaded, and how. Not loaded again before an operator allows it.
-    quarantine: Arc<Kept>,
-    /// By sha256: newer builds that what runs could not be moved to, and why. Not tried again before an operator says so.
-    held_back: Kept,
-    /// By plugin: the sha256 of the build that was offered last without being given up. It goes on if a newer one is not usable.
-    lasting: Kept,
+    quarantine: Arc<Kept<String>>,
+    /// By plugin: the upgrade that is under way, or was given up.
+    upgrades: Kept<Upgrade>,
     /// One at a time: two that fetch the same file would write into each other's.
     fetching: AsyncMutex<()>,
     state: Mutex<State>,
@@ -113,21 +111,20 @@ impl Catalog {
         let _ = RUNTIME.set(tokio::runtime::Handle::current());
         trace::follow_the_filter();
         files::create_private_dir(&setup.folder)?;
-        let kept = |name| Kept::open(&setup.folder, name);
-        let (quarantine, held_back, lasting) = (kept("quarantine.json"), kept("held-back.json"), kept("lasting.json"));
+        let quarantine = Kept::open(&setup.folder, "quarantine.json");
+        let upgrades = Kept::open(&setup.folder, "upgrades.json");
         for marker in fs::read_dir(&setup.folder)?.flatten().map(|entry| entry.path()) {
             if marker.extension().is_some_and(|extension| extension == "running") {
                 let sha256 = marker.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let what = fs::read_to_string(&marker).unwrap_or_default();
                 tracing::error!(sha256, "a plugin is quarantined: the station ended while {what}");
-                quarantine.put(&sha256, &format!("the station ended while {what}"));
+                quarantine.put(&sha256, format!("the station ended while {what}"));
                 let _ = fs::remove_file(&marker);
             }
         }
         Ok(Arc::new(Self {
             quarantine: Arc::new(quarantine),
-            held_back,
-            lasting,
+            upgrades,
             setup,
             state: Mutex::default(),
             looking: AsyncMutex::default(),
@@ -251,36 +248,42 @@ impl Catalog {
                 let known = [&state.found, &state.live].into_iter().filter_map(|all| all.get(&name));
                 known.into_iter().find(|plugin| plugin.taken.sha256 == taken.sha256).cloned()
             };
-            let held_back = self.held_back.get(&taken.sha256);
             let (this, path, taken) = (self.clone(), path.clone(), taken.clone());
             loading.spawn(async move {
-                let loaded = match (held_back, known) {
+                let given_up = this.given_up(&name, &taken.sha256);
+                let mut before = None;
+                if given_up.is_some() {
+                    before = this.before(&name, &taken.sha256, &path).await;
+                }
+                let loaded = match (given_up.filter(|_| before.is_some()), known) {
                     (Some(why), _) => Err(LoadError::Upgrade(why)),
                     (None, Some(known)) => Ok(known),
                     (None, None) => this.load(&path, &taken).await.map(Arc::new),
                 };
-                let before = match &loaded {
-                    Ok(_) => None,
-                    Err(_) => this.before(&name, &taken.sha256, &path).await,
-                };
+                if let Err(error) = &loaded
+                    && before.is_none()
+                {
+                    before = this.before(&name, &taken.sha256, &path).await;
+                    if let Some(before) = &before {
+                        this.refused(&name, &before.taken.sha256, &taken.sha256, error);
+                    }
+                }
                 (name, path, taken, loaded, before)
             });
         }
         let mut loaded = loading.join_all().await;
-        loaded.sort_by(|a, b| a.0.cmp(&b.0));
+        // What goes on comes before what is new: a role stays with whoever has it.
+        loaded.sort_by(|a, b| (a.4.is_none(), &a.0).cmp(&(b.4.is_none(), &b.0)));
         for (name, path, taken, loaded, before) in loaded {
-            let loaded = loaded.and_then(|plugin| {
-                let others =
-                    offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
-                self.check_roles(&plugin, &others).map(|()| plugin)
-            });
-            match loaded {
+            let others = offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
+            let checked = |plugin: Arc<Plugin>| self.check_roles(&plugin, &others).map(|()| plugin);
+            match loaded.and_then(checked) {
                 Ok(plugin) => drop(found.insert(name, plugin)),
                 Err(error) => {
                     let refusal = Refused { error, taken: Some(taken) };
                     refused.insert(path, refusal);
                     let before = before.or_else(|| self.state().live.get(&name).cloned());
-                    found.extend(before.map(|before| (name, before)));
+                    found.extend(before.and_then(|before| checked(before).ok()).map(|before| (name, before)));
                 }
             }
         }
@@ -291,8 +294,11 @@ impl Catalog {
                     tracing::error!(file = %path.display(), code = error.code(), "a plugin is not used: it {error}");
                 }
             }
-            state.refused = refused;
-            state.take_found(found);
+            // What is in the folder of private copies was asked for by a configuration.
+            state.refused.retain(|path, _| path.starts_with(&self.setup.folder));
+            state.refused.extend(refused);
+            let gone = state.take_found(found);
+            self.upgrades.forget(|name| gone.contains(name));
         }
         self.changed.send_modify(|count| *count += 1);
     }
@@ -323,12 +329,14 @@ impl Catalog {
 
     /// Looks at every file anew, now.
     pub(crate) async fn reload(self: &Arc<Self>) {
-        self.held_back.forget(|_| true);
+        self.upgrades.change(|upgrade| upgrade.given_up = None);
         {
             let mut state = self.state();
             // Also what the configuration asks for and was not taken.
             for (name, plugin) in state.assigned.clone() {
-                state.replace(&name, plugin);
+                if state.live.get(&name).is_some_and(|live| live.taken.sha256 != plugin.taken.sha256) {
+                    state.pending.insert(name, (plugin.file.clone(), plugin));
+                }
             }
         }
         self.looking.lock().await.clear();

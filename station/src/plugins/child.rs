@@ -63,13 +63,13 @@ pub(crate) struct Library {
 /// A plugin that runs in a child process; there is none as long as nobody needs it.
 pub(crate) struct Keeper {
     library: Library,
-    quarantine: Option<Arc<Kept>>,
+    quarantine: Option<Arc<Kept<String>>>,
     child: AsyncMutex<Option<Arc<Child>>>,
 }
 
 impl Keeper {
     /// What crashes while it is loaded is put into `quarantine`.
-    pub(crate) fn new(library: Library, quarantine: Option<Arc<Kept>>) -> Arc<Self> {
+    pub(crate) fn new(library: Library, quarantine: Option<Arc<Kept<String>>>) -> Arc<Self> {
         Arc::new(Self { library, quarantine, child: AsyncMutex::default() })
     }
 
@@ -85,7 +85,7 @@ impl Keeper {
         }
         let started = Child::start(&self.library).await;
         if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&started, &self.quarantine) {
-            quarantine.put(sha256, &error.to_string());
+            quarantine.put(sha256, error.to_string());
         }
         *child = started.as_ref().ok().cloned();
         started
@@ -95,7 +95,7 @@ impl Keeper {
     pub(crate) async fn describe(&self) -> Result<Manifest, LoadError> {
         let described = self.child().await?.describe().await;
         if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&described, &self.quarantine) {
-            quarantine.put(&self.library.sha256, &error.to_string());
+            quarantine.put(&self.library.sha256, error.to_string());
         }
         described
     }

@@ -2,61 +2,90 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quilt_core::files;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-/// Texts by key, in a file beside the private copies.
-pub(super) struct Kept {
+/// Values by key, in a file beside the private copies.
+pub(super) struct Kept<T> {
     path: PathBuf,
-    texts: Mutex<BTreeMap<String, String>>,
+    values: Mutex<BTreeMap<String, T>>,
 }
 
-impl Kept {
+/// By plugin: the newer build that was tried or refused last, and the one that goes on without it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Upgrade {
+    /// The sha256 of the build before.
+    pub(super) from: String,
+    /// That of the newer one.
+    pub(super) to: String,
+    /// Why the newer one is not to be tried again before an operator says so; none if its file is judged anew.
+    pub(super) given_up: Option<String>,
+}
+
+impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
     /// Reads a file of the folder.
     pub(super) fn open(folder: &Path, name: &str) -> Self {
         let path = folder.join(name);
-        let json = fs::read(&path).unwrap_or_else(|_| b"{}".to_vec());
-        let texts = serde_json::from_slice(&json).unwrap_or_else(|error| {
-            tracing::error!(path = %path.display(), %error, "what was kept of plugins is damaged; it begins anew");
+        let values = match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        let values = values.unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), error, "what was kept of plugins cannot be read; it begins anew");
             BTreeMap::new()
         });
-        Self { path, texts: Mutex::new(texts) }
+        Self { path, values: Mutex::new(values) }
     }
 
-    fn texts(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn values(&self) -> MutexGuard<'_, BTreeMap<String, T>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn save(&self, texts: &BTreeMap<String, String>) {
-        let json = serde_json::to_vec(texts).expect("texts serialize");
+    fn save(&self, values: &BTreeMap<String, T>) {
+        let json = serde_json::to_vec(values).expect("what is kept has text keys");
         if let Err(error) = files::write_atomically(&self.path, &json) {
             tracing::error!(path = %self.path.display(), %error, "cannot keep this of plugins");
         }
     }
 
-    /// The text of a key.
-    pub(super) fn get(&self, key: &str) -> Option<String> {
-        self.texts().get(key).cloned()
+    /// The value of a key.
+    pub(super) fn get(&self, key: &str) -> Option<T> {
+        self.values().get(key).cloned()
     }
 
-    /// Puts a text in; the disk is left alone if it is there already.
-    pub(super) fn put(&self, key: &str, text: &str) {
-        let mut texts = self.texts();
-        if texts.insert(key.to_owned(), text.to_owned()).as_deref() != Some(text) {
-            self.save(&texts);
+    /// Puts a value in; the disk is left alone if it is there already.
+    pub(super) fn put(&self, key: &str, value: T) {
+        let mut values = self.values();
+        if values.get(key) != Some(&value) {
+            values.insert(key.to_owned(), value);
+            self.save(&values);
+        }
+    }
+
+    /// Changes every value.
+    pub(super) fn change(&self, how: impl Fn(&mut T)) {
+        let mut values = self.values();
+        let before = values.clone();
+        values.values_mut().for_each(how);
+        if *values != before {
+            self.save(&values);
         }
     }
 
     /// Forgets the keys that `which` means; answers whether there were any.
     pub(super) fn forget(&self, which: impl Fn(&str) -> bool) -> bool {
-        let mut texts = self.texts();
-        let before = texts.len();
-        texts.retain(|key, _| !which(key));
-        let forgot = texts.len() < before;
+        let mut values = self.values();
+        let before = values.len();
+        values.retain(|key, _| !which(key));
+        let forgot = values.len() < before;
         if forgot {
-            self.save(&texts);
+            self.save(&values);
         }
         forgot
     }

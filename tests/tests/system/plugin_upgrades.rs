@@ -275,6 +275,14 @@ async fn a_station_that_starts_anew_goes_on_with_the_build_that_a_failed_upgrade
             assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
             assert_eq!(codes(&world).await, as_before);
         }
+        if pushed {
+            // Asked for once more, it is as little there as before, and taking it away is not a way out while it is needed.
+            let again = ["plugin", "push", two.to_str().unwrap(), "--on", "name=*"];
+            let again = world.ctl(&again).await.with_code(4);
+            assert!(again.err.contains("start fails"), "{}", again.err);
+            let removed = world.ctl(&["plugin", "remove", "imp"]).await.with_code(4);
+            assert!(removed.err.contains("imp"), "{}", removed.err);
+        }
         // Once it can, an operator's word is enough, and what was taken then is what the next start takes.
         world.apply(Fleet::new().with(TARGET, "say = 'x'\n").text()).await.with_code(0);
         world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
@@ -288,6 +296,56 @@ async fn a_station_that_starts_anew_goes_on_with_the_build_that_a_failed_upgrade
         assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "two");
         assert_eq!(codes(&world).await, BTreeSet::from([quoted("live", "null")]));
     }
+}
+
+#[tokio::test]
+async fn a_station_that_ends_in_the_middle_of_an_upgrade_begins_with_the_build_before() {
+    let [one, two, narrow] = ["one", "two", "narrow"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    // What runs was pushed over what is in the folder.
+    world.plug(&narrow, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    world.ctl(&["plugin", "push", one.to_str().unwrap(), "--on", "name=*"]).await.with_code(0);
+    let ill = "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n";
+    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+    let push = ["plugin", "push", two.to_str().unwrap(), "--on", "name=*", "--wait", "0"];
+    world.ctl(&push).await.with_code(0);
+    let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
+    let state = async |world: &World| {
+        let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+        let newer = list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *newer).cloned();
+        newer.unwrap_or_default()
+    };
+    world.eventually("it is tried", async |world| state(world).await["state"] == "live").await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    world.station("cam-1", &[]).await;
+    world.until_state(TARGET, "active").await;
+    assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
+    let detail = state(&world).await["detail"].to_string();
+    assert!(detail.contains("in the middle of the upgrade"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_build_that_was_taken_away_does_not_come_back_for_another_that_is_not_usable() {
+    let [one, two] = ["one", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.plug(&one, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
+    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+    world.plug(&two, "libimp.so");
+    let list = async |world: &World| world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
+    world.eventually("it went back", async |world| list(world).await.as_array().unwrap().len() == 2).await;
+    world.apply("[station.cam-1]\n").await.with_code(0);
+    std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
+    world.eventually("there is none", async |world| list(world).await.as_array().unwrap().is_empty()).await;
+    world.plug(&two, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let list = list(&world).await;
+    let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["sha256"]), (1, &newer.into()));
 }
 
 #[tokio::test]

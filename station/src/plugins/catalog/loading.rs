@@ -10,6 +10,7 @@ use quilt_plugin_api::{RoleDescription, RoleFactory};
 use tokio::sync::OnceCell;
 
 use super::local::Local;
+use super::state::Refused;
 use super::{Catalog, Offered, Plugin};
 use crate::plugins::child::{Keeper, Library};
 use crate::plugins::intake::{self, Taken};
@@ -77,14 +78,16 @@ impl Catalog {
         Ok(manifest)
     }
 
-    /// What goes on if a build is not usable: what is offered now; after a start of the station, the build that was offered
-    /// last without being given up. `file` is what it stands for.
+    /// What goes on if a build is not usable: what is offered now; after a start of the station, what it was to be upgraded
+    /// from. `file` is what it stands for.
     pub(super) async fn before(&self, name: &str, unusable: &str, file: &Path) -> Option<Arc<Plugin>> {
+        let from = self.upgrades.get(name).filter(|upgrade| upgrade.to == unusable).map(|upgrade| upgrade.from);
         let live = self.state().live.get(name).filter(|live| live.taken.sha256 != unusable).cloned();
-        if live.is_some() {
-            return live;
+        let is_it = |live: &Arc<Plugin>| from.as_ref().is_none_or(|from| *from == live.taken.sha256);
+        if let Some(live) = live.as_ref().filter(|live| is_it(live)) {
+            return Some(live.clone());
         }
-        let sha256 = self.lasting.get(name).filter(|sha256| sha256 != unusable)?;
+        let sha256 = from?;
         match self.kept_copy(name, sha256.clone(), file).await {
             Ok(plugin) => {
                 tracing::warn!(plugin = name, sha256, "the build before goes on");
@@ -97,7 +100,7 @@ impl Catalog {
                     code = error.code(),
                     "the build before cannot go on: it {error}"
                 );
-                None
+                live
             }
         }
     }
@@ -110,6 +113,9 @@ impl Catalog {
         if taken.inspection.name != name {
             return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
         }
-        self.load(file, &taken).await
+        self.load(file, &taken).await.inspect_err(|error| {
+            let refused = Refused { error: error.clone(), taken: Some(taken.clone()) };
+            self.state().refused.insert(taken.path.clone(), refused);
+        })
     }
 }

@@ -7,15 +7,36 @@ use std::sync::Arc;
 use quilt_protocol::{Digest, Name};
 
 use super::{Catalog, Offered, Plugin};
+use crate::plugins::kept::Upgrade;
 use crate::plugins::{LoadError, fetch};
 
 /// What would be offered under a configuration, and what of it could not be had.
+#[derive(Default)]
 pub(crate) struct Prepared {
+    /// All plugins.
     pub(crate) offered: Offered,
+    /// What of them comes, or goes.
+    changes: BTreeMap<String, Option<Arc<Plugin>>>,
+    /// The hashes that the configuration names.
+    wanted: BTreeSet<String>,
     /// Plugins of the configuration that are ready.
     assigned: Offered,
     /// Plugins that are not, by name, with the reason.
     pub(crate) lacking: Vec<(String, LoadError)>,
+    /// Plugins that are not, and whose build before goes on.
+    stand_ins: BTreeSet<String>,
+    /// Plugins whose newer build was given up, and why.
+    pub(crate) given_up: BTreeMap<String, String>,
+}
+
+impl Prepared {
+    fn change(&mut self, name: &str, plugin: Option<Arc<Plugin>>) {
+        match plugin.clone() {
+            Some(plugin) => drop(self.offered.insert(name.to_owned(), plugin)),
+            None => drop(self.offered.remove(name)),
+        }
+        self.changes.insert(name.to_owned(), plugin);
+    }
 }
 
 impl Catalog {
@@ -23,23 +44,22 @@ impl Catalog {
     pub(crate) async fn prepare(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
         let mut prepared = {
             let state = self.state();
-            let mut offered = state.live.clone();
-            for name in state.assigned.keys().filter(|name| !wanted.contains_key(name.as_str())) {
-                match state.without(name) {
-                    Some(plugin) => drop(offered.insert(name.clone(), plugin)),
-                    None => drop(offered.remove(name)),
-                }
+            let mut prepared = Prepared { offered: state.live.clone(), ..Prepared::default() };
+            let asked_for = state.assigned.keys().chain(&state.stand_ins);
+            for name in asked_for.filter(|name| !wanted.contains_key(name.as_str())) {
+                prepared.change(name, state.found.get(name).cloned());
             }
-            Prepared { offered, assigned: BTreeMap::new(), lacking: Vec::new() }
+            prepared
         };
         for (name, sha256) in wanted {
+            prepared.wanted.insert(sha256.to_string());
             match self.wanted(name.as_str(), *sha256).await {
                 Ok(plugin) => {
-                    prepared.offered.insert(name.to_string(), plugin.clone());
+                    prepared.change(name.as_str(), Some(plugin.clone()));
                     prepared.assigned.insert(name.to_string(), plugin);
                 }
                 Err(error) => {
-                    prepared.offered.remove(name.as_str());
+                    prepared.change(name.as_str(), None);
                     prepared.lacking.push((name.to_string(), error));
                 }
             }
@@ -53,19 +73,49 @@ impl Catalog {
         let mut prepared = self.prepare(wanted).await;
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
-            let why = self.held_back.get(&sha256);
-            let assigned = prepared.assigned.get(name);
-            if assigned.is_some() && why.is_none() {
+            let given_up = self.given_up(name, &sha256);
+            let assigned = prepared.assigned.get(name).cloned();
+            if assigned.is_some() && given_up.is_none() {
                 continue;
             }
             let file = self.setup.folder.join(format!("{sha256}.so"));
             let Some(before) = self.before(name, &sha256, &file).await else { continue };
-            if let (Some(assigned), Some(why)) = (assigned, why) {
-                self.state().hold_back(file, &assigned.taken, &why);
+            if self.check_roles(&before, &prepared.offered).is_err() {
+                continue;
             }
-            prepared.offered.insert(name.to_owned(), before);
+            match (assigned, given_up) {
+                (Some(assigned), Some(why)) => {
+                    prepared.given_up.insert(name.to_owned(), why.clone());
+                    self.state().hold_back(file, &assigned.taken, &why);
+                }
+                _ => drop(prepared.stand_ins.insert(name.to_owned())),
+            }
+            prepared.change(name, Some(before));
         }
         prepared
+    }
+
+    /// Why a build is not to be tried, if it was given up. What is quarantined is called so when it is loaded.
+    pub(super) fn given_up(&self, name: &str, sha256: &str) -> Option<String> {
+        if self.quarantine.get(sha256).is_some() {
+            return None;
+        }
+        self.upgrades.get(name).filter(|upgrade| upgrade.to == sha256)?.given_up
+    }
+
+    /// A newer build cannot be used as it is now.
+    pub(super) fn refused(&self, name: &str, from: &str, to: &str, error: &LoadError) {
+        let given_up = match error {
+            LoadError::Upgrade(why) => Some(why.clone()),
+            _ => None,
+        };
+        self.upgrades.put(name, Upgrade { from: from.into(), to: to.into(), given_up });
+    }
+
+    /// A newer build is about to be tried. A station that ends in the middle of it does not begin with it.
+    fn begin(&self, name: &str, from: String, to: String) {
+        let given_up = Some("the station ended in the middle of the upgrade".into());
+        self.upgrades.put(name, Upgrade { from, to, given_up });
     }
 
     async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
@@ -89,29 +139,40 @@ impl Catalog {
         Ok(Arc::new(plugin))
     }
 
-    /// Offers what was prepared for a configuration that is accepted now.
-    pub(crate) fn assign(&self, prepared: Prepared) {
-        let hashes = |offered: &Offered| offered.values().map(|plugin| plugin.taken.sha256.clone()).collect::<Vec<_>>();
+    /// Offers what was prepared for a configuration that is accepted now. Names what another build takes the place of.
+    pub(crate) fn assign(&self, prepared: Prepared) -> Vec<String> {
+        let mut replaced = Vec::new();
         let changed = {
             let mut state = self.state();
-            let before = hashes(&state.live);
-            for (name, plugin) in &prepared.offered {
-                state.replace(name, plugin.clone());
+            let mut changed = false;
+            for (name, plugin) in prepared.changes {
+                let Some(plugin) = plugin else {
+                    changed |= state.live.remove(&name).is_some();
+                    self.upgrades.forget(|gone| *gone == name);
+                    continue;
+                };
+                let sha256 = plugin.taken.sha256.clone();
+                changed |= state.live.get(&name).is_none_or(|live| live.taken.sha256 != sha256);
+                if let Some(before) = state.replace(&name, plugin) {
+                    if prepared.wanted.contains(&sha256) {
+                        self.begin(&name, before, sha256);
+                    }
+                    replaced.push(name);
+                }
             }
-            state.live.retain(|name, _| prepared.offered.contains_key(name));
-            state.assigned = prepared.assigned;
+            (state.assigned, state.stand_ins) = (prepared.assigned, prepared.stand_ins);
             // What was fetched and not taken is of no interest once nobody asks for it; files in folders are looked at again.
-            let assigned: BTreeSet<_> = state.assigned.values().map(|plugin| plugin.taken.sha256.clone()).collect();
             state.refused.retain(|path, refused| {
-                let is_asked_for = refused.taken.as_ref().is_some_and(|taken| assigned.contains(&taken.sha256));
+                let is_asked_for = refused.taken.as_ref().is_some_and(|taken| prepared.wanted.contains(&taken.sha256));
                 !path.starts_with(&self.setup.folder) || is_asked_for
             });
-            before != hashes(&state.live)
+            changed
         };
         // Only then: whoever hears of it looks at everything anew, and comes by here again.
         if changed {
             self.changed.send_modify(|count| *count += 1);
         }
+        replaced
     }
 
     /// Whether a configuration's plugins are those that were assigned.
@@ -129,20 +190,25 @@ impl Catalog {
         state.pending.iter().map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
     }
 
-    /// Offers a newer file instead of the one before.
-    pub(crate) fn take_pending(&self, name: &str) {
+    /// Offers a newer file instead of the one before. Answers its name if there was one.
+    pub(crate) fn take_pending(&self, name: &str) -> Option<String> {
         let mut state = self.state();
-        if let Some((_, plugin)) = state.pending.remove(name) {
-            tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
-            state.replace(name, plugin);
-        }
+        let (_, plugin) = state.pending.remove(name)?;
+        tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
+        let sha256 = plugin.taken.sha256.clone();
+        let before = state.replace(name, plugin)?;
+        self.begin(name, before, sha256);
+        Some(name.to_owned())
     }
 
     /// Leaves a newer file aside: what runs does not fit it.
     pub(crate) fn leave_pending(&self, name: &str, why: &str) {
         let mut state = self.state();
         if let Some((path, plugin)) = state.pending.remove(name) {
-            self.held_back.put(&plugin.taken.sha256, why);
+            if let Some(live) = state.live.get(name) {
+                let (from, to) = (live.taken.sha256.clone(), plugin.taken.sha256.clone());
+                self.upgrades.put(name, Upgrade { from, to, given_up: Some(why.to_owned()) });
+            }
             state.hold_back(path, &plugin.taken, why);
         }
     }
@@ -151,28 +217,30 @@ impl Catalog {
     pub(crate) fn revert(&self, name: &str, why: &str) -> String {
         let mut state = self.state();
         let Some(before) = state.previous.remove(name) else { return String::new() };
-        let build: String = before.taken.sha256.chars().take(12).collect();
+        let from = before.taken.sha256.clone();
+        let build: String = from.chars().take(12).collect();
         if let Some(failed) = state.live.insert(name.to_owned(), before) {
-            self.held_back.put(&failed.taken.sha256, why);
+            let to = failed.taken.sha256.clone();
+            self.upgrades.put(name, Upgrade { from, to, given_up: Some(why.to_owned()) });
             state.hold_back(failed.file.clone(), &failed.taken, why);
         }
         format!("plugin {name} was not upgraded: {why}; the build before, {build}, goes on")
     }
 
-    /// What is offered now was not given up: what was before is not needed any more.
-    pub(crate) fn settled(&self) {
+    /// An upgrade is through: what was before is not needed any more.
+    pub(crate) fn settled(&self, name: &str) {
         let mut state = self.state();
-        for (name, plugin) in &state.live {
-            self.lasting.put(name, &plugin.taken.sha256);
+        let is_live = |sha256: &str| state.live.get(name).is_some_and(|live| live.taken.sha256 == sha256);
+        if self.upgrades.get(name).is_some_and(|upgrade| is_live(&upgrade.to)) {
+            self.upgrades.forget(|one| one == name);
         }
-        self.held_back.forget(|sha256| state.live.values().any(|plugin| plugin.taken.sha256 == sha256));
-        let before = std::mem::take(&mut state.previous);
-        let plugins = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
-        let plugins = plugins.chain(state.pending.values().map(|(_, plugin)| plugin));
+        let Some(before) = state.previous.remove(name) else { return };
+        let sha256 = &before.taken.sha256;
+        let offered = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
+        let pending = state.pending.values().map(|(_, plugin)| plugin);
         let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
-        let known: BTreeSet<_> =
-            plugins.map(|plugin| &plugin.taken).chain(refused).map(|taken| &taken.sha256).collect();
-        for sha256 in before.values().map(|plugin| &plugin.taken.sha256).filter(|sha256| !known.contains(sha256)) {
+        let mut known = offered.chain(pending).map(|plugin| &plugin.taken).chain(refused);
+        if known.all(|taken| taken.sha256 != *sha256) {
             // Its copy would stay for ever. If it is mapped, that is not touched by this.
             for kind in ["so", "json"] {
                 let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));

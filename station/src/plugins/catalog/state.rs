@@ -1,6 +1,6 @@
 //! What a catalog knows: what is offered, and what goes before what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ pub(super) struct State {
     pub(super) found: Offered,
     /// Newer files of plugins that are offered: to be taken once what runs is known to fit.
     pub(super) pending: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
+    /// Plugins that the configuration asks for and that cannot be had: the build before goes on.
+    pub(super) stand_ins: BTreeSet<String>,
     /// What was replaced, as long as it may have to come back.
     pub(super) previous: Offered,
     /// Files that are not used, and why.
@@ -30,19 +32,14 @@ pub(super) struct Refused {
 }
 
 impl State {
-    /// What would be offered of a plugin if the configuration did not ask for it.
-    pub(super) fn without(&self, name: &str) -> Option<Arc<Plugin>> {
-        let live = self.live.get(name);
-        // What was asked for and did not work left the one before in its place.
-        let kept = live.filter(|live| self.assigned.get(name).is_some_and(|one| one.taken.sha256 != live.taken.sha256));
-        self.found.get(name).or(kept).cloned()
-    }
-
     /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something waits until
-    /// what runs is known to fit it.
-    pub(super) fn take_found(&mut self, found: Offered) {
-        self.live.retain(|name, _| found.contains_key(name) || self.assigned.contains_key(name));
-        self.pending.clear();
+    /// what runs is known to fit it. Answers what is not offered any more.
+    pub(super) fn take_found(&mut self, found: Offered) -> BTreeSet<String> {
+        let State { assigned, stand_ins, .. } = self;
+        let stays = |name: &String| found.contains_key(name) || assigned.contains_key(name) || stand_ins.contains(name);
+        let gone = self.live.keys().filter(|name| !stays(name)).cloned().collect();
+        self.live.retain(|name, _| stays(name));
+        self.pending.retain(|name, _| assigned.contains_key(name));
         for (name, plugin) in found.iter().filter(|(name, _)| !self.assigned.contains_key(*name)) {
             match self.live.get(name) {
                 Some(live) if live.taken.sha256 == plugin.taken.sha256 => {}
@@ -55,15 +52,18 @@ impl State {
             }
         }
         self.found = found;
+        gone
     }
 
-    pub(super) fn replace(&mut self, name: &str, plugin: Arc<Plugin>) {
+    /// Offers a build in the place of another. Answers the sha256 of that, if there was one.
+    pub(super) fn replace(&mut self, name: &str, plugin: Arc<Plugin>) -> Option<String> {
         if self.live.get(name).is_some_and(|live| live.taken.sha256 == plugin.taken.sha256) {
-            return;
+            return None;
         }
-        if let Some(before) = self.live.insert(name.to_owned(), plugin) {
-            self.previous.insert(name.to_owned(), before);
-        }
+        let before = self.live.insert(name.to_owned(), plugin)?;
+        let sha256 = before.taken.sha256.clone();
+        self.previous.insert(name.to_owned(), before);
+        Some(sha256)
     }
 
     pub(super) fn hold_back(&mut self, path: PathBuf, taken: &Taken, why: &str) {
