@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     let _ = from_bincode::<Registration>("x", data);
     let _ = from_bincode::<Registered>("x", data);
     let _ = from_bincode::<Report>("x", data);
-    let _ = from_bincode::<UpdateConfiguration>("x", data);
+    let _ = from_bincode::<UpdateConfiguration<'_>>("x", data);
     let _ = from_bincode::<Plan>("x", data);
     let _ = from_bincode::<Verdict>("x", data);
     let _ = from_bincode::<Control>("x", data);

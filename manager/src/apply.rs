@@ -9,13 +9,15 @@ use quilt_protocol::control::{
 use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
 
 use crate::desired::{new_desired, refresh};
-use crate::fleet::{self, Fleet, Merged, Said};
+use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
 use crate::state::{State, Station, with_subject};
 use crate::store::{Change, Desired, EntryKey, Origin};
 use crate::{Core, push};
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
+/// How many pushes are begun before others get their turn.
+const PUSHED_AT_ONCE: usize = 256;
 /// How often stations are asked before nothing else is applied meanwhile.
 const ROUNDS: usize = 3;
 /// How long it may take if it has plugins to fetch first.
@@ -25,7 +27,7 @@ pub(crate) const PLAN_WITH_PLUGINS: Duration = Duration::from_secs(600);
 pub(crate) struct Target {
     pub(crate) id: StationId,
     pub(crate) name: Name,
-    pub(crate) document: Document,
+    pub(crate) saying: Arc<Saying>,
     /// What was desired before.
     pub(crate) before: Option<Desired>,
     /// What is to become desired; none if that does not change.
@@ -184,11 +186,12 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     }
     let mut revision = state.last_revision;
     let (mut targets, mut contradictions) = (Vec::new(), Vec::new());
-    let earlier = (merged.fleet != state.fleet).then_some(&state.fleet);
+    let mut sayings = Sayings::new(&merged.fleet);
+    let mut earlier = (merged.fleet != state.fleet).then(|| Sayings::new(&state.fleet));
     for station in state.stations.values() {
-        let said = with_subject(station, |subject| merged.fleet.said_of(subject));
+        let said = with_subject(station, |subject| sayings.of(subject));
         let concerned = said.concerned || said_before(&state, station.record.id);
-        if !concerned || !named_by(request, station, &said, &merged.fleet, earlier) {
+        if !concerned || !named_by(request, station, &said, &merged.fleet, earlier.as_mut()) {
             continue;
         }
         if !station.record.adopted {
@@ -197,20 +200,19 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
             continue;
         }
         let before = station.desired.clone();
-        let json = said.document.to_json();
-        let digest = Digest::of(json.as_bytes());
-        let changes = before.as_ref().is_none_or(|before| before.digest != digest);
+        let saying = said.saying;
+        let changes = before.as_ref().is_none_or(|before| before.digest != saying.digest);
         let desired = changes.then(|| {
             revision = Revision(revision.0 + 1);
-            new_desired(revision, json, Origin::Fleet)
+            new_desired(revision, saying.json.clone(), Origin::Fleet)
         });
         let (id, name) = (station.record.id, station.record.name.clone());
         let (was_live, was_ill) = (station.live.is_some(), station.is_ill());
         if !was_live {
             reply.away.push(name.to_string());
         }
-        contradictions.extend(said.conflicts);
-        targets.push(Target { id, name, document: said.document, before, desired, was_live, was_ill });
+        contradictions.extend(saying.conflicts.iter().cloned());
+        targets.push(Target { id, name, saying, before, desired, was_live, was_ill });
     }
     reply.targets = targets.len()
         + state
@@ -230,11 +232,11 @@ fn said_before(state: &State, id: StationId) -> bool {
 
 /// Whether the file itself has something to do with a station: stations it does not concern are left alone.
 /// `earlier` is what entries said before, if that was anything else.
-fn named_by(request: &Apply, station: &Station, said: &Said, after: &Fleet, earlier: Option<&Fleet>) -> bool {
+fn named_by(request: &Apply, station: &Station, said: &Said, after: &Fleet, earlier: Option<&mut Sayings<'_>>) -> bool {
     with_subject(station, |subject| {
         let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
         named
-            || earlier.is_some_and(|earlier| *said != earlier.said_of(subject))
+            || earlier.is_some_and(|earlier| *said != earlier.of(subject))
             || after.said_by_groups_of(subject, request.fleet.group.keys())
     })
 }
@@ -272,8 +274,10 @@ fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
             continue;
         }
         let before = document_of(target.before.as_ref());
-        let (instances, plugins) =
-            (fleet::differences(&before, &target.document), fleet::plugin_differences(&before, &target.document));
+        let (instances, plugins) = (
+            fleet::differences(&before, &target.saying.document),
+            fleet::plugin_differences(&before, &target.saying.document),
+        );
         listed += 1 + instances.len() + plugins.len();
         let (station, revision) = (target.name.to_string(), Some(desired.revision));
         reply.changes.push(StationChange { station, revision, instances, plugins });
@@ -317,8 +321,8 @@ async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
         let live = state.stations.get(&target.id).and_then(|station| station.live.as_ref());
         let Some(handle) = live.map(|live| live.handle.clone()) else { continue };
         drop(state);
-        let (name, plan) = (target.name.clone(), Plan { document: target.document.to_json() });
-        let time = if target.document.plugins.is_empty() { PLAN } else { PLAN_WITH_PLUGINS };
+        let (name, plan) = (target.name.clone(), Plan { document: target.saying.json.to_string() });
+        let time = if target.saying.document.plugins.is_empty() { PLAN } else { PLAN_WITH_PLUGINS };
         asked.spawn(async move {
             let to = Address::Station(name.clone());
             (name, handle.ask::<_, Verdict>(to, command::PLAN, Encoding::Bincode, &plan, time).await)
@@ -340,9 +344,14 @@ async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
 }
 
 /// Starts the pushes of an apply.
-pub(crate) fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a Target>) {
+pub(crate) async fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a Target> + Send) {
     // Also where nothing changes: a refused revision gets another chance, the others answer "unchanged".
-    targets.for_each(|target| push::offer(core, target.id));
+    for (number, target) in targets.enumerate() {
+        push::offer(core, target.id);
+        if number % PUSHED_AT_ONCE == PUSHED_AT_ONCE - 1 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 /// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned.

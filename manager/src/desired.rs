@@ -9,7 +9,8 @@ use crate::state::{State, with_subject};
 use crate::store::{Change, Desired, Origin};
 use crate::{Core, push};
 
-pub(crate) fn new_desired(revision: Revision, document: String, origin: Origin) -> Desired {
+pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin) -> Desired {
+    let document = document.into();
     Desired {
         revision,
         digest: Digest::of(document.as_bytes()),
@@ -27,7 +28,7 @@ pub(crate) fn new_desired(revision: Revision, document: String, origin: Origin) 
 pub(crate) async fn set_desired(
     core: &Arc<Core>,
     id: StationId,
-    document: String,
+    document: impl Into<Arc<str>>,
     origin: Origin,
     who: &str,
     source: &str,
@@ -76,7 +77,7 @@ pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
 }
 
 /// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
-fn made_anew(core: &Core, id: StationId) -> Result<Option<String>, (Name, String)> {
+fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name, String)> {
     let state = core.state();
     let Some(station) = state.stations.get(&id) else { return Ok(None) };
     let said = with_subject(station, |subject| state.fleet.said_of(subject));
@@ -85,14 +86,13 @@ fn made_anew(core: &Core, id: StationId) -> Result<Option<String>, (Name, String
         Some(Origin::Fleet) => true,
         None => said.concerned,
     };
-    if !said.conflicts.is_empty() {
-        let text = said.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let saying = said.saying;
+    if !saying.conflicts.is_empty() {
+        let text = saying.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         return Err((station.record.name.clone(), text));
     }
-    let json = said.document.to_json();
-    let digest = Digest::of(json.as_bytes());
-    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != digest);
-    Ok((ours && differs).then_some(json))
+    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != saying.digest);
+    Ok((ours && differs).then(|| saying.json.clone()))
 }
 
 /// A station that comes back under another name, of which no entry says anything, keeps what is desired of it until an

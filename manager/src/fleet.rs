@@ -1,6 +1,7 @@
 //! What fleet files say, put together for one station: pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use quilt_protocol::control::{
     ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
@@ -36,14 +37,81 @@ pub(crate) struct Subject<'a> {
 }
 
 /// What all entries together say of one station.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Said {
     /// Whether any entry names or matches it.
     pub(crate) concerned: bool,
     pub(crate) labels: Labels,
+    pub(crate) saying: Arc<Saying>,
+}
+
+/// What some entries say together.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Saying {
     pub(crate) document: Document,
+    /// The document as text, byte for byte as it is pushed.
+    pub(crate) json: Arc<str>,
+    pub(crate) digest: Digest,
     /// Instances that two entries configure differently.
     pub(crate) conflicts: Vec<Problem>,
+}
+
+impl Saying {
+    pub(crate) fn new(document: Document, conflicts: Vec<Problem>) -> Self {
+        let json: Arc<str> = document.to_json().into();
+        Self { document, digest: Digest::of(json.as_bytes()), json, conflicts }
+    }
+}
+
+/// Makes what entries say of one station after another; what the same entries say is made once, since in most fleets many
+/// stations are of one kind.
+pub(crate) struct Sayings<'f> {
+    fleet: &'f Fleet,
+    /// By the entries, each known by where it lies.
+    known: HashMap<Vec<*const Roles>, Arc<Saying>>,
+}
+
+/// An entry that concerns a station.
+struct Part<'f> {
+    by: By<'f>,
+    roles: &'f Roles,
+    plugins: &'f BTreeMap<Name, Digest>,
+}
+
+enum By<'f> {
+    Station(&'f str),
+    Group(&'f Name),
+}
+
+impl<'f> Sayings<'f> {
+    pub(crate) fn new(fleet: &'f Fleet) -> Self {
+        Self { fleet, known: HashMap::new() }
+    }
+
+    /// What all entries together say of a station.
+    pub(crate) fn of(&mut self, subject: &Subject<'_>) -> Said {
+        let (labels, parts) = self.fleet.parts_for(subject);
+        let key: Vec<_> = parts.iter().map(|part| std::ptr::from_ref(part.roles)).collect();
+        if let Some(saying) = self.known.get(&key) {
+            return Said { concerned: !parts.is_empty(), labels, saying: saying.clone() };
+        }
+        let mut union = Union { station: subject.name, said_by: BTreeMap::new(), conflicts: Vec::new() };
+        let mut document = Document::default();
+        for Part { by, roles, plugins } in &parts {
+            let by = match by {
+                By::Station(reference) => format!("station `{reference}`"),
+                By::Group(group) => format!("group `{group}`"),
+            };
+            union.add(&mut document.roles, roles, &by);
+            union.add_plugins(&mut document.plugins, plugins, &by);
+        }
+        let saying = Arc::new(Saying::new(document, union.conflicts));
+        // Conflicts name the station.
+        if saying.conflicts.is_empty() {
+            self.known.insert(key, saying.clone());
+        }
+        Said { concerned: !parts.is_empty(), labels, saying }
+    }
 }
 
 /// How a file changes the whole.
@@ -132,27 +200,24 @@ impl Fleet {
 
     /// What all entries together say of a station.
     pub(crate) fn said_of(&self, subject: &Subject<'_>) -> Said {
-        let mut said = Said { labels: self.labels_of(subject), ..Said::default() };
-        let mut union = Union { station: subject.name, said_by: BTreeMap::new(), conflicts: Vec::new() };
-        for (reference, entry) in &self.stations {
-            if is_meant(reference, subject) {
-                said.concerned = true;
-                let by = format!("station `{reference}`");
-                union.add(&mut said.document.roles, &entry.content.roles, &by);
-                union.add_plugins(&mut said.document.plugins, &entry.content.plugins, &by);
-            }
+        Sayings::new(self).of(subject)
+    }
+
+    /// The entries that concern a station, in order, and its labels with theirs over them.
+    fn parts_for(&self, subject: &Subject<'_>) -> (Labels, Vec<Part<'_>>) {
+        let labels = self.labels_of(subject);
+        let mut parts = Vec::new();
+        for (reference, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
+            let StationEntry { roles, plugins, .. } = &entry.content;
+            parts.push(Part { by: By::Station(reference), roles, plugins });
         }
         for (group, entry) in &self.groups {
-            let (content, selector) = &entry.content;
-            if selector.matches(&|key| value(subject, &said.labels, key)) {
-                said.concerned = true;
-                let by = format!("group `{group}`");
-                union.add(&mut said.document.roles, &content.roles, &by);
-                union.add_plugins(&mut said.document.plugins, &content.plugins, &by);
+            let (GroupEntry { roles, plugins, .. }, selector) = &entry.content;
+            if selector.matches(&|key| value(subject, &labels, key)) {
+                parts.push(Part { by: By::Group(group), roles, plugins });
             }
         }
-        said.conflicts = union.conflicts;
-        said
+        (labels, parts)
     }
 
     /// Whether any of these groups matches a station.
@@ -370,7 +435,7 @@ mod tests {
     }
 
     fn names(said: &Said) -> Vec<String> {
-        let roles = said.document.roles.iter();
+        let roles = said.saying.document.roles.iter();
         roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
     }
 
@@ -386,7 +451,7 @@ mod tests {
         let fleet = Fleet::default().merged(&file, "f").unwrap().fleet;
         // The file's label beats the station's own, and groups see it.
         let cam = said(&fleet, "cam-1", &[("room", "b")]);
-        assert_eq!((names(&cam), cam.conflicts.len()), (vec!["process/clock".into(), "process/disk".into()], 0));
+        assert_eq!((names(&cam), cam.saying.conflicts.len()), (vec!["process/clock".into(), "process/disk".into()], 0));
         assert_eq!(names(&said(&fleet, "cam-2", &[("room", "b")])), ["process/no"]);
         assert!(!said(&fleet, "cam-3", &[]).concerned);
     }
@@ -398,7 +463,8 @@ mod tests {
             "group": { "all": { "match": "name=*", "roles": { "process": { "clock": { "x": 2 } } } } },
         }));
         let fleet = Fleet::default().merged(&file, "f").unwrap().fleet;
-        let conflicts = said(&fleet, "cam-1", &[]).conflicts;
+        let said = said(&fleet, "cam-1", &[]);
+        let conflicts = &said.saying.conflicts;
         let text = conflicts[0].to_string();
         assert!(text.contains("station `mac:02") && text.contains("group `all`"), "{text}");
     }

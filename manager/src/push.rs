@@ -4,6 +4,7 @@
 //! configuration changes. At most one is under way for a station. A refused revision is offered again only at a
 //! registration.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,39 +32,53 @@ pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
             return;
         }
     }
-    let core_of_task = core.clone();
-    core.spawn(async move { push(&core_of_task, id).await });
+    push(core, id);
 }
 
-async fn push(core: &Arc<Core>, id: StationId) {
-    while let Some((handle, name, update)) = next(core, id) {
-        let offered = update.offer;
-        // The manager does not look into a document; one with this word in it may have files to fetch first.
-        let time = if update.document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
-        let answer = handle
-            .ask(Address::Station(name.clone()), command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time)
-            .await;
-        match answer {
-            Ok(verdict) => take_verdict(core, id, &handle, offered, verdict),
-            Err(error) => {
-                tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
-                if handle.is_closed() || !core.pause(AGAIN).await {
-                    break;
-                }
-                let mut state = core.state();
-                let live = state.stations.get_mut(&id).and_then(|station| station.live.as_mut());
-                match live.filter(|live| live.handle == handle) {
-                    Some(live) => live.push_again = true,
-                    // A newer session has a push of its own.
-                    None => break,
-                }
-            }
+/// Pushes what there is to push. No task waits for the answer: there are as many pushes under way as a change has stations.
+fn push(core: &Arc<Core>, id: StationId) {
+    let Some(Next { handle, name, offered, document }) = next(core, id) else { return };
+    // The manager does not look into a document; one with this word in it may have files to fetch first.
+    let time = if document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
+    let update = UpdateConfiguration { offer: offered, document: Cow::Borrowed(&document) };
+    let (core, asked) = (core.clone(), handle.clone());
+    let to = Address::Station(name.clone());
+    handle.ask_then(to, command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time, move |answer| match answer {
+        Ok(verdict) => {
+            take_verdict(&core, id, &asked, offered, verdict);
+            push(&core, id);
         }
+        Err(error) => {
+            tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
+            core.clone().spawn(async move { push_later(&core, id, &asked).await });
+        }
+    });
+}
+
+/// Pushes again after a push that got no answer, if its session goes on.
+async fn push_later(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle) {
+    if handle.is_closed() || !core.pause(AGAIN).await {
+        return;
     }
+    {
+        let mut state = core.state();
+        let live = state.stations.get_mut(&id).and_then(|station| station.live.as_mut());
+        // A newer session has a push of its own.
+        let Some(live) = live.filter(|live| live.handle == *handle) else { return };
+        live.push_again = true;
+    }
+    push(core, id);
+}
+
+struct Next {
+    handle: quilt_net::Handle,
+    name: quilt_protocol::Name,
+    offered: Applied,
+    document: Arc<str>,
 }
 
 /// What to push next, if anything; otherwise the station counts as not being pushed to.
-fn next(core: &Core, id: StationId) -> Option<(quilt_net::Handle, quilt_protocol::Name, UpdateConfiguration)> {
+fn next(core: &Core, id: StationId) -> Option<Next> {
     let mut state = core.state();
     let (epoch, held) = (state.epoch, state.is_held(id));
     let station = state.stations.get_mut(&id)?;
@@ -75,9 +90,9 @@ fn next(core: &Core, id: StationId) -> Option<(quilt_net::Handle, quilt_protocol
         return None;
     };
     core.metrics.pushes.inc();
-    let offer = Applied { fleet: core.fleet, epoch, revision: desired.revision, digest: desired.digest };
-    let update = UpdateConfiguration { offer, document: desired.document.clone() };
-    Some((live.handle.clone(), station.record.name.clone(), update))
+    let offered = Applied { fleet: core.fleet, epoch, revision: desired.revision, digest: desired.digest };
+    let (handle, name, document) = (live.handle.clone(), station.record.name.clone(), desired.document.clone());
+    Some(Next { handle, name, offered, document })
 }
 
 fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {

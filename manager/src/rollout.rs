@@ -1,6 +1,6 @@
 //! Following an apply until its effect is there: batches, waiting, settling, going back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::Core;
 use crate::apply::{self, Applied, Target};
+use crate::fleet::Saying;
 use crate::state::Station;
 use crate::store::{Change, Origin};
 use crate::take_back::{self, TakeBack};
@@ -40,14 +41,14 @@ pub(crate) async fn run(
         Wait { within_ms: 60_000, settle_ms: 2000, rollback: false }
     }));
     let Some(wait) = wait else {
-        apply::push_all(core, applied.targets.iter());
+        apply::push_all(core, applied.targets.iter()).await;
         return Ok(applied.reply);
     };
     let mut rollout = Rollout::new(core, wait, items, &applied.targets);
     let followed = rollout.follow(request, &mut applied, who).await;
     if followed.is_err() {
         rollout.release(applied.targets.iter());
-        apply::push_all(core, applied.targets.iter());
+        apply::push_all(core, applied.targets.iter()).await;
     }
     followed?;
     if applied.reply.failures.is_empty() && !applied.reply.timed_out {
@@ -65,7 +66,7 @@ pub(crate) async fn run(
         let gone_back = take_back::take_back(core, &applied, TakeBack::Whole, &all, who).await;
         rollout.release(applied.targets.iter());
         let gone_back = gone_back?;
-        apply::push_all(core, applied.targets.iter());
+        apply::push_all(core, applied.targets.iter()).await;
         // Whoever was given something newer meanwhile stays with that.
         applied.reply.rolled_back = !gone_back.is_empty();
         for name in gone_back {
@@ -85,7 +86,7 @@ struct Rollout<'a> {
     passed_on: oneshot::Receiver<()>,
     shown: BTreeMap<String, (Phase, String)>,
     /// The digest of every instance that each target should run.
-    wanted: BTreeMap<StationId, Wanted>,
+    wanted: BTreeMap<StationId, Arc<Wanted>>,
 }
 
 type Wanted = BTreeMap<(Name, Name), Digest>;
@@ -112,7 +113,13 @@ impl<'a> Rollout<'a> {
             });
             sender
         });
-        let wanted = targets.iter().map(|target| (target.id, wanted(target))).collect();
+        // Most stations are to have what others have too.
+        let mut known = HashMap::<*const Saying, Arc<Wanted>>::new();
+        let wanted = targets.iter().map(|target| {
+            let wanted = known.entry(Arc::as_ptr(&target.saying)).or_insert_with(|| Arc::new(wanted(target)));
+            (target.id, wanted.clone())
+        });
+        let wanted = wanted.collect();
         Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted }
     }
 
@@ -127,7 +134,7 @@ impl<'a> Rollout<'a> {
         for batch in applied.targets.chunks(size) {
             let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
             self.release(batch.iter());
-            apply::push_all(self.core, batch.iter());
+            apply::push_all(self.core, batch.iter()).await;
             let failures = self.follow_batch(batch, until).await;
             for target in batch.iter().filter(|target| !failures.contains_key(target.name.as_str())) {
                 // Whoever waited has seen it run well, for as long as they asked for.
@@ -258,7 +265,7 @@ impl<'a> Rollout<'a> {
 }
 
 fn wanted(target: &Target) -> Wanted {
-    let roles = target.document.roles.iter();
+    let roles = target.saying.document.roles.iter();
     let all = roles.flat_map(|(role, instances)| {
         instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
     });
@@ -281,7 +288,7 @@ pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
     for (id, revision) in held {
         let history = core.store.history(id).await?;
         let document = history.into_iter().find(|desired| desired.revision < revision && !desired.held);
-        let document = document.map_or_else(|| Document::default().to_json(), |desired| desired.document);
+        let document = document.map_or_else(|| Document::default().to_json().into(), |desired| desired.document);
         let source = format!("revision {revision} was halted: the manager ended during its rollout");
         desired::set_desired(core, id, document, Origin::Pinned, "manager", &source)
             .await

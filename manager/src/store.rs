@@ -11,6 +11,7 @@ mod sqlite;
 mod conformance;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use quilt_net::BoxFuture;
 use quilt_protocol::control::{Facts, FleetEvent};
@@ -126,8 +127,8 @@ pub struct Desired {
     pub revision: Revision,
     /// Hash of `document`.
     pub digest: Digest,
-    /// The JSON document, byte for byte as pushed.
-    pub document: String,
+    /// The JSON document, byte for byte as pushed. Stations of which the same is desired share it.
+    pub document: Arc<str>,
     /// Where it comes from.
     pub origin: Origin,
     /// Who made it desired.

@@ -7,6 +7,7 @@ use quilt_protocol::{Name, Revision};
 use crate::Core;
 use crate::apply::{Applied, Target, document_of, push_all, refresh_others, take_desired};
 use crate::desired::new_desired;
+use crate::fleet::Saying;
 use crate::store::{Change, Desired, Origin};
 
 /// What a station had before an apply; if it was seen to fail with that, what it last ran well. What is too new to be judged
@@ -75,7 +76,7 @@ pub(crate) async fn take_back(
                 continue;
             }
             state.last_revision = Revision(state.last_revision.0 + 1);
-            let document = document_of(earlier.as_ref());
+            let saying = Arc::new(Saying::new(document_of(earlier.as_ref()), Vec::new()));
             let origin = match how {
                 // An older one than before is not what the entries say.
                 TakeBack::Whole if earlier.as_ref().map(|one| one.revision) != before_revision(target) => {
@@ -84,7 +85,7 @@ pub(crate) async fn take_back(
                 TakeBack::Whole => earlier.as_ref().map_or(Origin::Fleet, |earlier| earlier.origin),
                 TakeBack::Stations => Origin::Pinned,
             };
-            let mut desired = new_desired(state.last_revision, document.to_json(), origin);
+            let mut desired = new_desired(state.last_revision, saying.json.clone(), origin);
             (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
             desired.good = earlier.as_ref().is_some_and(|earlier| earlier.good);
             // A part of a rollout may have run well before the rest failed; nobody goes back to it.
@@ -95,7 +96,7 @@ pub(crate) async fn take_back(
             let (name, before) = (target.name.clone(), target.desired.clone());
             let (was_live, was_ill) = (target.was_live, target.was_ill);
             let desired = Some(desired);
-            targets.push(Target { id: target.id, name, document, before, desired, was_live, was_ill });
+            targets.push(Target { id: target.id, name, saying, before, desired, was_live, was_ill });
         }
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
@@ -112,7 +113,7 @@ pub(crate) async fn take_back(
         refresh_others(core, &applied.targets).await;
     }
     core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
-    push_all(core, targets.iter());
+    push_all(core, targets.iter()).await;
     core.note_change();
     Ok(targets.into_iter().map(|target| target.name).collect())
 }

@@ -336,7 +336,7 @@ async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Fa
             Some(desired) if desired.revision > seen_revision => push::offer(core, id),
             // What is pushed gets a number beyond what the station has seen.
             desired => {
-                let empty = || quilt_protocol::control::Document::default().to_json();
+                let empty = || quilt_protocol::control::Document::default().to_json().into();
                 let (document, origin) =
                     desired.map_or_else(|| (empty(), Origin::Fleet), |one| (one.document, one.origin));
                 desired::set_desired(core, id, document, origin, who, "adopt --replace").await.map_err(refused)?;

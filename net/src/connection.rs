@@ -67,6 +67,17 @@ pub(crate) enum Waiter {
     Stream(mpsc::Sender<Bytes>, oneshot::Sender<Answer>),
     /// The answer is another session's.
     Relay(Responder),
+    /// Where the answer arrives, something is done with it.
+    Then(Then),
+}
+
+/// What is done with an answer.
+pub(crate) struct Then(pub(crate) Box<dyn FnOnce(Answer) + Send>);
+
+impl std::fmt::Debug for Then {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Then")
+    }
 }
 
 impl Waiter {
@@ -75,6 +86,7 @@ impl Waiter {
             // Nobody waiting any more is fine: the caller gave up at this very moment.
             Self::Reply(waiter) | Self::Stream(_, waiter) => drop(waiter.send(answer)),
             Self::Relay(responder) => responder.respond(answer.outcome, answer.encoding, answer.body),
+            Self::Then(Then(then)) => then(answer),
         }
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::connection::{Shared, Waiter};
+use crate::connection::{Shared, Then, Waiter};
 use crate::service::{Responder, decode, encode};
 
 /// How a request ended, with the body that goes with it: the reply, the command's error, or a text for people.
@@ -129,13 +129,26 @@ impl Handle {
         request: &Q,
         time: Duration,
     ) -> Result<R, AskError> {
-        let mut head = RequestHead::new(to, command);
-        head.encoding = encoding;
-        head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
-        let answer = self.request(&head, encode(encoding, request)).await;
-        match answer.outcome {
-            Outcome::Reply => Ok(decode("the reply", answer.encoding, &answer.body)?),
-            outcome => Err(AskError::Ended { outcome, text: answer.text() }),
+        let answer = self.request(&typed_head(to, command, encoding, time), encode(encoding, request)).await;
+        typed(&answer)
+    }
+
+    /// The same without a task that waits: `then` gets the answer where it arrives, or at once if the request cannot be sent.
+    /// It holds up its connection, so it does little and never waits.
+    pub fn ask_then<R: DeserializeOwned>(
+        &self,
+        to: Address,
+        command: &str,
+        encoding: Encoding,
+        request: &impl Serialize,
+        time: Duration,
+        then: impl FnOnce(Result<R, AskError>) + Send + 'static,
+    ) {
+        let then = Then(Box::new(move |answer| then(typed(&answer))));
+        let head = typed_head(to, command, encoding, time);
+        if let Err((NotAsked(outcome), waiter)) = self.shared.ask(&head, encode(encoding, request), Waiter::Then(then))
+        {
+            waiter.give(Answer::bare(outcome));
         }
     }
 
@@ -182,6 +195,20 @@ impl Handle {
             }
             notified.await;
         }
+    }
+}
+
+fn typed_head(to: Address, command: &str, encoding: Encoding, time: Duration) -> RequestHead {
+    let mut head = RequestHead::new(to, command);
+    head.encoding = encoding;
+    head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
+    head
+}
+
+fn typed<R: DeserializeOwned>(answer: &Answer) -> Result<R, AskError> {
+    match answer.outcome {
+        Outcome::Reply => Ok(decode("the reply", answer.encoding, &answer.body)?),
+        outcome => Err(AskError::Ended { outcome, text: answer.text() }),
     }
 }
 

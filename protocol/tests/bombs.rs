@@ -49,7 +49,7 @@ fn a_length_that_lies_takes_no_memory_wherever_it_stands() {
         ("registration", 0, &|bytes| drop(from_bincode::<Registration>("x", bytes))),
         ("registered", 0, &|bytes| drop(from_bincode::<Registered>("x", bytes))),
         ("report", 0, &|bytes| drop(from_bincode::<Report>("x", bytes))),
-        ("update-configuration", 0, &|bytes| drop(from_bincode::<UpdateConfiguration>("x", bytes))),
+        ("update-configuration", 0, &|bytes| drop(from_bincode::<UpdateConfiguration<'_>>("x", bytes))),
         ("plan", 0, &|bytes| drop(from_bincode::<Plan>("x", bytes))),
         ("verdict-rejected", 0, &|bytes| drop(from_bincode::<Verdict>("x", bytes))),
         ("verdict-unchanged", 0, &|bytes| drop(from_bincode::<Verdict>("x", bytes))),

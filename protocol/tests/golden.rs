@@ -180,7 +180,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
     check!("report", Report, report);
     check!(
         "update-configuration",
-        UpdateConfiguration,
+        UpdateConfiguration<'_>,
         UpdateConfiguration { offer: applied, document: "{\"roles\":{}}".into() }
     );
     check!("plan", Plan, Plan { document: "{\"roles\":{}}".into() });

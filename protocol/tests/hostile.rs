@@ -55,7 +55,7 @@ proptest! {
     fn typed_bodies_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
         let _ = from_bincode::<Registration>("x", &bytes);
         let _ = from_bincode::<Report>("x", &bytes);
-        let _ = from_bincode::<UpdateConfiguration>("x", &bytes);
+        let _ = from_bincode::<UpdateConfiguration<'_>>("x", &bytes);
         let _ = from_bincode::<Verdict>("x", &bytes);
         let _ = read_frame(&bytes, false);
         let _ = read_frame(&bytes, true);

@@ -232,8 +232,9 @@ impl Push {
     /// # Errors
     ///
     /// The station stops: it has no opinion.
-    pub(crate) async fn update(&self, update: UpdateConfiguration) -> Result<Verdict, String> {
+    pub(crate) async fn update(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
         let UpdateConfiguration { offer, document } = update;
+        let document = document.into_owned();
         let mut saved = self.saved.lock().await;
         if let Some(wrong) = self.distrust(&offer, &document, saved.accepted.as_ref()) {
             return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![wrong]))));

@@ -71,7 +71,7 @@ impl Requests {
         match inbound.head.command.as_str() {
             command::UPDATE_CONFIGURATION => {
                 let push = self.push.clone();
-                inbound.answer(move |update: UpdateConfiguration| async move {
+                inbound.answer(move |update: UpdateConfiguration<'static>| async move {
                     push.update(update).await.map_err(|text| (Outcome::Refused, text))
                 })
             }

@@ -110,7 +110,7 @@ impl Light {
         })
     }
 
-    async fn update(self: Arc<Self>, update: UpdateConfiguration) -> Result<Verdict, (Outcome, String)> {
+    async fn update(self: Arc<Self>, update: UpdateConfiguration<'static>) -> Result<Verdict, (Outcome, String)> {
         let wrong = |text: String| (Outcome::Refused, text);
         let UpdateConfiguration { offer, document } = update;
         if Digest::of(document.as_bytes()) != offer.digest {

@@ -26,7 +26,7 @@ fn desired(revision: u64) -> Desired {
     Desired {
         revision: Revision(revision),
         digest: Digest::of(document.as_bytes()),
-        document,
+        document: document.into(),
         origin: Origin::Fleet,
         who: "tool:test".into(),
         source: "fleet.toml".into(),

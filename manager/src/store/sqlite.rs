@@ -4,6 +4,7 @@
 //! One thread owns the connection. Commits that wait while one is being made are made together by the next one (group
 //! commit): an fsync is then shared by all stations that register in a storm.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -308,7 +309,7 @@ fn desired(row: &rusqlite::Row<'_>) -> rusqlite::Result<(StationId, Desired)> {
     let desired = Desired {
         revision: Revision(row.get::<_, i64>(1)? as u64),
         digest: parsed::<Digest>(&text(2)?)?,
-        document: text(3)?,
+        document: text(3)?.into(),
         origin: from_json(&text(4)?)?,
         who: text(5)?,
         source: text(6)?,
@@ -332,7 +333,13 @@ fn load(connection: &Connection) -> rusqlite::Result<Loaded> {
     let newest =
         format!("{DESIRED} AS d WHERE revision = (SELECT MAX(revision) FROM desired WHERE station = d.station)");
     let mut statement = connection.prepare(&newest)?;
-    let desired = statement.query_map([], desired)?.collect::<rusqlite::Result<_>>()?;
+    let mut documents = BTreeMap::<Digest, Arc<str>>::new();
+    let desired = statement.query_map([], desired)?.map(|row| {
+        let (station, mut desired) = row?;
+        desired.document = documents.entry(desired.digest).or_insert_with(|| desired.document.clone()).clone();
+        Ok((station, desired))
+    });
+    let desired = desired.collect::<rusqlite::Result<_>>()?;
     Ok(Loaded {
         fleet: meta(connection, "fleet")?,
         epoch: meta(connection, "epoch")?,

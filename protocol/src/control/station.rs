@@ -1,5 +1,6 @@
 //! Between a station and its manager.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -238,11 +239,11 @@ pub struct Emitted {
 
 /// The manager offers a configuration.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct UpdateConfiguration {
+pub struct UpdateConfiguration<'a> {
     /// Who offers it, and its number and digest.
     pub offer: Applied,
-    /// The JSON document, byte for byte as hashed.
-    pub document: String,
+    /// The JSON document, byte for byte as hashed. Borrowed by whoever pushes it to thousands.
+    pub document: Cow<'a, str>,
 }
 
 /// The manager asks what would become of a configuration.
