@@ -86,7 +86,10 @@ impl Waiter {
             // Nobody waiting any more is fine: the caller gave up at this very moment.
             Self::Reply(waiter) | Self::Stream(_, waiter) => drop(waiter.send(answer)),
             Self::Relay(responder) => responder.respond(answer.outcome, answer.encoding, answer.body),
-            Self::Then(Then(then)) => then(answer),
+            // A panic in it ends no connection: others wait for theirs.
+            Self::Then(Then(then)) => {
+                drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| then(answer))));
+            }
         }
     }
 }

@@ -329,9 +329,13 @@ impl Catalog {
 
     /// Looks at every file anew, now.
     pub(crate) async fn reload(self: &Arc<Self>) {
-        self.upgrades.change(|upgrade| upgrade.given_up = None);
         {
             let mut state = self.state();
+            self.upgrades.change(|name, upgrade| {
+                if !state.is_being_tried(name, &upgrade.to) {
+                    upgrade.given_up = None;
+                }
+            });
             // Also what the configuration asks for and was not taken.
             for (name, plugin) in state.assigned.clone() {
                 if state.live.get(&name).is_some_and(|live| live.taken.sha256 != plugin.taken.sha256) {

@@ -69,10 +69,10 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
     }
 
     /// Changes every value.
-    pub(super) fn change(&self, how: impl Fn(&mut T)) {
+    pub(super) fn change(&self, how: impl Fn(&str, &mut T)) {
         let mut values = self.values();
         let before = values.clone();
-        values.values_mut().for_each(how);
+        values.iter_mut().for_each(|(key, value)| how(key, value));
         if *values != before {
             self.save(&values);
         }

@@ -327,6 +327,29 @@ async fn a_station_that_ends_in_the_middle_of_an_upgrade_begins_with_the_build_b
 }
 
 #[tokio::test]
+async fn a_file_that_comes_while_another_plugin_is_upgraded_does_not_disturb_that() {
+    let [one, two] = ["one", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.plug(&one, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let ill = "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n";
+    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+    world.plug(&two, "libimp.so");
+    let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
+    let is_live = async |world: &World, sha256: &str| {
+        let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+        list.as_array().unwrap().iter().any(|plugin| plugin["state"] == "live" && plugin["sha256"] == *sha256)
+    };
+    world.eventually("it is tried", async |world| is_live(world, &newer).await).await;
+    let other = plugins::hostile(world.folder(), "good");
+    let other_sha256 = quilt_station::inspect_plugin(&other).unwrap().sha256;
+    world.plug(&other, "good.so");
+    world.eventually("the other is offered", async |world| is_live(world, &other_sha256).await).await;
+    assert!(is_live(&world, &newer).await);
+}
+
+#[tokio::test]
 async fn a_build_that_was_taken_away_does_not_come_back_for_another_that_is_not_usable() {
     let [one, two] = ["one", "two"].map(plugins::imp);
     let mut world = World::new().await;

@@ -97,7 +97,8 @@ impl Catalog {
 
     /// Why a build is not to be tried, if it was given up. What is quarantined is called so when it is loaded.
     pub(super) fn given_up(&self, name: &str, sha256: &str) -> Option<String> {
-        if self.quarantine.get(sha256).is_some() {
+        // What is being tried is on record as given up only for the next start of the station.
+        if self.quarantine.get(sha256).is_some() || self.state().is_being_tried(name, sha256) {
             return None;
         }
         self.upgrades.get(name).filter(|upgrade| upgrade.to == sha256)?.given_up
@@ -194,6 +195,8 @@ impl Catalog {
     pub(crate) fn take_pending(&self, name: &str) -> Option<String> {
         let mut state = self.state();
         let (_, plugin) = state.pending.remove(name)?;
+        // Nobody asks for it any more.
+        state.live.get(name)?;
         tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
         let sha256 = plugin.taken.sha256.clone();
         let before = state.replace(name, plugin)?;
@@ -240,7 +243,9 @@ impl Catalog {
         let pending = state.pending.values().map(|(_, plugin)| plugin);
         let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
         let mut known = offered.chain(pending).map(|plugin| &plugin.taken).chain(refused);
-        if known.all(|taken| taken.sha256 != *sha256) {
+        // A change that waits for its turn may go back to it.
+        let is_held = Arc::strong_count(&before) > 1;
+        if !is_held && known.all(|taken| taken.sha256 != *sha256) {
             // Its copy would stay for ever. If it is mapped, that is not touched by this.
             for kind in ["so", "json"] {
                 let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));

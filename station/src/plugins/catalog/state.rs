@@ -55,6 +55,11 @@ impl State {
         gone
     }
 
+    /// Whether a build was put in the place of another and what runs is being moved to it.
+    pub(super) fn is_being_tried(&self, name: &str, sha256: &str) -> bool {
+        self.previous.contains_key(name) && self.live.get(name).is_some_and(|live| live.taken.sha256 == sha256)
+    }
+
     /// Offers a build in the place of another. Answers the sha256 of that, if there was one.
     pub(super) fn replace(&mut self, name: &str, plugin: Arc<Plugin>) -> Option<String> {
         if self.live.get(name).is_some_and(|live| live.taken.sha256 == plugin.taken.sha256) {
