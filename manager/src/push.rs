@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Sees to it that a connected station is offered its desired configuration.
 pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
-    {
+    let session = {
         let mut state = core.state();
         if state.is_held(id) {
             return;
@@ -31,59 +31,58 @@ pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
         if std::mem::replace(&mut live.pushing, true) {
             return;
         }
-    }
-    push(core, id);
+        live.handle.clone()
+    };
+    push(core, id, session);
 }
 
-/// Pushes what there is to push. No task waits for the answer: there are as many pushes under way as a change has stations.
-fn push(core: &Arc<Core>, id: StationId) {
-    let Some(Next { handle, name, offered, document }) = next(core, id) else { return };
+/// Pushes over this session what there is to push; a newer session has pushes of its own. No task waits for the answer: there are as many pushes under way as a change has stations.
+fn push(core: &Arc<Core>, id: StationId, session: quilt_net::Handle) {
+    let Some(Next { name, offered, document }) = next(core, id, &session) else { return };
     // The manager does not look into a document; one with this word in it may have files to fetch first.
     let time = if document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
     let update = UpdateConfiguration { offer: offered, document: Cow::Borrowed(&document) };
-    let (core, asked) = (core.clone(), handle.clone());
+    let (core, asked) = (core.clone(), session.clone());
     let to = Address::Station(name.clone());
-    handle.ask_then(to, command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time, move |answer| match answer {
+    session.ask_then(to, command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time, move |answer| match answer {
         Ok(verdict) => {
             take_verdict(&core, id, &asked, offered, verdict);
-            push(&core, id);
+            push(&core, id, asked);
         }
         Err(error) => {
             tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
-            core.clone().spawn(async move { push_later(&core, id, &asked).await });
+            core.clone().spawn(async move { push_later(&core, id, asked).await });
         }
     });
 }
 
 /// Pushes again after a push that got no answer, if its session goes on.
-async fn push_later(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle) {
-    if handle.is_closed() || !core.pause(AGAIN).await {
+async fn push_later(core: &Arc<Core>, id: StationId, session: quilt_net::Handle) {
+    if session.is_closed() || !core.pause(AGAIN).await {
         return;
     }
     {
         let mut state = core.state();
         let live = state.stations.get_mut(&id).and_then(|station| station.live.as_mut());
-        // A newer session has a push of its own.
-        let Some(live) = live.filter(|live| live.handle == *handle) else { return };
+        let Some(live) = live.filter(|live| live.handle == session) else { return };
         live.push_again = true;
     }
-    push(core, id);
+    push(core, id, session);
 }
 
 struct Next {
-    handle: quilt_net::Handle,
     name: quilt_protocol::Name,
     offered: Applied,
     document: Arc<str>,
 }
 
 /// What to push next, if anything; otherwise the station counts as not being pushed to.
-fn next(core: &Core, id: StationId) -> Option<Next> {
+fn next(core: &Core, id: StationId, session: &quilt_net::Handle) -> Option<Next> {
     let mut state = core.state();
     let (epoch, held) = (state.epoch, state.is_held(id));
     let station = state.stations.get_mut(&id)?;
     let adopted = station.record.adopted;
-    let live = station.live.as_mut()?;
+    let live = station.live.as_mut().filter(|live| live.handle == *session)?;
     let wanted = std::mem::take(&mut live.push_again);
     let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted && !held) else {
         live.pushing = false;
@@ -91,8 +90,8 @@ fn next(core: &Core, id: StationId) -> Option<Next> {
     };
     core.metrics.pushes.inc();
     let offered = Applied { fleet: core.fleet, epoch, revision: desired.revision, digest: desired.digest };
-    let (handle, name, document) = (live.handle.clone(), station.record.name.clone(), desired.document.clone());
-    Some(Next { handle, name, offered, document })
+    let (name, document) = (station.record.name.clone(), desired.document.clone());
+    Some(Next { name, offered, document })
 }
 
 fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {

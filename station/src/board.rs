@@ -260,7 +260,7 @@ mod tests {
                 owner: Owner::Fleet,
                 digest: Digest::of(b""),
                 settings: Default::default(),
-                config: Vec::new(),
+                config: String::new(),
                 carrier: None,
             });
             taken += (0..100).filter(|name| board.attribute(&key(number), &name.to_string(), json.clone())).count();

@@ -216,7 +216,7 @@ pub(crate) async fn read(
                 own.carrier = roles.carrier(role);
                 if judged(&key) {
                     let (config, at) = (own.config.clone(), read.len());
-                    judging.spawn(async move { (at, judge(factory, &config).await) });
+                    judging.spawn(async move { (at, judge(factory, config.as_bytes()).await) });
                 }
                 if isolation == Some(Isolation::Process) && roles.linked.contains_key(role) {
                     let expected = "`inproc`, or nothing: the role is linked into the station";

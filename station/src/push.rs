@@ -78,22 +78,23 @@ impl Push {
         let mut offered = prepared.as_ref().map_or_else(|| catalog.offered(), |prepared| prepared.offered.clone());
         let mut newer = Vec::new();
         for (name, plugin) in catalog.pending() {
+            let newest = plugin.carrier();
             let asked_for = document.plugins.get(name.as_str());
-            if asked_for.is_some_and(|sha256| sha256.to_string() != plugin.carrier().sha256) {
+            if asked_for.is_some_and(|sha256| sha256.to_string() != newest.sha256) {
                 continue;
             }
             match self.misfit(document, &offered, &name, plugin.clone()).await {
                 None => {
                     offered.insert(name.clone(), plugin);
-                    newer.push(name);
+                    newer.push(newest);
                 }
-                Some(problem) => catalog.leave_pending(&name, &problem.to_string()),
+                Some(problem) => catalog.leave_pending(&newest, &problem.to_string()),
             }
         }
         let given_up = prepared.as_mut().map(|prepared| std::mem::take(&mut prepared.given_up)).unwrap_or_default();
-        let offer = move |catalog: &Catalog| {
-            let mut replaced = prepared.map(|prepared| catalog.assign(prepared)).unwrap_or_default();
-            replaced.extend(newer.iter().filter_map(|name| catalog.take_pending(name)));
+        let offer = move |catalog: &Catalog, running: &[&Spec]| {
+            let mut replaced = prepared.map(|prepared| catalog.assign(prepared, running)).unwrap_or_default();
+            replaced.extend(newer.iter().filter_map(|newest| catalog.take_pending(newest, running)));
             replaced
         };
         (self.roles.with(offered), Some(Box::new(offer)), given_up)
@@ -172,7 +173,7 @@ impl Push {
                         owner,
                         digest: Digest::of(&[]),
                         settings: Default::default(),
-                        config: Vec::new(),
+                        config: String::new(),
                         carrier: None,
                     };
                     target.impossible.push((spec, problem));
@@ -268,7 +269,9 @@ impl Push {
         let Target { specs: mut all, impossible, complete, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
+        let plugins = prepared.map(|prepared| {
+            Box::new(move |catalog: &Catalog, running: &[&Spec]| catalog.assign(prepared, running)) as Offering
+        });
         let digest = Some(offer.digest);
         place.commit(Target {
             specs: all,

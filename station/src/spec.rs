@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use quilt_protocol::control::{Owner, instance_digest};
 use quilt_protocol::{Digest, Name};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::plugins::Carrier;
 
 /// Which instance.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(crate) struct Key {
     pub(crate) role: Name,
     pub(crate) instance: Name,
@@ -32,7 +32,7 @@ impl std::str::FromStr for Key {
 }
 
 /// An instance that should be.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) key: Key,
     pub(crate) owner: Owner,
@@ -40,13 +40,14 @@ pub(crate) struct Spec {
     pub(crate) digest: Digest,
     pub(crate) settings: Settings,
     /// The role's part, as JSON.
-    pub(crate) config: Vec<u8>,
+    pub(crate) config: String,
     /// The plugin that it runs on, if its role is not linked in.
+    #[serde(skip)]
     pub(crate) carrier: Option<Carrier>,
 }
 
 /// quilt's own keys of an instance. All others belong to the role.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) restart: Restart,
@@ -79,7 +80,7 @@ impl Settings {
 const KEYS: [&str; 5] = ["restart", "needs", "ready", "stop_timeout", "isolation"];
 
 /// Whether and how an instance that ended is started again.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Restart {
     pub(crate) policy: Policy,
@@ -108,7 +109,7 @@ impl Default for Restart {
 }
 
 /// Restart kinds as OTP has them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Policy {
     /// Whenever it ends.
@@ -120,7 +121,7 @@ pub(crate) enum Policy {
 }
 
 /// Where a loaded role runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Isolation {
     /// In a child of its own (loaded roles only; the default for them).
@@ -130,17 +131,21 @@ pub(crate) enum Isolation {
 }
 
 /// When a started instance counts as active.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub(crate) struct Ready {
+    #[serde(flatten)]
     pub(crate) check: Check,
     /// It must pass within this time, or the start has failed.
+    #[serde(with = "humantime_serde")]
     pub(crate) within: Duration,
     /// How often it is tried.
+    #[serde(with = "humantime_serde")]
     pub(crate) every: Duration,
 }
 
 /// What is checked.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Check {
     /// A line of its log contains this text.
     Log(String),
@@ -226,7 +231,28 @@ impl Spec {
                 _ => settings.isolation = read.isolation,
             }
         }
-        let config = serde_json::to_vec(&Value::Object(theirs)).expect("a JSON object serializes");
+        let config = Value::Object(theirs).to_string();
         (Self { key, owner, digest, settings, config, carrier: None }, wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_instance_is_to_be_can_be_kept_and_read_again() {
+        let checks = [r#""log":"ready""#, r#""tcp":"[::1]:80""#, r#""http":"http://h/""#, r#""command":["true","x"]"#];
+        for check in checks {
+            let whole = format!(
+                r#"{{"ready":{{{check},"within":"1m 1s","every":"5ms"}},"needs":["a/b"],"stop_timeout":"3s","isolation":"inproc",
+                "restart":{{"policy":"permanent","delay":"1s","max_delay":"7s","intensity":0,"period":"1h"}},"say":"ä"}}"#
+            );
+            let key = Key { role: "a".parse().unwrap(), instance: "c".parse().unwrap() };
+            let (spec, wrong) = Spec::read(key, Owner::Fleet, &serde_json::from_str(&whole).unwrap());
+            assert!(wrong.is_empty());
+            let kept = serde_json::to_string(&spec).unwrap();
+            assert_eq!(serde_json::from_str::<Spec>(&kept).unwrap(), spec, "{kept}");
+        }
     }
 }

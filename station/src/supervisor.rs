@@ -1,17 +1,23 @@
 //! Brings the instances of the station to what they should be, in a fixed order: stop what vanished, update what
 //! changed, start what is new.
 
+mod ending;
+mod handle;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_protocol::Digest;
-use quilt_protocol::control::{Action, Problem, ProblemCode, State};
-use tokio::sync::mpsc::error::TrySendError;
+use quilt_protocol::control::{Problem, ProblemCode, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::handle::Handle;
+
+use self::ending::sweep;
+use self::handle::{Message, Orders, lock};
 use crate::board::Board;
 use crate::commands::Commands;
 use crate::instance::{self, Beginning, Ended, Order, Surroundings, Updated};
@@ -48,85 +54,8 @@ pub(crate) struct Target {
     pub(crate) complete: bool,
 }
 
-/// Changes what a catalog offers.
-pub(crate) type Offering = Box<dyn FnOnce(&Catalog) -> Vec<String> + Send>;
-
-enum Message {
-    Commit(Target),
-    ShutDown(bool, oneshot::Sender<Vec<String>>),
-}
-
-/// Where each instance takes its orders.
-type Orders = Arc<Mutex<BTreeMap<Key, mpsc::Sender<Order>>>>;
-
-/// Talks to the supervisor, and to instances past it: what it waits for is no affair of theirs.
-#[derive(Clone)]
-pub(crate) struct Handle {
-    sender: mpsc::Sender<Message>,
-    orders: Orders,
-    board: Arc<Board>,
-    stopped: Arc<Stopped>,
-    /// The station stops: nothing else is waited for.
-    stopping: CancellationToken,
-}
-
-impl Handle {
-    /// Goes for `target`. Returns at once; the board shows progress.
-    pub(crate) async fn commit(&self, target: Target) {
-        if let Some(place) = self.reserve().await {
-            place.commit(target);
-        }
-    }
-
-    /// A place for one commit, to be taken before something is done that the commit must follow. None once the station
-    /// stops.
-    pub(crate) async fn reserve(&self) -> Option<Place<'_>> {
-        let permit = self.sender.reserve().await.ok().filter(|_| !self.stopping.is_cancelled())?;
-        Some(Place { permit, board: &self.board })
-    }
-
-    /// Does what an operator wants with one instance.
-    pub(crate) async fn operate(&self, key: Key, action: Action) -> Result<(), String> {
-        let orders = lock(&self.orders).get(&key).cloned();
-        let Some(orders) = orders else {
-            return Err(match self.board.get(&key) {
-                Some(report) if report.state == State::Failed => format!("{key} cannot run here: {}", report.detail),
-                Some(report) => format!("{key} is {}", report.state),
-                None => format!("this station has no instance {key}"),
-            });
-        };
-        self.stopped
-            .set(&key.to_string(), action == Action::Stop)
-            .map_err(|error| format!("cannot record on the station's disk what is stopped: {error}"))?;
-        let (done, answer) = oneshot::channel();
-        orders.try_send(Order::Operator(action, done)).map_err(|error| match error {
-            TrySendError::Full(_) => format!("{key} has too many orders waiting; it is slow to start or stop"),
-            TrySendError::Closed(_) => format!("{key} is ending"),
-        })?;
-        answer.await.map_err(|_| "the station is stopping".to_owned())
-    }
-
-    /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.
-    pub(crate) async fn shut_down(&self, detach: bool) -> Vec<String> {
-        self.stopping.cancel();
-        let (reply, answer) = oneshot::channel();
-        let _ = self.sender.send(Message::ShutDown(detach, reply)).await;
-        answer.await.unwrap_or_default()
-    }
-}
-
-/// See [`Handle::reserve`].
-pub(crate) struct Place<'a> {
-    permit: mpsc::Permit<'a, Message>,
-    board: &'a Board,
-}
-
-impl Place<'_> {
-    pub(crate) fn commit(self, target: Target) {
-        self.board.begin_applying();
-        self.permit.send(Message::Commit(target));
-    }
-}
+/// Changes what a catalog offers; is told what runs. Names the plugins another build of which is to be tried.
+pub(crate) type Offering = Box<dyn FnOnce(&Catalog, &[&Spec]) -> Vec<String> + Send>;
 
 /// Starts the supervisor, with nothing to supervise yet.
 pub(crate) fn start(setup: Setup) -> Handle {
@@ -194,11 +123,6 @@ enum Sweep {
 /// The station stops; what was being done is left to that.
 struct Stopping;
 
-/// How much longer than its stop time-out an instance may take to hear that it is to end: it may be starting.
-const ENDING_GRACE: Duration = Duration::from_secs(10);
-/// How long what an earlier station left of a forgotten instance may take to stop.
-const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
-
 impl Supervisor {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         while let Some(message) = inbox.recv().await {
@@ -238,16 +162,25 @@ impl Supervisor {
     async fn commit(&mut self, target: Target) -> Result<(), Stopping> {
         let Target { specs, impossible, resuming, digest, plugins, given_up, complete } = target;
         // Not before: what an earlier commit moves is made of what was offered then.
-        let replaced = match (plugins, self.around.roles.catalog()) {
-            (Some(offer), Some(catalog)) => offer(catalog),
+        let catalog = self.around.roles.catalog().cloned();
+        let replaced = match (plugins, &catalog) {
+            (Some(offer), Some(catalog)) => {
+                let running: Vec<&Spec> = self.instances.values().map(|entry| &entry.spec).collect();
+                offer(catalog, &running)
+            }
             _ => Vec::new(),
         };
+        let mut held = catalog.as_ref().map(|catalog| catalog.held()).unwrap_or_default();
         self.digest = digest;
         self.around.board.forget_held_back(digest);
         let mut wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         for spec in wanted.values_mut() {
             // An upgrade that was under way while this was put together may have been given up since.
-            spec.carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
+            let carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
+            if let Some(held) = held.remove(&spec.key).filter(|held| held.owner == spec.owner) {
+                *spec = held;
+            }
+            spec.carrier = carrier;
         }
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         // First: a station that dies while it stops them must not take them for stopped by an operator.
@@ -264,12 +197,11 @@ impl Supervisor {
         self.show_impossible(&impossible);
         self.sweep_once(complete, known, &impossible).await?;
 
-        let carried: BTreeSet<_> =
-            self.instances.values().filter_map(|entry| Some(entry.spec.carrier.as_ref()?.plugin.clone())).collect();
         let mut begin = self.update(&wanted).await?;
-        for plugin in replaced.iter().filter(|plugin| !carried.contains(*plugin)) {
-            // Nothing had to be moved.
-            self.around.roles.catalog().inspect(|catalog| catalog.settled(plugin));
+        // Those that nothing had to be moved to. What was gone back from is not among them any more.
+        for (catalog, plugin) in catalog.iter().flat_map(|catalog| replaced.iter().map(move |plugin| (catalog, plugin)))
+        {
+            catalog.settled(plugin);
         }
         for (key, spec) in wanted {
             if !self.instances.contains_key(&key) {
@@ -384,7 +316,7 @@ impl Supervisor {
                 Some(Updated::Refused(why)) => {
                     self.entry(key).spec = before;
                     let why = format!("{key}: {why}");
-                    let text = self.around.roles.catalog().map(|catalog| catalog.revert(plugin, &why));
+                    let text = self.around.roles.catalog().and_then(|catalog| catalog.revert(plugin, &why));
                     let text = text.unwrap_or(why);
                     for (key, before) in moved.into_iter().rev() {
                         let answer = self.order(&key, before).await;
@@ -431,77 +363,4 @@ impl Supervisor {
             () = self.stopping.cancelled() => Err(Stopping),
         }
     }
-
-    /// Instances in the order in which they end: those that need others before those they need.
-    fn levels(&self, keys: &BTreeSet<Key>) -> Vec<BTreeSet<Key>> {
-        let (mut levels, mut left) = (Vec::new(), keys.clone());
-        while !left.is_empty() {
-            let needs = left.iter().flat_map(|key| self.instances[key].spec.settings.needs.iter());
-            let needed: BTreeSet<Key> = needs.filter_map(|need| need.parse().ok()).collect();
-            let mut level: BTreeSet<Key> = left.difference(&needed).cloned().collect();
-            if level.is_empty() {
-                // A circle cannot be planned, but must not hang a shutdown either.
-                level.clone_from(&left);
-            }
-            left = left.difference(&level).cloned().collect();
-            levels.push(level);
-        }
-        levels
-    }
-
-    async fn tell_to_end(&mut self, keys: &BTreeSet<Key>, detach: bool) {
-        for key in keys {
-            let Some(entry) = self.instances.remove(key) else { continue };
-            lock(&self.orders).remove(key);
-            let (done, answer) = oneshot::channel();
-            let _ = entry.orders.send(Order::End { detach, done }).await;
-            self.ending.push((key.clone(), entry.spec.settings.stop_timeout, answer));
-        }
-    }
-
-    async fn wait_until_ended(&mut self) -> Result<(), Stopping> {
-        let stopping = self.stopping.clone();
-        if self.ended(false, Some(stopping)).await { Ok(()) } else { Err(Stopping) }
-    }
-
-    /// Waits for all that were told to end; false if it was not worth waiting any more.
-    async fn ended(&mut self, detach: bool, unless: Option<CancellationToken>) -> bool {
-        let unless = unless.unwrap_or_default();
-        let longest = self.ending.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
-        let until = tokio::time::Instant::now() + longest.saturating_add(ENDING_GRACE);
-        while let Some((key, _, answer)) = self.ending.last_mut() {
-            let answer = tokio::select! {
-                answer = tokio::time::timeout_at(until, answer) => answer,
-                () = unless.cancelled() => return false,
-            };
-            if answer.is_err() || answer == Ok(Ok(Ended::Late)) {
-                self.late.push(key.to_string());
-            }
-            if !detach {
-                self.around.board.remove(key);
-            }
-            self.ending.pop();
-        }
-        true
-    }
-}
-
-/// Ends what an earlier station left of instances other than these.
-async fn sweep(around: Surroundings, keep: BTreeSet<Key>) {
-    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut ending = tokio::task::JoinSet::new();
-    for instance in folders(&around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
-        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let role = instance.parent().map(name).unwrap_or_default();
-        let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
-        if !keep.contains(&key) {
-            let around = around.clone();
-            ending.spawn(async move { instance::abandon(&around, &key, FORGOTTEN_STOP).await });
-        }
-    }
-    ending.join_all().await;
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -49,7 +49,7 @@ impl Runner {
             self.spec.settings.stop_timeout,
         ));
         let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
-        let starting = catch(async { factory.start(&self.spec.config, cx).await });
+        let starting = catch(async { factory.start(self.spec.config.as_bytes(), cx).await });
         // Not interrupted by orders: a start that was dropped half-way could leave something running.
         let started = match tokio::time::timeout(START_TIMEOUT, starting).await {
             Ok(Ok(Ok(role))) => Ok(role),
@@ -90,7 +90,7 @@ impl Runner {
             return true;
         }
         self.around.commands.cancel_calls(&self.key);
-        match tokio::time::timeout(UPDATE_TIMEOUT, catch(started.role.update(&spec.config))).await {
+        match tokio::time::timeout(UPDATE_TIMEOUT, catch(started.role.update(spec.config.as_bytes()))).await {
             Ok(Ok(Ok(()))) => true,
             Ok(Ok(Err(RoleError::NeedsRestart))) => false,
             Ok(Ok(Err(error))) => {

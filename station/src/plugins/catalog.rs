@@ -4,6 +4,7 @@ mod loading;
 mod local;
 mod offering;
 mod state;
+mod upgrades;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,6 +20,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 pub(crate) use self::offering::Prepared;
 
 use self::state::{Refused, State};
+use self::upgrades::Replaced;
 use super::child::Keeper;
 use super::intake::{self, Taken};
 use super::kept::{Kept, Upgrade};
@@ -51,7 +53,7 @@ pub(crate) struct Catalog {
     setup: Setup,
     /// By sha256: what crashed while it was loaded, and how. Not loaded again before an operator allows it.
     quarantine: Arc<Kept<String>>,
-    /// By plugin: the upgrade that is under way, or was given up.
+    /// By sha256: newer builds that are being tried or were not taken.
     upgrades: Kept<Upgrade>,
     /// One at a time: two that fetch the same file would write into each other's.
     fetching: AsyncMutex<()>,
@@ -265,7 +267,12 @@ impl Catalog {
                 {
                     before = this.before(&name, &taken.sha256, &path).await;
                     if let Some(before) = &before {
-                        this.refused(&name, &before.taken.sha256, &taken.sha256, error);
+                        let (from, to) = (before.taken.sha256.clone(), taken.sha256.clone());
+                        let given_up = match error {
+                            LoadError::Upgrade(why) => Some(why.clone()),
+                            _ => None,
+                        };
+                        this.not_taken(&Replaced { plugin: name.clone(), from, to }, given_up);
                     }
                 }
                 (name, path, taken, loaded, before)
@@ -287,7 +294,7 @@ impl Catalog {
                 }
             }
         }
-        {
+        let gone = {
             let mut state = self.state();
             for (path, Refused { error, .. }) in &refused {
                 if state.refused.get(path).is_none_or(|before| before.error != *error) {
@@ -297,9 +304,9 @@ impl Catalog {
             // What is in the folder of private copies was asked for by a configuration.
             state.refused.retain(|path, _| path.starts_with(&self.setup.folder));
             state.refused.extend(refused);
-            let gone = state.take_found(found);
-            self.upgrades.forget(|name| gone.contains(name));
-        }
+            state.take_found(found)
+        };
+        gone.iter().for_each(|name| self.taken(name));
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -320,7 +327,7 @@ impl Catalog {
             let all = refused.chain(state.live.values().map(|plugin| &plugin.taken));
             all.filter(|taken| taken.inspection.name == which).map(|taken| taken.sha256.clone()).collect()
         };
-        if !self.quarantine.forget(|sha256| sha256 == which || named.contains(sha256)) {
+        if !self.quarantine.forget(|sha256, _| sha256 == which || named.contains(sha256)) {
             return Err(format!("no plugin {which} is quarantined; `quiltctl plugin list` shows them"));
         }
         self.reload().await;
@@ -331,11 +338,6 @@ impl Catalog {
     pub(crate) async fn reload(self: &Arc<Self>) {
         {
             let mut state = self.state();
-            self.upgrades.change(|name, upgrade| {
-                if !state.is_being_tried(name, &upgrade.to) {
-                    upgrade.given_up = None;
-                }
-            });
             // Also what the configuration asks for and was not taken.
             for (name, plugin) in state.assigned.clone() {
                 if state.live.get(&name).is_some_and(|live| live.taken.sha256 != plugin.taken.sha256) {
@@ -343,6 +345,16 @@ impl Catalog {
                 }
             }
         }
+        let tried: BTreeSet<String> = {
+            let state = self.state();
+            let live = state.live.iter().map(|(name, plugin)| (name, &plugin.taken.sha256));
+            live.filter(|(name, sha256)| state.is_being_tried(name, sha256)).map(|(_, sha256)| sha256.clone()).collect()
+        };
+        self.upgrades.change(|sha256, upgrade| {
+            if !tried.contains(sha256) {
+                upgrade.given_up = None;
+            }
+        });
         self.looking.lock().await.clear();
         self.look(true).await;
         // Also if the folders have no news: what runs is to be moved to what was not taken.

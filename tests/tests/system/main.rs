@@ -18,6 +18,7 @@ mod plugin_faults;
 mod plugin_files;
 mod plugin_hangs;
 mod plugin_limits;
+mod plugin_rollbacks;
 mod plugin_upgrades;
 mod plugins;
 mod process;

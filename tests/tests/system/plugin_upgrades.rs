@@ -80,38 +80,6 @@ async fn a_newer_file_takes_over_while_a_thousand_calls_are_under_way_and_each_e
 }
 
 #[tokio::test]
-async fn an_upgrade_that_fails_goes_back_to_the_build_before_on_every_instance() {
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    world.plug(&plugins::imp("one"), "libimp.so");
-    world.until_offered("cam-1", "imp").await;
-    let fleet = Fleet::new()
-        .with("cam-1/imp/a", "say = 'a'\n")
-        .with("cam-1/imp/b", "say = 'b'\nstart = 'fails'\nonly_build = 'two'\n");
-    world.apply(fleet.text()).await.with_code(0);
-    world.plug(&plugins::imp("two"), "libimp.so");
-    world
-        .eventually("the newer file is refused", async |world| {
-            let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
-            list.as_array().unwrap().iter().any(|plugin| plugin["code"] == "UPGRADE_FAILED")
-        })
-        .await;
-    let client = world.client().await;
-    for name in ["a", "b"] {
-        let target = format!("cam-1/imp/{name}");
-        world.eventually("it is back", async |_| client.call(&target, &Build {}).await.unwrap() == "one").await;
-        assert_eq!(world.instance(&target).await.unwrap().restarts, 0);
-    }
-    // Pushed with --wait it says so, and what is stored goes back as well.
-    let library = plugins::imp("two");
-    let pushed = ["plugin", "push", library.to_str().unwrap(), "--on", "name=*", "--rollback"];
-    let pushed = world.ctl(&pushed).await.with_code(4);
-    assert!(pushed.err.contains("was not upgraded") && pushed.err.contains("rolled back"), "{}", pushed.err);
-    let goes_on = async |_: &World| client.call("cam-1/imp/a", &Build {}).await.unwrap() == "one";
-    world.eventually("the one before goes on", goes_on).await;
-}
-
-#[tokio::test]
 async fn a_newer_build_goes_through_a_fleet_in_batches_and_no_further_than_where_it_fails() {
     const NAMES: [&str; 3] = ["cam-1", "cam-2", "cam-3"];
     // Before there are connections that a build would hold up.
@@ -241,100 +209,15 @@ async fn a_newer_build_that_does_not_know_a_key_in_use_is_refused_and_taken_once
 }
 
 #[tokio::test]
-async fn a_station_that_starts_anew_goes_on_with_the_build_that_a_failed_upgrade_went_back_to() {
-    let [one, two] = ["one", "two"].map(plugins::imp);
-    let codes = async |world: &World| {
-        let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
-        let list = list.as_array().unwrap().iter();
-        list.map(|plugin| (plugin["state"].to_string(), plugin["code"].to_string())).collect::<BTreeSet<_>>()
-    };
-    let quoted = |state: &str, code: &str| (format!("{state:?}"), code.to_owned());
-    let as_before = BTreeSet::from([quoted("live", "null"), quoted("refused", "\"UPGRADE_FAILED\"")]);
-    for pushed in [false, true] {
-        let mut world = World::new().await;
-        world.station("cam-1", &[]).await;
-        let take = async |world: &World, library: &std::path::Path| match pushed {
-            false => world.plug(library, "libimp.so"),
-            true => {
-                world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await;
-            }
-        };
-        take(&world, &one).await;
-        world.until_offered("cam-1", "imp").await;
-        let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
-        world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
-        take(&world, &two).await;
-        world.eventually("it went back", async |world| codes(world).await == as_before).await;
-        // Killed at any time, and with no manager to ask.
-        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-            world.end_station("cam-1", signal).await;
-            world.end_manager(Signal::SIGTERM).await;
-            world.start_station("cam-1", &[]).await;
-            world.start_manager().await;
-            world.until_state(TARGET, "active").await;
-            assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
-            assert_eq!(codes(&world).await, as_before);
-        }
-        if pushed {
-            // Asked for once more, it is as little there as before, and taking it away is not a way out while it is needed.
-            let again = ["plugin", "push", two.to_str().unwrap(), "--on", "name=*"];
-            let again = world.ctl(&again).await.with_code(4);
-            assert!(again.err.contains("start fails"), "{}", again.err);
-            let removed = world.ctl(&["plugin", "remove", "imp"]).await.with_code(4);
-            assert!(removed.err.contains("imp"), "{}", removed.err);
-        }
-        // Once it can, an operator's word is enough, and what was taken then is what the next start takes.
-        world.apply(Fleet::new().with(TARGET, "say = 'x'\n").text()).await.with_code(0);
-        world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
-        let client = world.client().await;
-        world
-            .eventually("it is moved", async |_| client.call(TARGET, &Build {}).await.is_ok_and(|build| build == "two"))
-            .await;
-        world.end_station("cam-1", Signal::SIGKILL).await;
-        world.station("cam-1", &[]).await;
-        world.until_state(TARGET, "active").await;
-        assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "two");
-        assert_eq!(codes(&world).await, BTreeSet::from([quoted("live", "null")]));
-    }
-}
-
-#[tokio::test]
-async fn a_station_that_ends_in_the_middle_of_an_upgrade_begins_with_the_build_before() {
-    let [one, two, narrow] = ["one", "two", "narrow"].map(plugins::imp);
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    // What runs was pushed over what is in the folder.
-    world.plug(&narrow, "libimp.so");
-    world.until_offered("cam-1", "imp").await;
-    world.ctl(&["plugin", "push", one.to_str().unwrap(), "--on", "name=*"]).await.with_code(0);
-    let ill = "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n";
-    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
-    let push = ["plugin", "push", two.to_str().unwrap(), "--on", "name=*", "--wait", "0"];
-    world.ctl(&push).await.with_code(0);
-    let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
-    let state = async |world: &World| {
-        let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
-        let newer = list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *newer).cloned();
-        newer.unwrap_or_default()
-    };
-    world.eventually("it is tried", async |world| state(world).await["state"] == "live").await;
-    world.end_station("cam-1", Signal::SIGKILL).await;
-    world.station("cam-1", &[]).await;
-    world.until_state(TARGET, "active").await;
-    assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "one");
-    let detail = state(&world).await["detail"].to_string();
-    assert!(detail.contains("in the middle of the upgrade"), "{detail}");
-}
-
-#[tokio::test]
 async fn a_file_that_comes_while_another_plugin_is_upgraded_does_not_disturb_that() {
     let [one, two] = ["one", "two"].map(plugins::imp);
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     world.plug(&one, "libimp.so");
     world.until_offered("cam-1", "imp").await;
-    let ill = "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n";
-    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+    let go = world.folder().join("go");
+    let slow = |say: &str| format!("say = '{say}'\nonly_build = 'two'\nwait_for = '{}'\n", go.display());
+    world.apply(Fleet::new().with(TARGET, &slow("x")).text()).await.with_code(0);
     world.plug(&two, "libimp.so");
     let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
     let is_live = async |world: &World, sha256: &str| {
@@ -347,53 +230,12 @@ async fn a_file_that_comes_while_another_plugin_is_upgraded_does_not_disturb_tha
     world.plug(&other, "good.so");
     world.eventually("the other is offered", async |world| is_live(world, &other_sha256).await).await;
     assert!(is_live(&world, &newer).await);
-}
-
-#[tokio::test]
-async fn a_build_that_was_taken_away_does_not_come_back_for_another_that_is_not_usable() {
-    let [one, two] = ["one", "two"].map(plugins::imp);
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    world.plug(&one, "libimp.so");
-    world.until_offered("cam-1", "imp").await;
-    let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
-    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
-    world.plug(&two, "libimp.so");
-    let list = async |world: &World| world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
-    world.eventually("it went back", async |world| list(world).await.as_array().unwrap().len() == 2).await;
-    world.apply("[station.cam-1]\n").await.with_code(0);
-    std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
-    world.eventually("there is none", async |world| list(world).await.as_array().unwrap().is_empty()).await;
-    world.plug(&two, "libimp.so");
-    world.until_offered("cam-1", "imp").await;
-    let list = list(&world).await;
-    let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
-    assert_eq!((list.as_array().unwrap().len(), &list[0]["sha256"]), (1, &newer.into()));
-}
-
-#[tokio::test]
-async fn after_a_newer_build_that_ended_the_station_the_next_one_goes_on_with_the_build_before() {
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    let [good, deadly] = ["good", "abort_at_start"].map(|variant| {
-        let flags = [format!("-DVARIANT={variant}"), "-DPLUGIN=\"mixed\"".into(), "-DROLE=\"mixed\"".into()];
-        let flags = flags.each_ref().map(String::as_str);
-        plugins::c_plugin(world.folder(), "tests/fixtures/hostile.c", variant, &flags)
-    });
-    world.plug(&good, "mixed.so");
-    world.until_offered("cam-1", "mixed").await;
-    let target = "cam-1/mixed/main";
-    world.apply(Fleet::new().with(target, "isolation = 'inproc'\n").text()).await.with_code(0);
-    world.plug(&deadly, "mixed.so");
-    world.eventually("the station is dead", async |world| world.show("cam-1").await.state.name() == "unknown").await;
-    world.end_station("cam-1", Signal::SIGKILL).await;
-    world.station("cam-1", &[]).await;
-    world.until_state(target, "active").await;
-    let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.with_code(0).json();
-    let [before, newer] = [&good, &deadly].map(|file| quilt_station::inspect_plugin(file).unwrap().sha256);
-    let state = |sha256: &str| list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *sha256).unwrap();
-    assert_eq!(state(&before)["state"], "live");
-    assert_eq!(state(&newer)["code"], "QUARANTINED");
+    std::fs::write(&go, "").unwrap();
+    // What waits for the end of the upgrade comes before this.
+    world.apply(Fleet::new().with(TARGET, &slow("y")).text()).await.with_code(0);
+    let client = world.client().await;
+    assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "two");
+    assert_eq!(client.call(TARGET, &Echo { text: "z".into() }).await.unwrap(), "y z");
 }
 
 #[tokio::test]

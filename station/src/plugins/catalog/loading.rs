@@ -81,7 +81,7 @@ impl Catalog {
     /// What goes on if a build is not usable: what is offered now; after a start of the station, what it was to be upgraded
     /// from. `file` is what it stands for.
     pub(super) async fn before(&self, name: &str, unusable: &str, file: &Path) -> Option<Arc<Plugin>> {
-        let from = self.upgrades.get(name).filter(|upgrade| upgrade.to == unusable).map(|upgrade| upgrade.from);
+        let from = self.upgrades.get(unusable).filter(|upgrade| upgrade.plugin == name).map(|upgrade| upgrade.from);
         let live = self.state().live.get(name).filter(|live| live.taken.sha256 != unusable).cloned();
         let is_it = |live: &Arc<Plugin>| from.as_ref().is_none_or(|from| *from == live.taken.sha256);
         if let Some(live) = live.as_ref().filter(|live| is_it(live)) {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use quilt_protocol::{Digest, Name};
 
-use super::{Catalog, Offered, Plugin};
-use crate::plugins::kept::Upgrade;
+use super::upgrades::Replaced;
+use super::{Carrier, Catalog, Offered, Plugin};
 use crate::plugins::{LoadError, fetch};
+use crate::spec::Spec;
 
 /// What would be offered under a configuration, and what of it could not be had.
 #[derive(Default)]
@@ -23,10 +24,12 @@ pub(crate) struct Prepared {
     assigned: Offered,
     /// Plugins that are not, by name, with the reason.
     pub(crate) lacking: Vec<(String, LoadError)>,
-    /// Plugins that are not, and whose build before goes on.
-    stand_ins: BTreeSet<String>,
+    /// Plugins that are not, by sha256, and whose build before goes on.
+    stand_ins: BTreeMap<String, String>,
     /// Plugins whose newer build was given up, and why.
     pub(crate) given_up: BTreeMap<String, String>,
+    /// What is given up by the time this is offered is not tried once more.
+    accepted: bool,
 }
 
 impl Prepared {
@@ -45,7 +48,7 @@ impl Catalog {
         let mut prepared = {
             let state = self.state();
             let mut prepared = Prepared { offered: state.live.clone(), ..Prepared::default() };
-            let asked_for = state.assigned.keys().chain(&state.stand_ins);
+            let asked_for = state.assigned.keys().chain(state.stand_ins.keys());
             for name in asked_for.filter(|name| !wanted.contains_key(name.as_str())) {
                 prepared.change(name, state.found.get(name).cloned());
             }
@@ -70,7 +73,7 @@ impl Catalog {
     /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, and what
     /// cannot be loaded any more does not leave its role without a build: the one before goes on.
     pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
-        let mut prepared = self.prepare(wanted).await;
+        let mut prepared = Prepared { accepted: true, ..self.prepare(wanted).await };
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
             let given_up = self.given_up(name, &sha256);
@@ -88,35 +91,11 @@ impl Catalog {
                     prepared.given_up.insert(name.to_owned(), why.clone());
                     self.state().hold_back(file, &assigned.taken, &why);
                 }
-                _ => drop(prepared.stand_ins.insert(name.to_owned())),
+                _ => drop(prepared.stand_ins.insert(name.to_owned(), sha256)),
             }
             prepared.change(name, Some(before));
         }
         prepared
-    }
-
-    /// Why a build is not to be tried, if it was given up. What is quarantined is called so when it is loaded.
-    pub(super) fn given_up(&self, name: &str, sha256: &str) -> Option<String> {
-        // What is being tried is on record as given up only for the next start of the station.
-        if self.quarantine.get(sha256).is_some() || self.state().is_being_tried(name, sha256) {
-            return None;
-        }
-        self.upgrades.get(name).filter(|upgrade| upgrade.to == sha256)?.given_up
-    }
-
-    /// A newer build cannot be used as it is now.
-    pub(super) fn refused(&self, name: &str, from: &str, to: &str, error: &LoadError) {
-        let given_up = match error {
-            LoadError::Upgrade(why) => Some(why.clone()),
-            _ => None,
-        };
-        self.upgrades.put(name, Upgrade { from: from.into(), to: to.into(), given_up });
-    }
-
-    /// A newer build is about to be tried. A station that ends in the middle of it does not begin with it.
-    fn begin(&self, name: &str, from: String, to: String) {
-        let given_up = Some("the station ended in the middle of the upgrade".into());
-        self.upgrades.put(name, Upgrade { from, to, given_up });
     }
 
     async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
@@ -141,22 +120,25 @@ impl Catalog {
     }
 
     /// Offers what was prepared for a configuration that is accepted now. Names what another build takes the place of.
-    pub(crate) fn assign(&self, prepared: Prepared) -> Vec<String> {
-        let mut replaced = Vec::new();
+    pub(crate) fn assign(&self, prepared: Prepared, running: &[&Spec]) -> Vec<String> {
+        let (mut replaced, mut tried, mut gone) = (Vec::new(), Vec::new(), BTreeSet::new());
         let changed = {
             let mut state = self.state();
             let mut changed = false;
             for (name, plugin) in prepared.changes {
                 let Some(plugin) = plugin else {
                     changed |= state.live.remove(&name).is_some();
-                    self.upgrades.forget(|gone| *gone == name);
+                    gone.insert(name);
                     continue;
                 };
                 let sha256 = plugin.taken.sha256.clone();
+                if prepared.accepted && self.given_up_in(&state, &name, &sha256).is_some() {
+                    continue;
+                }
                 changed |= state.live.get(&name).is_none_or(|live| live.taken.sha256 != sha256);
-                if let Some(before) = state.replace(&name, plugin) {
+                if let Some(from) = state.replace(&name, plugin) {
                     if prepared.wanted.contains(&sha256) {
-                        self.begin(&name, before, sha256);
+                        tried.push(Replaced { plugin: name.clone(), from, to: sha256 });
                     }
                     replaced.push(name);
                 }
@@ -169,6 +151,8 @@ impl Catalog {
             });
             changed
         };
+        gone.iter().for_each(|name| self.taken(name));
+        tried.iter().for_each(|tried| self.begin(tried, running));
         // Only then: whoever hears of it looks at everything anew, and comes by here again.
         if changed {
             self.changed.send_modify(|count| *count += 1);
@@ -192,60 +176,73 @@ impl Catalog {
     }
 
     /// Offers a newer file instead of the one before. Answers its name if there was one.
-    pub(crate) fn take_pending(&self, name: &str) -> Option<String> {
-        let mut state = self.state();
-        let (_, plugin) = state.pending.remove(name)?;
-        // Nobody asks for it any more.
-        state.live.get(name)?;
-        tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
-        let sha256 = plugin.taken.sha256.clone();
-        let before = state.replace(name, plugin)?;
-        self.begin(name, before, sha256);
-        Some(name.to_owned())
+    pub(crate) fn take_pending(&self, newer: &Carrier, running: &[&Spec]) -> Option<String> {
+        let Carrier { plugin: name, sha256 } = newer;
+        let from = {
+            let mut state = self.state();
+            // It was another that is known to fit what runs.
+            state.pending.get(name).filter(|(_, plugin)| plugin.taken.sha256 == *sha256)?;
+            let (_, plugin) = state.pending.remove(name)?;
+            // Nobody asks for it any more.
+            state.live.get(name)?;
+            tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
+            state.replace(name, plugin)?
+        };
+        self.begin(&Replaced { plugin: name.clone(), from, to: sha256.clone() }, running);
+        Some(name.clone())
     }
 
     /// Leaves a newer file aside: what runs does not fit it.
-    pub(crate) fn leave_pending(&self, name: &str, why: &str) {
-        let mut state = self.state();
-        if let Some((path, plugin)) = state.pending.remove(name) {
-            if let Some(live) = state.live.get(name) {
-                let (from, to) = (live.taken.sha256.clone(), plugin.taken.sha256.clone());
-                self.upgrades.put(name, Upgrade { from, to, given_up: Some(why.to_owned()) });
-            }
+    pub(crate) fn leave_pending(&self, newer: &Carrier, why: &str) {
+        let Carrier { plugin: name, sha256 } = newer;
+        let from = {
+            let mut state = self.state();
+            let is_it = state.pending.get(name).is_some_and(|(_, plugin)| plugin.taken.sha256 == *sha256);
+            let Some((path, plugin)) = state.pending.remove(name).filter(|_| is_it) else { return };
             state.hold_back(path, &plugin.taken, why);
+            state.live.get(name).map(|live| live.taken.sha256.clone())
+        };
+        if let Some(from) = from {
+            let replaced = Replaced { plugin: name.clone(), from, to: sha256.clone() };
+            self.not_taken(&replaced, Some(why.to_owned()));
         }
     }
 
-    /// Offers what was offered before an upgrade that failed. Answers in words what goes on.
-    pub(crate) fn revert(&self, name: &str, why: &str) -> String {
-        let mut state = self.state();
-        let Some(before) = state.previous.remove(name) else { return String::new() };
-        let from = before.taken.sha256.clone();
+    /// Offers what was offered before an upgrade that failed. Answers in words what goes on; nothing if there was no upgrade.
+    pub(crate) fn revert(&self, name: &str, why: &str) -> Option<String> {
+        let (from, failed) = {
+            let mut state = self.state();
+            let before = state.previous.remove(name)?;
+            let from = before.taken.sha256.clone();
+            let failed = state.live.insert(name.to_owned(), before);
+            if let Some(failed) = &failed {
+                state.hold_back(failed.file.clone(), &failed.taken, why);
+            }
+            (from, failed)
+        };
         let build: String = from.chars().take(12).collect();
-        if let Some(failed) = state.live.insert(name.to_owned(), before) {
-            let to = failed.taken.sha256.clone();
-            self.upgrades.put(name, Upgrade { from, to, given_up: Some(why.to_owned()) });
-            state.hold_back(failed.file.clone(), &failed.taken, why);
+        if let Some(failed) = failed {
+            let replaced = Replaced { plugin: name.to_owned(), from, to: failed.taken.sha256.clone() };
+            self.not_taken(&replaced, Some(why.to_owned()));
         }
-        format!("plugin {name} was not upgraded: {why}; the build before, {build}, goes on")
+        Some(format!("plugin {name} was not upgraded: {why}; the build before, {build}, goes on"))
     }
 
     /// An upgrade is through: what was before is not needed any more.
     pub(crate) fn settled(&self, name: &str) {
-        let mut state = self.state();
-        let is_live = |sha256: &str| state.live.get(name).is_some_and(|live| live.taken.sha256 == sha256);
-        if self.upgrades.get(name).is_some_and(|upgrade| is_live(&upgrade.to)) {
-            self.upgrades.forget(|one| one == name);
+        let (before, live, known) = {
+            let mut state = self.state();
+            let before = state.previous.remove(name);
+            (before, state.live.get(name).map(|live| live.taken.sha256.clone()), state.known())
+        };
+        if live.is_some_and(|live| self.upgrades.get(&live).is_some()) {
+            self.taken(name);
         }
-        let Some(before) = state.previous.remove(name) else { return };
+        let Some(before) = before else { return };
         let sha256 = &before.taken.sha256;
-        let offered = [&state.live, &state.assigned, &state.found].into_iter().flat_map(Offered::values);
-        let pending = state.pending.values().map(|(_, plugin)| plugin);
-        let refused = state.refused.values().filter_map(|refused| refused.taken.as_ref());
-        let mut known = offered.chain(pending).map(|plugin| &plugin.taken).chain(refused);
         // A change that waits for its turn may go back to it.
         let is_held = Arc::strong_count(&before) > 1;
-        if !is_held && known.all(|taken| taken.sha256 != *sha256) {
+        if !is_held && !known.contains(sha256) {
             // Its copy would stay for ever. If it is mapped, that is not touched by this.
             for kind in ["so", "json"] {
                 let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));

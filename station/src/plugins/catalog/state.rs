@@ -18,8 +18,8 @@ pub(super) struct State {
     pub(super) found: Offered,
     /// Newer files of plugins that are offered: to be taken once what runs is known to fit.
     pub(super) pending: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
-    /// Plugins that the configuration asks for and that cannot be had: the build before goes on.
-    pub(super) stand_ins: BTreeSet<String>,
+    /// Plugins that the configuration asks for, by sha256, and that cannot be had: the build before goes on.
+    pub(super) stand_ins: BTreeMap<String, String>,
     /// What was replaced, as long as it may have to come back.
     pub(super) previous: Offered,
     /// Files that are not used, and why.
@@ -36,7 +36,8 @@ impl State {
     /// what runs is known to fit it. Answers what is not offered any more.
     pub(super) fn take_found(&mut self, found: Offered) -> BTreeSet<String> {
         let State { assigned, stand_ins, .. } = self;
-        let stays = |name: &String| found.contains_key(name) || assigned.contains_key(name) || stand_ins.contains(name);
+        let stays =
+            |name: &String| found.contains_key(name) || assigned.contains_key(name) || stand_ins.contains_key(name);
         let gone = self.live.keys().filter(|name| !stays(name)).cloned().collect();
         self.live.retain(|name, _| stays(name));
         self.pending.retain(|name, _| assigned.contains_key(name));
@@ -53,6 +54,14 @@ impl State {
         }
         self.found = found;
         gone
+    }
+
+    /// The hashes of all that is offered, asked for or was looked at.
+    pub(super) fn known(&self) -> BTreeSet<String> {
+        let plugins = [&self.live, &self.assigned, &self.found].into_iter().flat_map(Offered::values);
+        let pending = self.pending.values().map(|(_, plugin)| plugin);
+        let refused = self.refused.values().filter_map(|refused| refused.taken.as_ref());
+        plugins.chain(pending).map(|plugin| &plugin.taken).chain(refused).map(|taken| taken.sha256.clone()).collect()
     }
 
     /// Whether a build was put in the place of another and what runs is being moved to it.

@@ -1,0 +1,88 @@
+//! The end of instances: in the order of their needs, with a time-out; also of those that an earlier station left.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{Stopping, Supervisor, lock};
+use crate::instance::{self, Ended, Order, Surroundings};
+use crate::spec::Key;
+
+/// How much longer than its stop time-out an instance may take to hear that it is to end: it may be starting.
+const ENDING_GRACE: Duration = Duration::from_secs(10);
+/// How long what an earlier station left of a forgotten instance may take to stop.
+const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// Instances in the order in which they end: those that need others before those they need.
+    pub(super) fn levels(&self, keys: &BTreeSet<Key>) -> Vec<BTreeSet<Key>> {
+        let (mut levels, mut left) = (Vec::new(), keys.clone());
+        while !left.is_empty() {
+            let needs = left.iter().flat_map(|key| self.instances[key].spec.settings.needs.iter());
+            let needed: BTreeSet<Key> = needs.filter_map(|need| need.parse().ok()).collect();
+            let mut level: BTreeSet<Key> = left.difference(&needed).cloned().collect();
+            if level.is_empty() {
+                // A circle cannot be planned, but must not hang a shutdown either.
+                level.clone_from(&left);
+            }
+            left = left.difference(&level).cloned().collect();
+            levels.push(level);
+        }
+        levels
+    }
+
+    pub(super) async fn tell_to_end(&mut self, keys: &BTreeSet<Key>, detach: bool) {
+        for key in keys {
+            let Some(entry) = self.instances.remove(key) else { continue };
+            lock(&self.orders).remove(key);
+            let (done, answer) = oneshot::channel();
+            let _ = entry.orders.send(Order::End { detach, done }).await;
+            self.ending.push((key.clone(), entry.spec.settings.stop_timeout, answer));
+        }
+    }
+
+    pub(super) async fn wait_until_ended(&mut self) -> Result<(), Stopping> {
+        let stopping = self.stopping.clone();
+        if self.ended(false, Some(stopping)).await { Ok(()) } else { Err(Stopping) }
+    }
+
+    /// Waits for all that were told to end; false if it was not worth waiting any more.
+    pub(super) async fn ended(&mut self, detach: bool, unless: Option<CancellationToken>) -> bool {
+        let unless = unless.unwrap_or_default();
+        let longest = self.ending.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
+        let until = tokio::time::Instant::now() + longest.saturating_add(ENDING_GRACE);
+        while let Some((key, _, answer)) = self.ending.last_mut() {
+            let answer = tokio::select! {
+                answer = tokio::time::timeout_at(until, answer) => answer,
+                () = unless.cancelled() => return false,
+            };
+            if answer.is_err() || answer == Ok(Ok(Ended::Late)) {
+                self.late.push(key.to_string());
+            }
+            if !detach {
+                self.around.board.remove(key);
+            }
+            self.ending.pop();
+        }
+        true
+    }
+}
+
+/// Ends what an earlier station left of instances other than these.
+pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut ending = tokio::task::JoinSet::new();
+    for instance in folders(&around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
+        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let role = instance.parent().map(name).unwrap_or_default();
+        let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
+        if !keep.contains(&key) {
+            let around = around.clone();
+            ending.spawn(async move { instance::abandon(&around, &key, FORGOTTEN_STOP).await });
+        }
+    }
+    ending.join_all().await;
+}
