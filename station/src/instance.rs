@@ -45,13 +45,22 @@ pub(crate) struct Surroundings {
 /// What an instance is told.
 pub(crate) enum Order {
     /// Take this specification.
-    Update(Box<Spec>, oneshot::Sender<Updated>),
+    Update(Box<Spec>, Unwilling, oneshot::Sender<Updated>),
     /// Begin, after having been made or paused.
     Go,
     /// End for good.
     End { detach: bool, done: oneshot::Sender<Ended> },
     /// An operator's wish.
     Operator(Action, oneshot::Sender<()>),
+}
+
+/// What becomes of an instance that cannot be moved to another build of its plugin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unwilling {
+    /// It refuses.
+    GoesOn,
+    /// It stops, and begins anew there when told to: the build that it is on is not offered any more.
+    Stops,
 }
 
 /// How an update went.
@@ -156,7 +165,7 @@ impl Runner {
     /// What an order means to an instance that has nothing running.
     async fn rest(&mut self, order: Order) -> Phase {
         match order {
-            Order::Update(spec, done)
+            Order::Update(spec, _, done)
                 if self.state() == Some(State::Stopped) && differs_in_build(&self.spec, &spec) =>
             {
                 // Nobody asked for anything but another build: what an operator stopped stays so.
@@ -164,7 +173,7 @@ impl Runner {
                 let _ = done.send(Updated::InPlace);
                 Phase::Idle
             }
-            Order::Update(spec, done) => {
+            Order::Update(spec, _, done) => {
                 self.abandon().await;
                 // A failure of the old configuration is not one of the new.
                 self.show(State::Waiting, "");
@@ -391,19 +400,28 @@ impl Runner {
                 Phase::Over
             }
             Some(Order::Go) => Phase::Active(started),
-            Some(Order::Update(spec, done)) if moves(&self.spec, &spec) => match self.move_role(started, &spec).await {
-                Ok(moved) => {
-                    self.take(*spec);
-                    let _ = done.send(Updated::InPlace);
-                    self.show(State::Active, "");
-                    Phase::Active(moved)
+            Some(Order::Update(spec, unwilling, done)) if moves(&self.spec, &spec) => {
+                match self.move_role(started, &spec).await {
+                    Ok(moved) => {
+                        self.take(*spec);
+                        let _ = done.send(Updated::InPlace);
+                        self.show(State::Active, "");
+                        Phase::Active(moved)
+                    }
+                    Err((old, why)) if unwilling == Unwilling::Stops => {
+                        self.show(State::Stopping, format!("to go back to the build before: {why}"));
+                        self.stop_role(old, false).await;
+                        self.take(*spec);
+                        let _ = done.send(Updated::Paused);
+                        Phase::Paused
+                    }
+                    Err((old, why)) => {
+                        let _ = done.send(Updated::Refused(why));
+                        Phase::Active(old)
+                    }
                 }
-                Err((old, why)) => {
-                    let _ = done.send(Updated::Refused(why));
-                    Phase::Active(old)
-                }
-            },
-            Some(Order::Update(spec, done)) => {
+            }
+            Some(Order::Update(spec, _, done)) => {
                 let in_place = started.work.is_some() || self.state() == Some(State::Active);
                 match in_place {
                     true if self.update_role(&mut started, &spec).await => {
@@ -462,7 +480,7 @@ impl Runner {
 }
 
 /// Whether a specification asks for the same role from another build of its plugin.
-fn moves(from: &Spec, to: &Spec) -> bool {
+pub(crate) fn moves(from: &Spec, to: &Spec) -> bool {
     from.carrier.is_some()
         && to.carrier.is_some()
         && from.carrier != to.carrier
@@ -470,7 +488,7 @@ fn moves(from: &Spec, to: &Spec) -> bool {
 }
 
 /// Whether a specification asks for another build of its plugin and nothing else.
-fn differs_in_build(from: &Spec, to: &Spec) -> bool {
+pub(crate) fn differs_in_build(from: &Spec, to: &Spec) -> bool {
     moves(from, to) && Spec { carrier: to.carrier.clone(), ..from.clone() } == *to
 }
 

@@ -92,6 +92,16 @@ impl RoleTable {
         linked.or_else(|| self.plugin(role)?.factory(role.as_str(), isolation))
     }
 
+    /// What makes this instance: of the build that it is made for, also while another is being tried.
+    pub(crate) fn factory_of(&self, spec: &Spec) -> Option<Arc<dyn RoleFactory>> {
+        let (role, isolation) = (&spec.key.role, spec.settings.isolation);
+        let build = spec.carrier.as_ref().and_then(|carrier| self.catalog()?.build(carrier));
+        match build {
+            Some(build) => build.factory(role.as_str(), isolation),
+            None => self.factory(role, isolation),
+        }
+    }
+
     /// The catalog of plugins, where there is one.
     pub(crate) fn catalog(&self) -> Option<&Arc<Catalog>> {
         match &self.plugins {

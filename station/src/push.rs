@@ -40,16 +40,20 @@ impl Push {
         let applied = saved.accepted.as_ref().map(|accepted| accepted.applied).into();
         let push = Self { saved: Mutex::new(saved), applied, local, roles, supervisor, link: link.clone() };
         let saved = push.saved.lock().await;
-        let target = push.accepted_target(&saved).await;
+        let target = push.accepted_target(&saved, true).await;
         push.supervisor.commit(target).await;
+        if let Some(catalog) = push.roles.catalog() {
+            let asked = saved.document().plugins.values().map(ToString::to_string).collect();
+            catalog.sweep(&asked).await;
+        }
         drop(saved);
         Arc::new(push)
     }
 
     /// What the host configures and what was accepted, as far as it can run now.
-    async fn accepted_target(&self, saved: &Saved) -> Target {
+    async fn accepted_target(&self, saved: &Saved, starting: bool) -> Target {
         let document = saved.document();
-        let (roles, plugins, given_up) = self.offering(&document).await;
+        let (roles, plugins, given_up) = self.offering(&document, starting).await;
         // What was accepted holds until the next push, which would be refused for the clash.
         let mut local = self.local.document.clone();
         take_clashes(&mut local, &document);
@@ -57,6 +61,7 @@ impl Push {
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
         target.complete &= !saved.damaged;
+        target.resuming = starting;
         target.digest = saved.accepted.as_ref().map(|accepted| accepted.applied.digest);
         (target.plugins, target.given_up) = (plugins, given_up);
         target
@@ -64,20 +69,25 @@ impl Push {
 
     /// The roles that an accepted configuration can have now, and how they come to be offered: its own plugins as far as they
     /// can be had, and newer files of others if what runs can be configured with them.
-    async fn offering(&self, document: &Document) -> (RoleTable, Option<Offering>, BTreeMap<String, String>) {
+    async fn offering(
+        &self,
+        document: &Document,
+        starting: bool,
+    ) -> (RoleTable, Option<Offering>, BTreeMap<String, String>) {
         let Some(catalog) = self.roles.catalog() else {
             return (self.roles.as_ref().clone(), None, BTreeMap::new());
         };
         let mut prepared = match catalog.has(&document.plugins) {
             true => None,
-            false => Some(catalog.prepare_accepted(&document.plugins).await),
+            false => Some(catalog.prepare_accepted(&document.plugins, starting).await),
         };
         for (plugin, error) in prepared.iter().flat_map(|prepared| &prepared.lacking) {
             tracing::error!(plugin, code = error.code(), "a plugin of the configuration is not used: it {error}");
         }
         let mut offered = prepared.as_ref().map_or_else(|| catalog.offered(), |prepared| prepared.offered.clone());
         let mut newer = Vec::new();
-        for (name, plugin) in catalog.pending() {
+        // What is newer is tried in the place of something that runs.
+        for (name, plugin) in catalog.pending().into_iter().filter(|_| !starting) {
             let newest = plugin.carrier();
             let asked_for = document.plugins.get(name.as_str());
             if asked_for.is_some_and(|sha256| sha256.to_string() != newest.sha256) {
@@ -92,10 +102,11 @@ impl Push {
             }
         }
         let given_up = prepared.as_mut().map(|prepared| std::mem::take(&mut prepared.given_up)).unwrap_or_default();
-        let offer = move |catalog: &Catalog, running: &[&Spec]| {
-            let mut replaced = prepared.map(|prepared| catalog.assign(prepared, running)).unwrap_or_default();
-            replaced.extend(newer.iter().filter_map(|newest| catalog.take_pending(newest, running)));
-            replaced
+        let offer = move |catalog: &Catalog| {
+            if let Some(prepared) = prepared {
+                catalog.assign(prepared);
+            }
+            newer.iter().for_each(|newest| catalog.take_pending(newest));
         };
         (self.roles.with(offered), Some(Box::new(offer)), given_up)
     }
@@ -120,8 +131,7 @@ impl Push {
     pub(crate) async fn reconsider(&self) {
         let saved = self.saved.lock().await;
         let Some(place) = self.supervisor.reserve().await else { return };
-        let mut target = self.accepted_target(&saved).await;
-        target.resuming = false;
+        let target = self.accepted_target(&saved, false).await;
         place.commit(target);
     }
 
@@ -218,6 +228,16 @@ impl Push {
             ..self.problem()
         });
         let mut problems: Vec<_> = lacking.collect();
+        // As long as a newer build is being tried nobody knows which of the two will run.
+        let tried = self.roles.catalog().map(|catalog| catalog.proven_beside_tried()).unwrap_or_default();
+        let tried = tried.into_iter().filter(|(name, _)| !plugins.contains_key(name.as_str())).collect::<Offered>();
+        if let Some(prepared) = prepared.as_ref().filter(|_| !tried.is_empty()) {
+            let offered = prepared.offered.clone().into_iter().chain(tried).collect();
+            let before = self.roles.with(offered);
+            let local = self.target(&self.local.document, &before).await;
+            let wrong = plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before).await.err();
+            problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
+        }
         let local = self.target(&self.local.document, &roles).await;
         match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles).await {
             Ok(specs) if problems.is_empty() => Ok(Planned { specs, local, prepared }),
@@ -269,9 +289,7 @@ impl Push {
         let Target { specs: mut all, impossible, complete, .. } = local;
         all.extend(specs);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
-        let plugins = prepared.map(|prepared| {
-            Box::new(move |catalog: &Catalog, running: &[&Spec]| catalog.assign(prepared, running)) as Offering
-        });
+        let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
         let digest = Some(offer.digest);
         place.commit(Target {
             specs: all,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_protocol::Digest;
-use quilt_protocol::control::{Problem, ProblemCode, State};
+use quilt_protocol::control::{Owner, Problem, ProblemCode, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use self::ending::sweep;
 use self::handle::{Message, Orders, lock};
 use crate::board::Board;
 use crate::commands::Commands;
-use crate::instance::{self, Beginning, Ended, Order, Surroundings, Updated};
+use crate::instance::{self, Beginning, Ended, Order, Surroundings, Unwilling, Updated, differs_in_build, moves};
 use crate::plan::RoleTable;
 use crate::plugins::Catalog;
 use crate::saved::Stopped;
@@ -54,8 +54,8 @@ pub(crate) struct Target {
     pub(crate) complete: bool,
 }
 
-/// Changes what a catalog offers; is told what runs. Names the plugins another build of which is to be tried.
-pub(crate) type Offering = Box<dyn FnOnce(&Catalog, &[&Spec]) -> Vec<String> + Send>;
+/// Changes what a catalog offers.
+pub(crate) type Offering = Box<dyn FnOnce(&Catalog) + Send>;
 
 /// Starts the supervisor, with nothing to supervise yet.
 pub(crate) fn start(setup: Setup) -> Handle {
@@ -128,7 +128,10 @@ impl Supervisor {
         while let Some(message) = inbox.recv().await {
             match message {
                 Message::Commit(target) => {
-                    let _ = self.commit(target).await;
+                    // A station that stops begins with what was being tried, and with what waited behind it, once it starts anew.
+                    if !self.stopping.is_cancelled() {
+                        let _ = self.commit(target).await;
+                    }
                     self.around.board.end_applying();
                 }
                 Message::ShutDown(detach, reply) => {
@@ -163,25 +166,13 @@ impl Supervisor {
         let Target { specs, impossible, resuming, digest, plugins, given_up, complete } = target;
         // Not before: what an earlier commit moves is made of what was offered then.
         let catalog = self.around.roles.catalog().cloned();
-        let replaced = match (plugins, &catalog) {
-            (Some(offer), Some(catalog)) => {
-                let running: Vec<&Spec> = self.instances.values().map(|entry| &entry.spec).collect();
-                offer(catalog, &running)
-            }
-            _ => Vec::new(),
-        };
-        let mut held = catalog.as_ref().map(|catalog| catalog.held()).unwrap_or_default();
+        if let (Some(offer), Some(catalog)) = (plugins, &catalog) {
+            offer(catalog);
+        }
         self.digest = digest;
         self.around.board.forget_held_back(digest);
         let mut wanted: BTreeMap<Key, Spec> = specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
-        for spec in wanted.values_mut() {
-            // An upgrade that was under way while this was put together may have been given up since.
-            let carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
-            if let Some(held) = held.remove(&spec.key).filter(|held| held.owner == spec.owner) {
-                *spec = held;
-            }
-            spec.carrier = carrier;
-        }
+        self.hold(&mut wanted);
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         // First: a station that dies while it stops them must not take them for stopped by an operator.
         let known: BTreeSet<Key> = wanted.keys().chain(impossible.iter().map(|(spec, _)| &spec.key)).cloned().collect();
@@ -198,19 +189,16 @@ impl Supervisor {
         self.sweep_once(complete, known, &impossible).await?;
 
         let mut begin = self.update(&wanted).await?;
-        // Those that nothing had to be moved to. What was gone back from is not among them any more.
-        for (catalog, plugin) in catalog.iter().flat_map(|catalog| replaced.iter().map(move |plugin| (catalog, plugin)))
-        {
-            catalog.settled(plugin);
-        }
+        // An upgrade may have failed: then this is what goes on without it.
+        wanted.retain(|key, _| !self.instances.contains_key(key));
+        self.hold(&mut wanted);
+        self.show_held(&mut wanted);
         for (key, spec) in wanted {
-            if !self.instances.contains_key(&key) {
-                let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
-                let orders = instance::make(self.around.clone(), spec.clone(), beginning);
-                lock(&self.orders).insert(key.clone(), orders.clone());
-                self.instances.insert(key.clone(), Entry { spec, orders });
-                begin.insert(key);
-            }
+            let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
+            let orders = instance::make(self.around.clone(), spec.clone(), beginning);
+            lock(&self.orders).insert(key.clone(), orders.clone());
+            self.instances.insert(key.clone(), Entry { spec, orders });
+            begin.insert(key);
         }
         for key in begin {
             let _ = self.instances[&key].orders.send(Order::Go).await;
@@ -221,7 +209,46 @@ impl Supervisor {
                 self.around.board.update(key, |report| report.held_back = Some((digest, why.clone())));
             }
         }
+        if let Some(catalog) = catalog {
+            let running: Vec<&Spec> = self.instances.values().map(|entry| &entry.spec).collect();
+            catalog.is_done(&running);
+        }
         Ok(())
+    }
+
+    /// Puts the specification that goes on in the place of one that is meant for another build of its plugin.
+    fn hold(&self, wanted: &mut BTreeMap<Key, Spec>) {
+        let Some(catalog) = self.around.roles.catalog() else { return };
+        let mut held = catalog.held();
+        let all: BTreeSet<String> = wanted.keys().chain(self.instances.keys()).map(|key| key.to_string()).collect();
+        for spec in wanted.values_mut() {
+            // An upgrade that was under way while this was put together may have been given up since.
+            let carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
+            if let Some(mut held) = held.running.remove(&spec.key).filter(|held| held.owner == spec.owner) {
+                // It may have needed what is gone.
+                held.settings.needs.retain(|need| all.contains(need));
+                *spec = held;
+            }
+            spec.carrier = carrier;
+        }
+    }
+
+    /// Takes out what would begin with a configuration that is meant for another build of its plugin, and says so.
+    fn show_held(&mut self, wanted: &mut BTreeMap<Key, Spec>) {
+        let Some(held) = self.around.roles.catalog().map(|catalog| catalog.held()) else { return };
+        let is_held = |spec: &Spec| {
+            let plugin = spec.carrier.as_ref().map(|carrier| &carrier.plugin)?;
+            let waits = spec.owner == Owner::Fleet && !held.running.contains_key(&spec.key);
+            held.plugins.get(plugin).filter(|_| waits).cloned()
+        };
+        wanted.retain(|key, spec| {
+            let Some(plugin) = is_held(spec) else { return true };
+            let why = format!("it is meant for a build of plugin {plugin} that was not taken");
+            self.around.board.put(spec);
+            self.around.board.state(key, State::Failed, why);
+            self.impossible.insert(key.clone());
+            false
+        });
     }
 
     /// Ends what an earlier station left, beside what goes on: it can take its time. Commits that come later wait for it, since
@@ -284,11 +311,8 @@ impl Supervisor {
         for level in self.levels(&changed) {
             let mut answers = Vec::new();
             for key in level {
-                // A changed configuration starts what an operator stopped.
-                if let Err(error) = self.stopped.set(&key.to_string(), false) {
-                    tracing::error!(%error, "cannot record what is stopped");
-                }
-                let answer = self.order(&key, wanted[&key].clone()).await;
+                self.starts_again(&key);
+                let answer = self.order(&key, wanted[&key].clone(), Unwilling::GoesOn).await;
                 answers.push((key, answer));
             }
             for (key, answer) in answers {
@@ -307,41 +331,52 @@ impl Supervisor {
         keys: Vec<Key>,
         wanted: &BTreeMap<Key, Spec>,
     ) -> Result<BTreeSet<Key>, Stopping> {
-        let (mut paused, mut moved) = (BTreeSet::new(), Vec::new());
-        for key in &keys {
+        // What runs comes first, since only that can say no: the rest is not touched before all of it has moved.
+        let runs = |key: &Key| self.around.board.get(key).is_some_and(|report| report.state.is_healthy());
+        let (first, last): (Vec<Key>, Vec<Key>) =
+            keys.into_iter().partition(|key| runs(key) && moves(&self.instances[key].spec, &wanted[key]));
+        let (mut paused, mut ordered) = (BTreeSet::new(), Vec::new());
+        for key in first.iter().chain(&last) {
             let before = self.instances[key].spec.clone();
-            let answer = self.order(key, wanted[key].clone()).await;
+            let answer = self.order(key, wanted[key].clone(), Unwilling::GoesOn).await;
             match self.answered(answer).await? {
-                Some(Updated::InPlace) => moved.push((key.clone(), before)),
                 Some(Updated::Refused(why)) => {
                     self.entry(key).spec = before;
                     let why = format!("{key}: {why}");
                     let text = self.around.roles.catalog().and_then(|catalog| catalog.revert(plugin, &why));
                     let text = text.unwrap_or(why);
-                    for (key, before) in moved.into_iter().rev() {
-                        let answer = self.order(&key, before).await;
+                    for (key, before) in ordered.into_iter().rev() {
+                        let answer = self.order(&key, before, Unwilling::Stops).await;
                         if self.answered(answer).await? != Some(Updated::InPlace) {
                             paused.insert(key);
                         }
                     }
                     let digest = self.digest;
-                    for key in &keys {
-                        self.around
-                            .board
-                            .update(key, |report| report.held_back = digest.map(|digest| (digest, text.clone())));
+                    for key in first.iter().chain(&last) {
+                        let held_back = digest.map(|digest| (digest, text.clone()));
+                        self.around.board.update(key, |report| report.held_back = held_back);
                     }
                     return Ok(paused);
                 }
-                _ => drop(paused.insert(key.clone())),
+                Some(Updated::InPlace) => {}
+                Some(Updated::Paused) | None => drop(paused.insert(key.clone())),
+            }
+            ordered.push((key.clone(), before));
+        }
+        for (key, before) in ordered {
+            self.around.board.update(&key, |report| report.held_back = None);
+            if !differs_in_build(&before, &wanted[&key]) {
+                self.starts_again(&key);
             }
         }
-        if let Some(catalog) = self.around.roles.catalog() {
-            catalog.settled(plugin);
-        }
-        for key in &keys {
-            self.around.board.update(key, |report| report.held_back = None);
-        }
         Ok(paused)
+    }
+
+    /// A changed configuration starts what an operator stopped.
+    fn starts_again(&self, key: &Key) {
+        if let Err(error) = self.stopped.set(&key.to_string(), false) {
+            tracing::error!(%error, "cannot record what is stopped");
+        }
     }
 
     fn entry(&mut self, key: &Key) -> &mut Entry {
@@ -349,10 +384,10 @@ impl Supervisor {
     }
 
     /// Hands an instance another specification.
-    async fn order(&mut self, key: &Key, spec: Spec) -> oneshot::Receiver<Updated> {
+    async fn order(&mut self, key: &Key, spec: Spec, unwilling: Unwilling) -> oneshot::Receiver<Updated> {
         let (done, answer) = oneshot::channel();
         let entry = self.entry(key);
-        let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), done)).await;
+        let _ = entry.orders.send(Order::Update(Box::new(spec.clone()), unwilling, done)).await;
         entry.spec = spec;
         answer
     }

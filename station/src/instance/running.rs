@@ -32,7 +32,7 @@ impl Runner {
     pub(super) async fn start_role(&mut self) -> Result<Started, String> {
         let resuming = self.resuming;
         self.left_over = true;
-        let factory = self.around.roles.factory(&self.key.role, self.spec.settings.isolation);
+        let factory = self.around.roles.factory_of(&self.spec);
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
         let log = self.log_dir();

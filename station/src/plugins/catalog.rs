@@ -20,10 +20,9 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 pub(crate) use self::offering::Prepared;
 
 use self::state::{Refused, State};
-use self::upgrades::Replaced;
 use super::child::Keeper;
 use super::intake::{self, Taken};
-use super::kept::{Kept, Upgrade};
+use super::kept::{Kept, Settled};
 use super::{LoadError, Manifest, RUNTIME, Trust, trace};
 use crate::session::Link;
 use crate::spec::Isolation;
@@ -53,8 +52,8 @@ pub(crate) struct Catalog {
     setup: Setup,
     /// By sha256: what crashed while it was loaded, and how. Not loaded again before an operator allows it.
     quarantine: Arc<Kept<String>>,
-    /// By sha256: newer builds that are being tried or were not taken.
-    upgrades: Kept<Upgrade>,
+    /// By plugin: the build that is known to work, and those that are not.
+    settled: Kept<Settled>,
     /// One at a time: two that fetch the same file would write into each other's.
     fetching: AsyncMutex<()>,
     state: Mutex<State>,
@@ -114,7 +113,7 @@ impl Catalog {
         trace::follow_the_filter();
         files::create_private_dir(&setup.folder)?;
         let quarantine = Kept::open(&setup.folder, "quarantine.json");
-        let upgrades = Kept::open(&setup.folder, "upgrades.json");
+        let settled = Kept::open(&setup.folder, "settled.json");
         for marker in fs::read_dir(&setup.folder)?.flatten().map(|entry| entry.path()) {
             if marker.extension().is_some_and(|extension| extension == "running") {
                 let sha256 = marker.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -126,7 +125,7 @@ impl Catalog {
         }
         Ok(Arc::new(Self {
             quarantine: Arc::new(quarantine),
-            upgrades,
+            settled,
             setup,
             state: Mutex::default(),
             looking: AsyncMutex::default(),
@@ -253,44 +252,31 @@ impl Catalog {
             let (this, path, taken) = (self.clone(), path.clone(), taken.clone());
             loading.spawn(async move {
                 let given_up = this.given_up(&name, &taken.sha256);
-                let mut before = None;
-                if given_up.is_some() {
-                    before = this.before(&name, &taken.sha256, &path).await;
-                }
-                let loaded = match (given_up.filter(|_| before.is_some()), known) {
+                let proven = this.proven(&name, &taken.sha256, &path).await;
+                let loaded = match (given_up.filter(|_| proven.is_some()), known) {
                     (Some(why), _) => Err(LoadError::Upgrade(why)),
                     (None, Some(known)) => Ok(known),
                     (None, None) => this.load(&path, &taken).await.map(Arc::new),
                 };
-                if let Err(error) = &loaded
-                    && before.is_none()
-                {
-                    before = this.before(&name, &taken.sha256, &path).await;
-                    if let Some(before) = &before {
-                        let (from, to) = (before.taken.sha256.clone(), taken.sha256.clone());
-                        let given_up = match error {
-                            LoadError::Upgrade(why) => Some(why.clone()),
-                            _ => None,
-                        };
-                        this.not_taken(&Replaced { plugin: name.clone(), from, to }, given_up);
-                    }
-                }
-                (name, path, taken, loaded, before)
+                (name, path, taken, loaded, proven)
             });
         }
         let mut loaded = loading.join_all().await;
         // What goes on comes before what is new: a role stays with whoever has it.
         loaded.sort_by(|a, b| (a.4.is_none(), &a.0).cmp(&(b.4.is_none(), &b.0)));
-        for (name, path, taken, loaded, before) in loaded {
+        let mut begun_with = Offered::new();
+        for (name, path, taken, loaded, proven) in loaded {
             let others = offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
             let checked = |plugin: Arc<Plugin>| self.check_roles(&plugin, &others).map(|()| plugin);
+            let proven = proven.and_then(|proven| checked(proven).ok());
+            begun_with.extend(proven.iter().map(|proven| (name.clone(), proven.clone())));
             match loaded.and_then(checked) {
                 Ok(plugin) => drop(found.insert(name, plugin)),
                 Err(error) => {
                     let refusal = Refused { error, taken: Some(taken) };
                     refused.insert(path, refusal);
-                    let before = before.or_else(|| self.state().live.get(&name).cloned());
-                    found.extend(before.and_then(|before| checked(before).ok()).map(|before| (name, before)));
+                    let goes_on = proven.or_else(|| checked(self.state().live.get(&name).cloned()?).ok());
+                    found.extend(goes_on.map(|goes_on| (name, goes_on)));
                 }
             }
         }
@@ -304,9 +290,9 @@ impl Catalog {
             // What is in the folder of private copies was asked for by a configuration.
             state.refused.retain(|path, _| path.starts_with(&self.setup.folder));
             state.refused.extend(refused);
-            state.take_found(found)
+            state.take_found(found, begun_with)
         };
-        gone.iter().for_each(|name| self.taken(name));
+        self.forget(&gone);
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -327,7 +313,7 @@ impl Catalog {
             let all = refused.chain(state.live.values().map(|plugin| &plugin.taken));
             all.filter(|taken| taken.inspection.name == which).map(|taken| taken.sha256.clone()).collect()
         };
-        if !self.quarantine.forget(|sha256, _| sha256 == which || named.contains(sha256)) {
+        if !self.quarantine.forget(|sha256| sha256 == which || named.contains(sha256)) {
             return Err(format!("no plugin {which} is quarantined; `quiltctl plugin list` shows them"));
         }
         self.reload().await;
@@ -336,6 +322,7 @@ impl Catalog {
 
     /// Looks at every file anew, now.
     pub(crate) async fn reload(self: &Arc<Self>) {
+        self.allow_again();
         {
             let mut state = self.state();
             // Also what the configuration asks for and was not taken.
@@ -345,16 +332,6 @@ impl Catalog {
                 }
             }
         }
-        let tried: BTreeSet<String> = {
-            let state = self.state();
-            let live = state.live.iter().map(|(name, plugin)| (name, &plugin.taken.sha256));
-            live.filter(|(name, sha256)| state.is_being_tried(name, sha256)).map(|(_, sha256)| sha256.clone()).collect()
-        };
-        self.upgrades.change(|sha256, upgrade| {
-            if !tried.contains(sha256) {
-                upgrade.given_up = None;
-            }
-        });
         self.looking.lock().await.clear();
         self.look(true).await;
         // Also if the folders have no news: what runs is to be moved to what was not taken.

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quilt_core::files;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::spec::Spec;
 
@@ -21,31 +22,43 @@ pub(super) struct Kept<T> {
 /// The longest file of them that is read, in bytes.
 const LENGTH_MAX: u64 = 64 << 20;
 
-/// By the sha256 of a newer build that is being tried or was not taken: what goes on without it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) struct Upgrade {
-    pub(super) plugin: String,
-    /// The sha256 of the build before.
-    pub(super) from: String,
-    /// What ran on it when the newer one was tried, as the fleet had configured it then.
+/// What is known to work of a plugin, and what is known not to.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Settled {
+    /// The sha256 of the build that ran when all was done that a configuration or a file had asked for.
+    pub(super) build: String,
+    /// What ran on it then for the fleet, as it was configured.
+    #[serde(default, deserialize_with = "readable")]
     pub(super) running: Vec<Spec>,
-    /// Why the newer one is not to be tried again before an operator says so; none if its file is judged anew.
-    pub(super) given_up: Option<String>,
+    /// By sha256: builds that were tried in its place, and why they were given up.
+    #[serde(default)]
+    pub(super) given_up: BTreeMap<String, String>,
+}
+
+/// A station of another version may have written more than is understood; the build counts all the same.
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Spec>, D::Error> {
+    let all = Vec::<Value>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(|spec| serde_json::from_value(spec).ok()).collect())
 }
 
 impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
     /// Reads a file of the folder.
     pub(super) fn open(folder: &Path, name: &str) -> Self {
         let path = folder.join(name);
+        let unreadable = |what: &str, error: String| {
+            tracing::error!(path = %path.display(), what, error, "what was kept of plugins cannot be read; it begins anew");
+        };
         let values = match read(&path) {
-            Ok(json) => serde_json::from_slice(&json).map_err(|error| error.to_string()),
+            Ok(json) => serde_json::from_slice::<BTreeMap<String, Value>>(&json).map_err(|error| error.to_string()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(error.to_string()),
         };
-        let values = values.unwrap_or_else(|error| {
-            tracing::error!(path = %path.display(), error, "what was kept of plugins cannot be read; it begins anew");
-            BTreeMap::new()
+        let values = values.inspect_err(|error| unreadable("all", error.clone())).unwrap_or_default();
+        let values = values.into_iter().filter_map(|(key, value)| {
+            let value = serde_json::from_value(value).inspect_err(|error| unreadable(&key, error.to_string()));
+            Some((key, value.ok()?))
         });
+        let values = values.collect();
         Self { path, values: Mutex::new(values) }
     }
 
@@ -65,30 +78,31 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         self.values().get(key).cloned()
     }
 
-    /// Puts a value in; the disk is left alone if it is there already.
-    pub(super) fn put(&self, key: &str, value: T) {
-        let mut values = self.values();
-        if values.get(key) != Some(&value) {
-            values.insert(key.to_owned(), value);
-            self.save(&values);
-        }
+    /// All of them.
+    pub(super) fn all(&self) -> BTreeMap<String, T> {
+        self.values().clone()
     }
 
-    /// Changes every value.
-    pub(super) fn change(&self, mut how: impl FnMut(&str, &mut T)) {
+    /// Puts a value in.
+    pub(super) fn put(&self, key: &str, value: T) {
+        self.change(|values| drop(values.insert(key.to_owned(), value)));
+    }
+
+    /// Changes all of them at once; the disk is left alone if that changes nothing.
+    pub(super) fn change(&self, how: impl FnOnce(&mut BTreeMap<String, T>)) {
         let mut values = self.values();
         let before = values.clone();
-        values.iter_mut().for_each(|(key, value)| how(key, value));
+        how(&mut values);
         if *values != before {
             self.save(&values);
         }
     }
 
     /// Forgets the keys that `which` means; answers whether there were any.
-    pub(super) fn forget(&self, which: impl Fn(&str, &T) -> bool) -> bool {
+    pub(super) fn forget(&self, which: impl Fn(&str) -> bool) -> bool {
         let mut values = self.values();
         let before = values.len();
-        values.retain(|key, value| !which(key, value));
+        values.retain(|key, _| !which(key));
         let forgot = values.len() < before;
         if forgot {
             self.save(&values);

@@ -40,7 +40,10 @@ async fn a_child_at_its_limit_of_memory_dies_alone_and_comes_back_without_it() {
     }
     world
         .eventually("it is back", async |world| {
-            world.instance(TARGET).await.is_some_and(|view| view.state.name() == "active" && view.pid != Some(child))
+            world
+                .instance(TARGET)
+                .await
+                .is_some_and(|view| view.state.name() == "active" && view.pid.is_some_and(|pid| pid != child))
         })
         .await;
     assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "one");
@@ -58,7 +61,7 @@ async fn a_child_that_waits_for_memory_there_is_none_of_is_replaced() {
     world
         .eventually("it is back", async |world| {
             let view = world.instance("cam-1/eat_at_call/main").await.unwrap();
-            view.state.name() == "active" && view.pid != Some(child)
+            view.state.name() == "active" && view.pid.is_some_and(|pid| pid != child)
         })
         .await;
 }

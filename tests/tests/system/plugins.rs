@@ -273,7 +273,10 @@ async fn a_killed_child_ends_its_calls_as_lost_and_comes_back_while_others_notic
     client.call("cam-1/counter/main", &quilt_role_counter::api::Increment { by: 1 }).await.unwrap();
     world
         .eventually("it is back", async |world| {
-            world.instance(TARGET).await.is_some_and(|view| view.state.name() == "active" && view.pid != Some(child))
+            world
+                .instance(TARGET)
+                .await
+                .is_some_and(|view| view.state.name() == "active" && view.pid.is_some_and(|pid| pid != child))
         })
         .await;
     assert_eq!(client.call(TARGET, &Build {}).await.unwrap(), "one");
@@ -286,7 +289,10 @@ async fn a_child_that_is_stopped_by_a_signal_is_noticed_and_replaced() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child as i32), Signal::SIGSTOP).unwrap();
     world
         .eventually("it is replaced", async |world| {
-            world.instance(TARGET).await.is_some_and(|view| view.state.name() == "active" && view.pid != Some(child))
+            world
+                .instance(TARGET)
+                .await
+                .is_some_and(|view| view.state.name() == "active" && view.pid.is_some_and(|pid| pid != child))
         })
         .await;
     assert!(!is_alive(child));

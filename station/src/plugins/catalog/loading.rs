@@ -78,33 +78,6 @@ impl Catalog {
         Ok(manifest)
     }
 
-    /// What goes on if a build is not usable: what is offered now; after a start of the station, what it was to be upgraded
-    /// from. `file` is what it stands for.
-    pub(super) async fn before(&self, name: &str, unusable: &str, file: &Path) -> Option<Arc<Plugin>> {
-        let from = self.upgrades.get(unusable).filter(|upgrade| upgrade.plugin == name).map(|upgrade| upgrade.from);
-        let live = self.state().live.get(name).filter(|live| live.taken.sha256 != unusable).cloned();
-        let is_it = |live: &Arc<Plugin>| from.as_ref().is_none_or(|from| *from == live.taken.sha256);
-        if let Some(live) = live.as_ref().filter(|live| is_it(live)) {
-            return Some(live.clone());
-        }
-        let sha256 = from?;
-        match self.kept_copy(name, sha256.clone(), file).await {
-            Ok(plugin) => {
-                tracing::warn!(plugin = name, sha256, "the build before goes on");
-                Some(Arc::new(plugin))
-            }
-            Err(error) => {
-                tracing::error!(
-                    plugin = name,
-                    sha256,
-                    code = error.code(),
-                    "the build before cannot go on: it {error}"
-                );
-                live
-            }
-        }
-    }
-
     /// Loads a private copy that was made earlier.
     pub(super) async fn kept_copy(&self, name: &str, sha256: String, file: &Path) -> Result<Plugin, LoadError> {
         let (trust, copy) = (self.setup.trust.clone(), self.setup.folder.join(format!("{sha256}.so")));

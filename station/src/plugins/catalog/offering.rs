@@ -1,15 +1,13 @@
 //! Changes of what is offered: what a configuration asks for, newer builds, and back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use quilt_protocol::{Digest, Name};
 
-use super::upgrades::Replaced;
 use super::{Carrier, Catalog, Offered, Plugin};
 use crate::plugins::{LoadError, fetch};
-use crate::spec::Spec;
 
 /// What would be offered under a configuration, and what of it could not be had.
 #[derive(Default)]
@@ -28,6 +26,8 @@ pub(crate) struct Prepared {
     stand_ins: BTreeMap<String, String>,
     /// Plugins whose newer build was given up, and why.
     pub(crate) given_up: BTreeMap<String, String>,
+    /// Plugins that are to be tried once what is known to work runs.
+    later: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
     /// What is given up by the time this is offered is not tried once more.
     accepted: bool,
 }
@@ -70,20 +70,20 @@ impl Catalog {
         prepared
     }
 
-    /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, and what
-    /// cannot be loaded any more does not leave its role without a build: the one before goes on.
-    pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
+    /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, what cannot be
+    /// loaded any more does not leave its role without a build, and a station that starts begins with what is known to work.
+    pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>, starting: bool) -> Prepared {
         let mut prepared = Prepared { accepted: true, ..self.prepare(wanted).await };
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
             let given_up = self.given_up(name, &sha256);
             let assigned = prepared.assigned.get(name).cloned();
-            if assigned.is_some() && given_up.is_none() {
+            if assigned.is_some() && given_up.is_none() && !starting {
                 continue;
             }
             let file = self.setup.folder.join(format!("{sha256}.so"));
-            let Some(before) = self.before(name, &sha256, &file).await else { continue };
-            if self.check_roles(&before, &prepared.offered).is_err() {
+            let Some(proven) = self.proven(name, &sha256, &file).await else { continue };
+            if self.check_roles(&proven, &prepared.offered).is_err() {
                 continue;
             }
             match (assigned, given_up) {
@@ -91,9 +91,10 @@ impl Catalog {
                     prepared.given_up.insert(name.to_owned(), why.clone());
                     self.state().hold_back(file, &assigned.taken, &why);
                 }
-                _ => drop(prepared.stand_ins.insert(name.to_owned(), sha256)),
+                (Some(assigned), None) => drop(prepared.later.insert(name.to_owned(), (file, assigned))),
+                (None, _) => drop(prepared.stand_ins.insert(name.to_owned(), sha256)),
             }
-            prepared.change(name, Some(before));
+            prepared.change(name, Some(proven));
         }
         prepared
     }
@@ -119,12 +120,12 @@ impl Catalog {
         Ok(Arc::new(plugin))
     }
 
-    /// Offers what was prepared for a configuration that is accepted now. Names what another build takes the place of.
-    pub(crate) fn assign(&self, prepared: Prepared, running: &[&Spec]) -> Vec<String> {
-        let (mut replaced, mut tried, mut gone) = (Vec::new(), Vec::new(), BTreeSet::new());
+    /// Offers what was prepared for a configuration that is accepted now.
+    pub(crate) fn assign(&self, prepared: Prepared) {
+        let (mut tried, mut gone) = (Vec::new(), BTreeSet::new());
         let changed = {
             let mut state = self.state();
-            let mut changed = false;
+            let mut changed = !prepared.later.is_empty();
             for (name, plugin) in prepared.changes {
                 let Some(plugin) = plugin else {
                     changed |= state.live.remove(&name).is_some();
@@ -137,13 +138,11 @@ impl Catalog {
                 }
                 changed |= state.live.get(&name).is_none_or(|live| live.taken.sha256 != sha256);
                 if let Some(from) = state.replace(&name, plugin) {
-                    if prepared.wanted.contains(&sha256) {
-                        tried.push(Replaced { plugin: name.clone(), from, to: sha256 });
-                    }
-                    replaced.push(name);
+                    tried.push((name, from, sha256));
                 }
             }
             (state.assigned, state.stand_ins) = (prepared.assigned, prepared.stand_ins);
+            state.pending.extend(prepared.later);
             // What was fetched and not taken is of no interest once nobody asks for it; files in folders are looked at again.
             state.refused.retain(|path, refused| {
                 let is_asked_for = refused.taken.as_ref().is_some_and(|taken| prepared.wanted.contains(&taken.sha256));
@@ -151,13 +150,12 @@ impl Catalog {
             });
             changed
         };
-        gone.iter().for_each(|name| self.taken(name));
-        tried.iter().for_each(|tried| self.begin(tried, running));
+        self.forget(&gone);
+        tried.iter().for_each(|(name, from, to)| self.begin(name, from, to));
         // Only then: whoever hears of it looks at everything anew, and comes by here again.
         if changed {
             self.changed.send_modify(|count| *count += 1);
         }
-        replaced
     }
 
     /// Whether a configuration's plugins are those that were assigned.
@@ -175,21 +173,38 @@ impl Catalog {
         state.pending.iter().map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
     }
 
-    /// Offers a newer file instead of the one before. Answers its name if there was one.
-    pub(crate) fn take_pending(&self, newer: &Carrier, running: &[&Spec]) -> Option<String> {
+    /// What is known to work of plugins whose newer build is being tried.
+    pub(crate) fn proven_beside_tried(&self) -> Offered {
+        self.state().previous.clone()
+    }
+
+    /// The build that an instance was made for, as long as it is offered or may come back.
+    pub(crate) fn build(&self, carrier: &Carrier) -> Option<Arc<Plugin>> {
+        let state = self.state();
+        let builds = [&state.live, &state.previous].into_iter().filter_map(|all| all.get(&carrier.plugin));
+        builds.into_iter().find(|plugin| plugin.taken.sha256 == carrier.sha256).cloned()
+    }
+
+    /// Offers a newer file instead of the one before.
+    pub(crate) fn take_pending(&self, newer: &Carrier) {
         let Carrier { plugin: name, sha256 } = newer;
         let from = {
             let mut state = self.state();
             // It was another that is known to fit what runs.
-            state.pending.get(name).filter(|(_, plugin)| plugin.taken.sha256 == *sha256)?;
-            let (_, plugin) = state.pending.remove(name)?;
-            // Nobody asks for it any more.
-            state.live.get(name)?;
+            if state.pending.get(name).is_none_or(|(_, plugin)| plugin.taken.sha256 != *sha256) {
+                return;
+            }
+            let Some((_, plugin)) = state.pending.remove(name) else { return };
+            if !state.live.contains_key(name) {
+                // Nobody asks for it any more.
+                return;
+            }
             tracing::info!(plugin = name, version = plugin.manifest.version, "a newer plugin is offered");
-            state.replace(name, plugin)?
+            state.replace(name, plugin)
         };
-        self.begin(&Replaced { plugin: name.clone(), from, to: sha256.clone() }, running);
-        Some(name.clone())
+        if let Some(from) = from {
+            self.begin(name, &from, sha256);
+        }
     }
 
     /// Leaves a newer file aside: what runs does not fit it.
@@ -197,14 +212,15 @@ impl Catalog {
         let Carrier { plugin: name, sha256 } = newer;
         let from = {
             let mut state = self.state();
-            let is_it = state.pending.get(name).is_some_and(|(_, plugin)| plugin.taken.sha256 == *sha256);
-            let Some((path, plugin)) = state.pending.remove(name).filter(|_| is_it) else { return };
+            if state.pending.get(name).is_none_or(|(_, plugin)| plugin.taken.sha256 != *sha256) {
+                return;
+            }
+            let Some((path, plugin)) = state.pending.remove(name) else { return };
             state.hold_back(path, &plugin.taken, why);
             state.live.get(name).map(|live| live.taken.sha256.clone())
         };
         if let Some(from) = from {
-            let replaced = Replaced { plugin: name.clone(), from, to: sha256.clone() };
-            self.not_taken(&replaced, Some(why.to_owned()));
+            self.give_up(name, &from, sha256, why);
         }
     }
 
@@ -214,39 +230,12 @@ impl Catalog {
             let mut state = self.state();
             let before = state.previous.remove(name)?;
             let from = before.taken.sha256.clone();
-            let failed = state.live.insert(name.to_owned(), before);
-            if let Some(failed) = &failed {
-                state.hold_back(failed.file.clone(), &failed.taken, why);
-            }
+            let failed = state.live.insert(name.to_owned(), before)?;
+            state.hold_back(failed.file.clone(), &failed.taken, why);
             (from, failed)
         };
+        self.give_up(name, &from, &failed.taken.sha256, why);
         let build: String = from.chars().take(12).collect();
-        if let Some(failed) = failed {
-            let replaced = Replaced { plugin: name.to_owned(), from, to: failed.taken.sha256.clone() };
-            self.not_taken(&replaced, Some(why.to_owned()));
-        }
         Some(format!("plugin {name} was not upgraded: {why}; the build before, {build}, goes on"))
-    }
-
-    /// An upgrade is through: what was before is not needed any more.
-    pub(crate) fn settled(&self, name: &str) {
-        let (before, live, known) = {
-            let mut state = self.state();
-            let before = state.previous.remove(name);
-            (before, state.live.get(name).map(|live| live.taken.sha256.clone()), state.known())
-        };
-        if live.is_some_and(|live| self.upgrades.get(&live).is_some()) {
-            self.taken(name);
-        }
-        let Some(before) = before else { return };
-        let sha256 = &before.taken.sha256;
-        // A change that waits for its turn may go back to it.
-        let is_held = Arc::strong_count(&before) > 1;
-        if !is_held && !known.contains(sha256) {
-            // Its copy would stay for ever. If it is mapped, that is not touched by this.
-            for kind in ["so", "json"] {
-                let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));
-            }
-        }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) stand_ins: BTreeMap<String, String>,
     /// What was replaced, as long as it may have to come back.
     pub(super) previous: Offered,
+    /// Builds that were given up and are to be tried once more, by sha256.
+    pub(super) allowed: BTreeSet<String>,
     /// Files that are not used, and why.
     pub(super) refused: BTreeMap<PathBuf, Refused>,
 }
@@ -32,9 +34,12 @@ pub(super) struct Refused {
 }
 
 impl State {
-    /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something waits until
-    /// what runs is known to fit it. Answers what is not offered any more.
-    pub(super) fn take_found(&mut self, found: Offered) -> BTreeSet<String> {
+    /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something, or something
+    /// that is known to work, waits until what runs is known to fit it. Answers what is not offered any more.
+    pub(super) fn take_found(&mut self, found: Offered, proven: Offered) -> BTreeSet<String> {
+        for (name, plugin) in proven.into_iter().filter(|(name, _)| !self.assigned.contains_key(name)) {
+            self.live.entry(name).or_insert(plugin);
+        }
         let State { assigned, stand_ins, .. } = self;
         let stays =
             |name: &String| found.contains_key(name) || assigned.contains_key(name) || stand_ins.contains_key(name);
@@ -76,7 +81,8 @@ impl State {
         }
         let before = self.live.insert(name.to_owned(), plugin)?;
         let sha256 = before.taken.sha256.clone();
-        self.previous.insert(name.to_owned(), before);
+        // Of two that follow one another at once, the first is what is known to work.
+        self.previous.entry(name.to_owned()).or_insert(before);
         Some(sha256)
     }
 

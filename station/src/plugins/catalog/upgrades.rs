@@ -1,19 +1,28 @@
-//! Newer builds that are tried or were not taken, on record: the next start of the station goes on where this one is.
+//! What is known to work, on record, so that the next start of the station begins with it; and what was given up.
+//!
+//! A newer build is only ever tried in the place of one that runs. What a file or a configuration asks for is therefore not
+//! begun with if the record says that another build was the last to work: that one is begun with, with the configuration that it
+//! had, and then the newer one is tried as at any other time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 use quilt_protocol::control::Owner;
 
 use super::state::State;
 use super::{Catalog, Plugin};
-use crate::plugins::kept::Upgrade;
+use crate::plugins::kept::Settled;
 use crate::spec::{Key, Spec};
 
-/// A build that another takes the place of.
-pub(super) struct Replaced {
-    pub(super) plugin: String,
-    pub(super) from: String,
-    pub(super) to: String,
+/// What goes on as it was, whatever the configuration says now: that is meant for builds that were not taken.
+#[derive(Default)]
+pub(crate) struct Held {
+    /// The plugins.
+    pub(crate) plugins: BTreeSet<String>,
+    /// Their instances.
+    pub(crate) running: BTreeMap<Key, Spec>,
 }
 
 impl Catalog {
@@ -26,55 +35,146 @@ impl Catalog {
     pub(super) fn given_up_in(&self, state: &State, name: &str, sha256: &str) -> Option<String> {
         // What is being tried is on record as given up only for the next start of the station, and what is quarantined is
         // called so when it is loaded.
-        if state.is_being_tried(name, sha256) || self.quarantine.get(sha256).is_some() {
+        let is_judged_anew = state.is_being_tried(name, sha256) || state.allowed.contains(sha256);
+        if is_judged_anew || self.quarantine.get(sha256).is_some() {
             return None;
         }
-        self.upgrades.get(sha256).filter(|upgrade| upgrade.plugin == name)?.given_up
+        self.settled.get(name)?.given_up.remove(sha256)
     }
 
-    /// A newer build is about to be tried, in the place of the one that these instances run on. A station that ends in the
-    /// middle of it does not begin with it.
-    pub(super) fn begin(&self, replaced: &Replaced, running: &[&Spec]) {
-        let Replaced { plugin, from, to } = replaced;
-        let is_on = |spec: &Spec| spec.carrier.as_ref().is_some_and(|carrier| carrier.plugin == *plugin);
-        // What the host configures is read anew at every start.
-        let running = running.iter().filter(|spec| is_on(spec) && spec.owner == Owner::Fleet);
-        let upgrade = Upgrade {
-            plugin: plugin.clone(),
-            from: from.clone(),
-            running: running.map(|spec| (*spec).clone()).collect(),
-            given_up: Some("the station ended in the middle of the upgrade".into()),
-        };
-        let known = self.state().known();
-        // Every build that fails would leave its own.
-        self.upgrades.forget(|sha256, other| other.plugin == *plugin && !known.contains(sha256));
-        self.upgrades.put(to, upgrade);
+    /// Notes that a build is not to be tried any more in the place of `from`.
+    pub(super) fn give_up(&self, name: &str, from: &str, sha256: &str, why: &str) {
+        self.settled.change(|settled| {
+            let new = || Settled { build: from.to_owned(), ..Settled::default() };
+            let settled = settled.entry(name.to_owned()).or_insert_with(new);
+            settled.given_up.insert(sha256.to_owned(), why.to_owned());
+        });
+        self.state().allowed.remove(sha256);
     }
 
-    /// A newer build is not taken, now or until an operator says so.
-    pub(super) fn not_taken(&self, replaced: &Replaced, given_up: Option<String>) {
-        let Replaced { plugin, from, to } = replaced;
-        let known = self.upgrades.get(to).filter(|known| known.from == *from);
-        let running = known.map(|known| known.running).unwrap_or_default();
-        self.upgrades.put(to, Upgrade { plugin: plugin.clone(), from: from.clone(), running, given_up });
+    /// Notes that a build is about to be tried: a station that ends in the middle of it, for whatever reason, would otherwise
+    /// end in the same way again and again.
+    pub(super) fn begin(&self, name: &str, from: &str, sha256: &str) {
+        self.give_up(name, from, sha256, "the station ended in the middle of the upgrade");
     }
 
-    /// A build of a plugin is taken: nothing has to be known of the others.
-    pub(super) fn taken(&self, name: &str) {
-        self.upgrades.forget(|_, upgrade| upgrade.plugin == name);
+    /// Has every given-up build tried once more. On record it stays given up until it was.
+    pub(super) fn allow_again(&self) {
+        let given_up = self.settled.all().into_values().flat_map(|settled| settled.given_up.into_keys());
+        self.state().allowed.extend(given_up);
     }
 
-    /// What goes on as it was, whatever the configuration says now: it was meant for a build that was not taken.
-    pub(crate) fn held(&self) -> BTreeMap<Key, Spec> {
-        let held: Vec<String> = {
+    /// The plugin is not here any more.
+    pub(super) fn forget(&self, names: &BTreeSet<String>) {
+        self.settled.forget(|name| names.contains(name));
+    }
+
+    /// The build that is known to work, if it is another than this one: what runs, or at the start of the station what ran.
+    /// `file` is what it stands for.
+    pub(super) async fn proven(&self, name: &str, other_than: &str, file: &Path) -> Option<Arc<Plugin>> {
+        let runs = {
             let state = self.state();
-            let asked = state.assigned.iter().map(|(name, plugin)| (name, plugin.taken.sha256.clone()));
-            let asked = asked.chain(state.stand_ins.iter().map(|(name, sha256)| (name, sha256.clone())));
-            let is_live = |plugin: &Plugin, sha256: &str| plugin.taken.sha256 == *sha256;
-            let held = asked.filter(|(name, sha256)| state.live.get(*name).is_some_and(|live| !is_live(live, sha256)));
-            held.map(|(_, sha256)| sha256).collect()
+            state.previous.get(name).or_else(|| state.live.get(name)).cloned()
         };
-        let running = held.iter().filter_map(|sha256| self.upgrades.get(sha256)).flat_map(|upgrade| upgrade.running);
-        running.map(|spec| (spec.key.clone(), spec)).collect()
+        if let Some(runs) = runs {
+            return Some(runs).filter(|runs| runs.taken.sha256 != other_than);
+        }
+        let sha256 = self.settled.get(name)?.build;
+        if sha256 == other_than {
+            return None;
+        }
+        let copy = self.setup.folder.join(format!("{sha256}.so"));
+        // What was pushed stands for itself.
+        let file = if file.starts_with(&self.setup.folder) { &copy } else { file };
+        match self.kept_copy(name, sha256.clone(), file).await {
+            Ok(plugin) => {
+                tracing::info!(plugin = name, sha256, "begins with the build that ran before");
+                Some(Arc::new(plugin))
+            }
+            Err(error) => {
+                let code = error.code();
+                tracing::error!(plugin = name, sha256, code, "the build that ran before cannot go on: it {error}");
+                None
+            }
+        }
+    }
+
+    /// What is not to be changed: its plugin is another build than the configuration asks for.
+    pub(crate) fn held(&self) -> Held {
+        let mut held = Held::default();
+        {
+            let state = self.state();
+            let asked = state.assigned.iter().map(|(name, plugin)| (name, &plugin.taken.sha256));
+            for (name, sha256) in asked.chain(&state.stand_ins) {
+                if state.live.get(name).is_some_and(|live| live.taken.sha256 != *sha256) {
+                    held.plugins.insert(name.clone());
+                }
+            }
+        }
+        let running = held.plugins.iter().filter_map(|name| self.settled.get(name)).flat_map(|one| one.running);
+        held.running = running.map(|spec| (spec.key.clone(), spec)).collect();
+        held
+    }
+
+    /// All is done that was asked for, and this runs: the record says so, and what was replaced is not needed any more.
+    pub(crate) fn is_done(&self, running: &[&Spec]) {
+        let (replaced, live, known) = {
+            let mut state = self.state();
+            let live = state.live.iter().map(|(name, plugin)| (name.clone(), plugin.taken.sha256.clone()));
+            let live: BTreeMap<String, String> = live.collect();
+            let replaced = std::mem::take(&mut state.previous);
+            for name in replaced.keys() {
+                let is_it = |sha256: &String| live.get(name) == Some(sha256);
+                state.refused.retain(|_, refused| !refused.taken.as_ref().is_some_and(|taken| is_it(&taken.sha256)));
+                state.allowed.retain(|sha256| !is_it(sha256));
+            }
+            (replaced, live, state.known())
+        };
+        let looked = *self.looked.borrow();
+        self.settled.change(|settled| {
+            for (name, build) in live {
+                let is_on = |spec: &Spec| spec.carrier.as_ref().is_some_and(|carrier| carrier.plugin == name);
+                // What the host configures is read anew at every start.
+                let running = running.iter().filter(|spec| is_on(spec) && spec.owner == Owner::Fleet);
+                let mut given_up = settled.remove(&name).map(|before| before.given_up).unwrap_or_default();
+                given_up.retain(|sha256, _| *sha256 != build && (known.contains(sha256) || !looked));
+                let running = running.map(|spec| (*spec).clone()).collect();
+                settled.insert(name, Settled { build, running, given_up });
+            }
+        });
+        for before in replaced.into_values() {
+            // A change that waits for its turn may go back to it.
+            let is_held = Arc::strong_count(&before) > 1;
+            if !is_held && !known.contains(&before.taken.sha256) {
+                // Its copy would stay for ever. If it is mapped, that is not touched by this.
+                self.remove_copy(&before.taken.sha256);
+            }
+        }
+    }
+
+    /// Removes private copies that nothing refers to. Only while nothing is fetched or planned.
+    pub(crate) async fn sweep(&self, asked: &BTreeSet<String>) {
+        let _no_looks = self.looking.lock().await;
+        if !*self.looked.borrow() {
+            return;
+        }
+        let mut keep = self.state().known();
+        for settled in self.settled.all().into_values() {
+            keep.insert(settled.build);
+        }
+        for entry in fs::read_dir(&self.setup.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_copy = path.extension().is_some_and(|kind| kind == "so" || kind == "json");
+            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+            if is_copy && name.len() == 64 && !keep.contains(name) && !asked.contains(name) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+
+    fn remove_copy(&self, sha256: &str) {
+        for kind in ["so", "json"] {
+            let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));
+        }
     }
 }
