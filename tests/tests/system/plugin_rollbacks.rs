@@ -90,6 +90,8 @@ async fn a_station_that_starts_anew_goes_on_with_the_build_that_a_failed_upgrade
         world
             .eventually("it is moved", async |_| client.call(TARGET, &Build {}).await.is_ok_and(|build| build == "two"))
             .await;
+        // Its turn comes when that is done.
+        world.apply(Fleet::new().with(TARGET, "say = 'y'\n").text()).await.with_code(0);
         world.end_station("cam-1", Signal::SIGKILL).await;
         world.station("cam-1", &[]).await;
         world.until_state(TARGET, "active").await;
@@ -201,7 +203,7 @@ async fn a_build_that_was_taken_away_does_not_come_back_for_another_that_is_not_
     std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
     world.eventually("there is none", async |world| list(world).await.as_array().unwrap().is_empty()).await;
     world.plug(&two, "libimp.so");
-    world.until_offered("cam-1", "imp").await;
+    world.eventually("there is one again", async |world| !list(world).await.as_array().unwrap().is_empty()).await;
     let list = list(&world).await;
     let newer = quilt_station::inspect_plugin(&two).unwrap().sha256;
     assert_eq!((list.as_array().unwrap().len(), &list[0]["sha256"]), (1, &newer.into()));
@@ -230,4 +232,157 @@ async fn after_a_newer_build_that_ended_the_station_the_next_one_goes_on_with_th
     let state = |sha256: &str| list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *sha256).unwrap();
     assert_eq!(state(&before)["state"], "live");
     assert_eq!(state(&newer)["code"], "QUARANTINED");
+}
+
+#[tokio::test]
+async fn a_station_that_ends_while_changes_wait_for_their_turn_comes_back_as_it_was() {
+    let [one, two, narrow] = ["one", "two", "narrow"].map(plugins::imp);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut world = World::new().await;
+        world.station("cam-1", &[]).await;
+        let push = async |world: &World, library: &std::path::Path, more: &[&str]| {
+            let push = ["plugin", "push", library.to_str().unwrap(), "--on", "name=*"];
+            world.ctl(&[&push, more].concat()).await.with_code(0);
+        };
+        push(&world, &one, &[]).await;
+        let fleet = Fleet::new()
+            .with("cam-1/imp/a", "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n")
+            .with("cam-1/imp/b", "say = 'x'\nstart = 'fails'\nonly_build = 'narrow'\n");
+        world.apply(fleet.text()).await.with_code(0);
+        push(&world, &two, &["--wait", "0"]).await;
+        world.eventually("it is tried", async |world| is_live(world, &two).await).await;
+        // Accepted, and behind the other.
+        push(&world, &narrow, &["--wait", "0"]).await;
+        let accepted = async |world: &World| {
+            let view = world.show("cam-1").await;
+            view.applied_digest == view.desired_digest
+        };
+        world.eventually("it is accepted", accepted).await;
+        world.end_station("cam-1", signal).await;
+        world.station("cam-1", &[]).await;
+        world.eventually("what was asked for last was tried", async |world| failed(world, &narrow).await).await;
+        for name in ["a", "b"] {
+            let target = format!("cam-1/imp/{name}");
+            world.until_state(&target, "active").await;
+            assert_eq!(world.client().await.call(&target, &Build {}).await.unwrap(), "one");
+            assert_eq!(world.instance(&target).await.unwrap().restarts, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_into_a_folder_while_the_station_is_down_is_tried_in_the_place_of_what_ran() {
+    let [one, two] = ["one", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.plug(&one, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let fleet = Fleet::new()
+        .with("cam-1/imp/a", "say = 'x'\n")
+        .with("cam-1/imp/b", "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n");
+    world.apply(fleet.text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.plug(&two, "libimp.so");
+    world.station("cam-1", &[]).await;
+    world.eventually("it was tried", async |world| failed(world, &two).await).await;
+    for name in ["a", "b"] {
+        let target = format!("cam-1/imp/{name}");
+        world.until_state(&target, "active").await;
+        assert_eq!(world.client().await.call(&target, &Build {}).await.unwrap(), "one");
+    }
+    // With nothing in its way it is taken.
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.start_station("cam-1", &[]).await;
+    let fleet = Fleet::new().with("cam-1/imp/a", "say = 'x'\n");
+    world.eventually("it is connected", async |world| world.show("cam-1").await.state.name() == "connected").await;
+    world.apply(fleet.text()).await.with_code(0);
+    world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
+    let client = world.client().await;
+    let is_two = async |_: &World| client.call("cam-1/imp/a", &Build {}).await.is_ok_and(|build| build == "two");
+    world.eventually("it is taken", is_two).await;
+}
+
+#[tokio::test]
+async fn while_a_build_is_tried_what_restarts_does_so_on_the_one_before_and_a_configuration_must_fit_both() {
+    let [narrow, two] = ["narrow", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.plug(&narrow, "libimp.so");
+    world.until_offered("cam-1", "imp").await;
+    let go = world.folder().join("go");
+    let slow = format!("only_build = 'two'\nwait_for = '{}'\n", go.display());
+    let fleet = |more: &str| {
+        Fleet::new()
+            .with("cam-1/imp/a", &format!("say = 'x'\n{slow}{more}"))
+            .with("cam-1/imp/b", &format!("say = 'x'\nstart = 'fails'\nonly_build = 'two'\n{more}"))
+            .with("cam-1/imp/c", &format!("say = 'x'\n{more}"))
+    };
+    world.apply(fleet("").text()).await.with_code(0);
+    world.plug(&two, "libimp.so");
+    world.eventually("it is tried", async |world| is_live(world, &two).await).await;
+    let refused = world.apply(fleet("whisper = true\n").text()).await.with_code(4);
+    assert!(refused.err.contains("whisper"), "{}", refused.err);
+    world.ctl(&["restart", "cam-1/imp/c"]).await.with_code(0);
+    let client = world.client().await;
+    world.until_state("cam-1/imp/c", "active").await;
+    assert_eq!(client.call("cam-1/imp/c", &Build {}).await.unwrap(), "narrow");
+    std::fs::write(&go, "").unwrap();
+    world.eventually("it is given up", async |world| failed(world, &two).await).await;
+    for name in ["a", "b", "c"] {
+        let target = format!("cam-1/imp/{name}");
+        world.until_state(&target, "active").await;
+        assert_eq!(client.call(&target, &Build {}).await.unwrap(), "narrow");
+        assert_eq!(world.instance(&target).await.unwrap().restarts, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_build_is_not_taken_begins_nothing_new_and_moves_nothing_elsewhere() {
+    let [narrow, two] = ["narrow", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let push = async |world: &World, library: &std::path::Path| {
+        world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await
+    };
+    push(&world, &narrow).await.with_code(0);
+    let ill = "start = 'fails'\nonly_build = 'two'\n";
+    let fleet = Fleet::new().with("cam-1/imp/a", "say = 'x'\n").with("cam-1/imp/z", &format!("say = 'x'\n{ill}"));
+    world.apply(fleet.text()).await.with_code(0);
+    push(&world, &two).await.with_code(4);
+    let fleet = |ill: &str| {
+        Fleet::new()
+            .with("cam-1/imp/a", "say = 'y'\nwhisper = true\nisolation = 'inproc'\n")
+            .with("cam-1/imp/b", "say = 'y'\nwhisper = true\n")
+            .with("cam-1/imp/z", &format!("say = 'y'\n{ill}"))
+    };
+    let applied = world.apply(fleet(ill).text()).await.with_code(4);
+    assert!(applied.err.contains("was not upgraded"), "{}", applied.err);
+    let client = world.client().await;
+    for _ in 0..2 {
+        assert_eq!(client.call("cam-1/imp/a", &Echo { text: "z".into() }).await.unwrap(), "x z");
+        let (a, b) = (world.instance("cam-1/imp/a").await.unwrap(), world.instance("cam-1/imp/b").await.unwrap());
+        assert_eq!((a.state.name(), a.restarts, b.state.name(), b.restarts), ("active", 0, "failed", 0));
+        assert!(b.detail.contains("plugin imp that was not taken"), "{}", b.detail);
+        world.ctl(&["plugin", "reload", "cam-1"]).await.with_code(0);
+        world.eventually("it is given up again", async |world| failed(world, &two).await).await;
+    }
+    world.apply(fleet("").text()).await.with_code(0);
+    for name in ["a", "b", "z"] {
+        assert_eq!(client.call(&format!("cam-1/imp/{name}"), &Build {}).await.unwrap(), "two");
+    }
+}
+
+/// What the station says of a build.
+async fn listed(world: &World, library: &std::path::Path) -> serde_json::Value {
+    let sha256 = quilt_station::inspect_plugin(library).unwrap().sha256;
+    let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+    list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *sha256).cloned().unwrap_or_default()
+}
+
+async fn is_live(world: &World, library: &std::path::Path) -> bool {
+    listed(world, library).await["state"] == "live"
+}
+
+async fn failed(world: &World, library: &std::path::Path) -> bool {
+    listed(world, library).await["code"] == "UPGRADE_FAILED"
 }
