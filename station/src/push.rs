@@ -43,8 +43,7 @@ impl Push {
         let target = push.accepted_target(&saved, true).await;
         push.supervisor.commit(target).await;
         if let Some(catalog) = push.roles.catalog() {
-            let asked = saved.document().plugins.values().map(ToString::to_string).collect();
-            catalog.sweep(&asked).await;
+            catalog.sweep(&saved.document().plugins);
         }
         drop(saved);
         Arc::new(push)

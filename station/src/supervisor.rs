@@ -12,6 +12,7 @@ use std::time::Duration;
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Owner, Problem, ProblemCode, State};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::handle::Handle;
@@ -85,6 +86,7 @@ pub(crate) fn start(setup: Setup) -> Handle {
         impossible: BTreeSet::new(),
         sweep: Sweep::NotYet,
         stopping: handle.stopping.clone(),
+        began: Instant::now(),
     };
     #[allow(clippy::disallowed_methods, reason = "it ends with shut_down, which is awaited")]
     tokio::spawn(supervisor.run(inbox));
@@ -111,7 +113,13 @@ struct Supervisor {
     impossible: BTreeSet<Key>,
     sweep: Sweep,
     stopping: CancellationToken,
+    /// When the station started.
+    began: Instant,
 }
+
+/// How long after its start the instances of a station are given to begin, before they are moved to other builds: a start may take
+/// as long.
+const BEGINNING: Duration = Duration::from_secs(60);
 
 /// The end of what an earlier station left of instances that should not be.
 enum Sweep {
@@ -165,8 +173,7 @@ impl Supervisor {
     async fn commit(&mut self, target: Target) -> Result<(), Stopping> {
         let Target { specs, impossible, resuming, digest, plugins, given_up, complete } = target;
         // Not before: what an earlier commit moves is made of what was offered then.
-        let catalog = self.around.roles.catalog().cloned();
-        if let (Some(offer), Some(catalog)) = (plugins, &catalog) {
+        if let (Some(offer), Some(catalog)) = (plugins, self.around.roles.catalog()) {
             offer(catalog);
         }
         self.digest = digest;
@@ -209,11 +216,16 @@ impl Supervisor {
                 self.around.board.update(key, |report| report.held_back = Some((digest, why.clone())));
             }
         }
-        if let Some(catalog) = catalog {
-            let running: Vec<&Spec> = self.instances.values().map(|entry| &entry.spec).collect();
-            catalog.is_done(&running);
-        }
+        self.is_done(None);
         Ok(())
+    }
+
+    /// Has it on record what is in use, of one plugin or of all.
+    fn is_done(&self, plugin: Option<&str>) {
+        if let Some(catalog) = self.around.roles.catalog() {
+            let running: Vec<&Spec> = self.instances.values().map(|entry| &entry.spec).collect();
+            catalog.is_done(plugin, &running);
+        }
     }
 
     /// Puts the specification that goes on in the place of one that is meant for another build of its plugin.
@@ -331,10 +343,13 @@ impl Supervisor {
         keys: Vec<Key>,
         wanted: &BTreeMap<Key, Spec>,
     ) -> Result<BTreeSet<Key>, Stopping> {
+        self.until_begun(&keys).await?;
         // What runs comes first, since only that can say no: the rest is not touched before all of it has moved.
         let runs = |key: &Key| self.around.board.get(key).is_some_and(|report| report.state.is_healthy());
-        let (first, last): (Vec<Key>, Vec<Key>) =
+        let (first, mut last): (Vec<Key>, Vec<Key>) =
             keys.into_iter().partition(|key| runs(key) && moves(&self.instances[key].spec, &wanted[key]));
+        // Going back would start what an operator stopped.
+        last.sort_by_key(|key| self.stopped.contains(&key.to_string()));
         let (mut paused, mut ordered) = (BTreeSet::new(), Vec::new());
         for key in first.iter().chain(&last) {
             let before = self.instances[key].spec.clone();
@@ -369,7 +384,27 @@ impl Supervisor {
                 self.starts_again(&key);
             }
         }
+        self.is_done(Some(plugin));
         Ok(paused)
+    }
+
+    /// Waits, not long after the start of the station, until these have begun: what does not run can refuse nothing.
+    async fn until_begun(&self, keys: &[Key]) -> Result<(), Stopping> {
+        let mut changes = self.around.board.subscribe();
+        loop {
+            let begins = |key: &Key| {
+                let report = self.around.board.get(key);
+                report.is_some_and(|report| matches!(report.state, State::Waiting | State::Starting))
+            };
+            if !keys.iter().any(begins) {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep_until(self.began + BEGINNING) => return Ok(()),
+                () = self.stopping.cancelled() => return Err(Stopping),
+            }
+        }
     }
 
     /// A changed configuration starts what an operator stopped.

@@ -52,7 +52,7 @@ pub(crate) struct Catalog {
     setup: Setup,
     /// By sha256: what crashed while it was loaded, and how. Not loaded again before an operator allows it.
     quarantine: Arc<Kept<String>>,
-    /// By plugin: the build that is known to work, and those that are not.
+    /// By plugin: the build that was in use last, and those that were given up.
     settled: Kept<Settled>,
     /// One at a time: two that fetch the same file would write into each other's.
     fetching: AsyncMutex<()>,
@@ -190,6 +190,7 @@ impl Catalog {
         if news {
             self.settle(&seen).await;
         }
+        self.remove_stale();
     }
 
     async fn take(&self, path: &Path) -> Result<Taken, LoadError> {
@@ -263,8 +264,18 @@ impl Catalog {
         }
         let mut loaded = loading.join_all().await;
         // What goes on comes before what is new: a role stays with whoever has it.
-        loaded.sort_by(|a, b| (a.4.is_none(), &a.0).cmp(&(b.4.is_none(), &b.0)));
+        let settled = self.settled.all();
+        loaded.sort_by(|a, b| (!settled.contains_key(&a.0), &a.0).cmp(&(!settled.contains_key(&b.0), &b.0)));
         let mut begun_with = Offered::new();
+        // Also at the start of the station.
+        for (name, settled) in settled.iter().filter(|(_, settled)| unusable.contains(&settled.file)) {
+            if !found.contains_key(name)
+                && let Some(proven) = self.proven(name, "", &settled.file).await
+            {
+                begun_with.insert(name.clone(), proven.clone());
+                found.insert(name.clone(), proven);
+            }
+        }
         for (name, path, taken, loaded, proven) in loaded {
             let others = offered.iter().chain(&found).map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
             let checked = |plugin: Arc<Plugin>| self.check_roles(&plugin, &others).map(|()| plugin);

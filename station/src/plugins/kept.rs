@@ -22,12 +22,15 @@ pub(super) struct Kept<T> {
 /// The longest file of them that is read, in bytes.
 const LENGTH_MAX: u64 = 64 << 20;
 
-/// What is known to work of a plugin, and what is known not to.
+/// What was in use of a plugin when all was done that had been asked for, and what is known not to work.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Settled {
-    /// The sha256 of the build that ran when all was done that a configuration or a file had asked for.
+    /// The sha256 of the build.
     pub(super) build: String,
-    /// What ran on it then for the fleet, as it was configured.
+    /// The file that it stood for.
+    #[serde(default)]
+    pub(super) file: PathBuf,
+    /// The fleet's instances on it, as they were configured.
     #[serde(default, deserialize_with = "readable")]
     pub(super) running: Vec<Spec>,
     /// By sha256: builds that were tried in its place, and why they were given up.
@@ -66,11 +69,13 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn save(&self, values: &BTreeMap<String, T>) {
+    fn save(&self, values: &BTreeMap<String, T>) -> bool {
         let json = serde_json::to_vec(values).expect("what is kept has text keys");
-        if let Err(error) = files::write_atomically(&self.path, &json) {
+        let saved = files::write_atomically(&self.path, &json);
+        if let Err(error) = &saved {
             tracing::error!(path = %self.path.display(), %error, "cannot keep this of plugins");
         }
+        saved.is_ok()
     }
 
     /// The value of a key.
@@ -88,14 +93,12 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         self.change(|values| drop(values.insert(key.to_owned(), value)));
     }
 
-    /// Changes all of them at once; the disk is left alone if that changes nothing.
-    pub(super) fn change(&self, how: impl FnOnce(&mut BTreeMap<String, T>)) {
+    /// Changes all of them at once; the disk is left alone if that changes nothing. Answers whether they are there.
+    pub(super) fn change(&self, how: impl FnOnce(&mut BTreeMap<String, T>)) -> bool {
         let mut values = self.values();
         let before = values.clone();
         how(&mut values);
-        if *values != before {
-            self.save(&values);
-        }
+        *values == before || self.save(&values)
     }
 
     /// Forgets the keys that `which` means; answers whether there were any.

@@ -263,8 +263,7 @@ async fn a_station_that_ends_while_changes_wait_for_their_turn_comes_back_as_it_
         world.eventually("what was asked for last was tried", async |world| failed(world, &narrow).await).await;
         for name in ["a", "b"] {
             let target = format!("cam-1/imp/{name}");
-            world.until_state(&target, "active").await;
-            assert_eq!(world.client().await.call(&target, &Build {}).await.unwrap(), "one");
+            until_answers(&world, &target, "one").await;
             assert_eq!(world.instance(&target).await.unwrap().restarts, 0);
         }
     }
@@ -279,7 +278,9 @@ async fn what_is_put_into_a_folder_while_the_station_is_down_is_tried_in_the_pla
     world.until_offered("cam-1", "imp").await;
     let fleet = Fleet::new()
         .with("cam-1/imp/a", "say = 'x'\n")
-        .with("cam-1/imp/b", "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n");
+        .with("cam-1/imp/b", "say = 'x'\nstart = 'fails'\nonly_build = 'two'\nneeds = ['process/slow']\n")
+        // What does not run yet can refuse nothing: it is waited for.
+        .with("cam-1/process/slow", "command = ['sleep', '1000']\nready = { command = ['sleep', '1'] }\n");
     world.apply(fleet.text()).await.with_code(0);
     world.end_station("cam-1", Signal::SIGTERM).await;
     world.plug(&two, "libimp.so");
@@ -287,8 +288,7 @@ async fn what_is_put_into_a_folder_while_the_station_is_down_is_tried_in_the_pla
     world.eventually("it was tried", async |world| failed(world, &two).await).await;
     for name in ["a", "b"] {
         let target = format!("cam-1/imp/{name}");
-        world.until_state(&target, "active").await;
-        assert_eq!(world.client().await.call(&target, &Build {}).await.unwrap(), "one");
+        until_answers(&world, &target, "one").await;
     }
     // With nothing in its way it is taken.
     world.end_station("cam-1", Signal::SIGTERM).await;
@@ -300,6 +300,27 @@ async fn what_is_put_into_a_folder_while_the_station_is_down_is_tried_in_the_pla
     let client = world.client().await;
     let is_two = async |_: &World| client.call("cam-1/imp/a", &Build {}).await.is_ok_and(|build| build == "two");
     world.eventually("it is taken", is_two).await;
+}
+
+#[tokio::test]
+async fn a_build_before_that_is_lost_does_not_leave_its_role_without_any() {
+    let [one, two] = ["one", "two"].map(plugins::imp);
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let push = async |world: &World, library: &std::path::Path| {
+        world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await
+    };
+    push(&world, &one).await.with_code(0);
+    let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
+    world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
+    push(&world, &two).await.with_code(4);
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    let sha256 = quilt_station::inspect_plugin(&one).unwrap().sha256;
+    std::fs::remove_file(world.station_folder("cam-1").join(format!("station/plugins/{sha256}.so"))).unwrap();
+    world.station("cam-1", &[]).await;
+    world.eventually("the newer one is all there is", async |world| is_live(world, &two).await).await;
+    world.apply(Fleet::new().with(TARGET, "say = 'x'\n").text()).await.with_code(0);
+    until_answers(&world, TARGET, "two").await;
 }
 
 #[tokio::test]
@@ -330,8 +351,7 @@ async fn while_a_build_is_tried_what_restarts_does_so_on_the_one_before_and_a_co
     world.eventually("it is given up", async |world| failed(world, &two).await).await;
     for name in ["a", "b", "c"] {
         let target = format!("cam-1/imp/{name}");
-        world.until_state(&target, "active").await;
-        assert_eq!(client.call(&target, &Build {}).await.unwrap(), "narrow");
+        until_answers(&world, &target, "narrow").await;
         assert_eq!(world.instance(&target).await.unwrap().restarts, 0);
     }
 }
@@ -370,6 +390,13 @@ async fn a_change_whose_build_is_not_taken_begins_nothing_new_and_moves_nothing_
     for name in ["a", "b", "z"] {
         assert_eq!(client.call(&format!("cam-1/imp/{name}"), &Build {}).await.unwrap(), "two");
     }
+}
+
+/// Waits until this build of an instance answers: what had moved goes back one by one.
+async fn until_answers(world: &World, target: &str, build: &str) {
+    let client = world.client().await;
+    let answers = async |_: &World| client.call(target, &Build {}).await.is_ok_and(|answer| answer == build);
+    world.eventually("it answers", answers).await;
 }
 
 /// What the station says of a build.

@@ -1,11 +1,11 @@
 //! Changes of what is offered: what a configuration asks for, newer builds, and back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use quilt_protocol::{Digest, Name};
 
+use super::state::State;
 use super::{Carrier, Catalog, Offered, Plugin};
 use crate::plugins::{LoadError, fetch};
 
@@ -26,10 +26,12 @@ pub(crate) struct Prepared {
     stand_ins: BTreeMap<String, String>,
     /// Plugins whose newer build was given up, and why.
     pub(crate) given_up: BTreeMap<String, String>,
-    /// Plugins that are to be tried once what is known to work runs.
-    later: BTreeMap<String, (PathBuf, Arc<Plugin>)>,
+    /// What was in use of plugins that are not offered now.
+    before: Offered,
     /// What is given up by the time this is offered is not tried once more.
     accepted: bool,
+    /// Nothing runs yet in whose place something could be tried.
+    starting: bool,
 }
 
 impl Prepared {
@@ -58,6 +60,10 @@ impl Catalog {
             prepared.wanted.insert(sha256.to_string());
             match self.wanted(name.as_str(), *sha256).await {
                 Ok(plugin) => {
+                    if !prepared.offered.contains_key(name.as_str()) {
+                        let before = self.proven(name.as_str(), &sha256.to_string(), &plugin.file).await;
+                        prepared.before.extend(before.map(|before| (name.to_string(), before)));
+                    }
                     prepared.change(name.as_str(), Some(plugin.clone()));
                     prepared.assigned.insert(name.to_string(), plugin);
                 }
@@ -71,14 +77,14 @@ impl Catalog {
     }
 
     /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, what cannot be
-    /// loaded any more does not leave its role without a build, and a station that starts begins with what is known to work.
+    /// loaded any more does not leave its role without a build as long as the one before is there.
     pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>, starting: bool) -> Prepared {
-        let mut prepared = Prepared { accepted: true, ..self.prepare(wanted).await };
+        let mut prepared = Prepared { accepted: true, starting, ..self.prepare(wanted).await };
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
             let given_up = self.given_up(name, &sha256);
             let assigned = prepared.assigned.get(name).cloned();
-            if assigned.is_some() && given_up.is_none() && !starting {
+            if assigned.is_some() && given_up.is_none() {
                 continue;
             }
             let file = self.setup.folder.join(format!("{sha256}.so"));
@@ -91,8 +97,7 @@ impl Catalog {
                     prepared.given_up.insert(name.to_owned(), why.clone());
                     self.state().hold_back(file, &assigned.taken, &why);
                 }
-                (Some(assigned), None) => drop(prepared.later.insert(name.to_owned(), (file, assigned))),
-                (None, _) => drop(prepared.stand_ins.insert(name.to_owned(), sha256)),
+                _ => drop(prepared.stand_ins.insert(name.to_owned(), sha256)),
             }
             prepared.change(name, Some(proven));
         }
@@ -123,9 +128,10 @@ impl Catalog {
     /// Offers what was prepared for a configuration that is accepted now.
     pub(crate) fn assign(&self, prepared: Prepared) {
         let (mut tried, mut gone) = (Vec::new(), BTreeSet::new());
+        let in_use: BTreeSet<String> = self.settled.all().into_values().map(|settled| settled.build).collect();
         let changed = {
             let mut state = self.state();
-            let mut changed = !prepared.later.is_empty();
+            let mut changed = false;
             for (name, plugin) in prepared.changes {
                 let Some(plugin) = plugin else {
                     changed |= state.live.remove(&name).is_some();
@@ -133,8 +139,19 @@ impl Catalog {
                     continue;
                 };
                 let sha256 = plugin.taken.sha256.clone();
-                if prepared.accepted && self.given_up_in(&state, &name, &sha256).is_some() {
-                    continue;
+                let runs = state.live.get(&name).or_else(|| prepared.before.get(&name));
+                let other = runs.filter(|runs| runs.taken.sha256 != sha256).cloned();
+                if let Some(other) = other {
+                    if prepared.accepted && self.given_up_in(&state, &name, &sha256).is_some() {
+                        continue;
+                    }
+                    let is_asked_for = prepared.assigned.contains_key(&name);
+                    if is_asked_for && (prepared.starting || !state.live.contains_key(&name)) {
+                        changed = true;
+                        state.begin_with(name.clone(), other);
+                        state.pending.insert(name, (plugin.file.clone(), plugin));
+                        continue;
+                    }
                 }
                 changed |= state.live.get(&name).is_none_or(|live| live.taken.sha256 != sha256);
                 if let Some(from) = state.replace(&name, plugin) {
@@ -142,14 +159,21 @@ impl Catalog {
                 }
             }
             (state.assigned, state.stand_ins) = (prepared.assigned, prepared.stand_ins);
-            state.pending.extend(prepared.later);
+            let State { pending, assigned, found, .. } = &mut *state;
+            pending.retain(|name, (_, plugin)| {
+                let meant = assigned.get(name).or_else(|| found.get(name));
+                meant.is_some_and(|meant| meant.taken.sha256 == plugin.taken.sha256)
+            });
             // What was fetched and not taken is of no interest once nobody asks for it; files in folders are looked at again.
             state.refused.retain(|path, refused| {
-                let is_asked_for = refused.taken.as_ref().is_some_and(|taken| prepared.wanted.contains(&taken.sha256));
+                let of_use = |sha256: &String| prepared.wanted.contains(sha256) || in_use.contains(sha256);
+                let is_asked_for = refused.taken.as_ref().is_some_and(|taken| of_use(&taken.sha256));
                 !path.starts_with(&self.setup.folder) || is_asked_for
             });
             changed
         };
+        // What could not be had for now is remembered.
+        gone.retain(|name| prepared.lacking.iter().all(|(lacking, _)| lacking != name));
         self.forget(&gone);
         tried.iter().for_each(|(name, from, to)| self.begin(name, from, to));
         // Only then: whoever hears of it looks at everything anew, and comes by here again.
@@ -164,13 +188,15 @@ impl Catalog {
         let is = |name: &String, sha256: &Digest| {
             state.assigned.get(name).is_some_and(|plugin| plugin.taken.sha256 == sha256.to_string())
         };
+        let is = |name: &String, sha256: &Digest| is(name, sha256) && state.live.contains_key(name);
         wanted.len() == state.assigned.len() && wanted.iter().all(|(name, sha256)| is(&name.to_string(), sha256))
     }
 
-    /// Newer files of plugins that are offered.
+    /// Newer files of plugins that are offered and in use.
     pub(crate) fn pending(&self) -> Vec<(String, Arc<Plugin>)> {
         let state = self.state();
-        state.pending.iter().map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
+        let pending = state.pending.iter().filter(|(name, _)| !state.begun_with.contains(*name));
+        pending.map(|(name, (_, plugin))| (name.clone(), plugin.clone())).collect()
     }
 
     /// What is known to work of plugins whose newer build is being tried.
@@ -230,7 +256,8 @@ impl Catalog {
             let mut state = self.state();
             let before = state.previous.remove(name)?;
             let from = before.taken.sha256.clone();
-            let failed = state.live.insert(name.to_owned(), before)?;
+            let failed = state.live.get(name)?.clone();
+            state.live.insert(name.to_owned(), before);
             state.hold_back(failed.file.clone(), &failed.taken, why);
             (from, failed)
         };

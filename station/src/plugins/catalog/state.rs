@@ -22,6 +22,10 @@ pub(super) struct State {
     pub(super) stand_ins: BTreeMap<String, String>,
     /// What was replaced, as long as it may have to come back.
     pub(super) previous: Offered,
+    /// Plugins that the station began with as they were, although there is a newer build: it waits until they are in use.
+    pub(super) begun_with: BTreeSet<String>,
+    /// What was replaced for good, and whose copies are still there.
+    pub(super) stale: Vec<Arc<Plugin>>,
     /// Builds that were given up and are to be tried once more, by sha256.
     pub(super) allowed: BTreeSet<String>,
     /// Files that are not used, and why.
@@ -37,15 +41,19 @@ impl State {
     /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something, or something
     /// that is known to work, waits until what runs is known to fit it. Answers what is not offered any more.
     pub(super) fn take_found(&mut self, found: Offered, proven: Offered) -> BTreeSet<String> {
-        for (name, plugin) in proven.into_iter().filter(|(name, _)| !self.assigned.contains_key(name)) {
-            self.live.entry(name).or_insert(plugin);
+        for (name, plugin) in proven {
+            if !self.assigned.contains_key(&name) && !self.live.contains_key(&name) {
+                self.begin_with(name, plugin);
+            }
         }
         let State { assigned, stand_ins, .. } = self;
         let stays =
             |name: &String| found.contains_key(name) || assigned.contains_key(name) || stand_ins.contains_key(name);
         let gone = self.live.keys().filter(|name| !stays(name)).cloned().collect();
         self.live.retain(|name, _| stays(name));
-        self.pending.retain(|name, _| assigned.contains_key(name));
+        self.pending.retain(|name, (_, plugin)| {
+            assigned.get(name).is_some_and(|assigned| assigned.taken.sha256 == plugin.taken.sha256)
+        });
         for (name, plugin) in found.iter().filter(|(name, _)| !self.assigned.contains_key(*name)) {
             match self.live.get(name) {
                 Some(live) if live.taken.sha256 == plugin.taken.sha256 => {}
@@ -59,6 +67,12 @@ impl State {
         }
         self.found = found;
         gone
+    }
+
+    /// Offers what was in use before the station started.
+    pub(super) fn begin_with(&mut self, name: String, plugin: Arc<Plugin>) {
+        self.begun_with.insert(name.clone());
+        self.live.insert(name, plugin);
     }
 
     /// The hashes of all that is offered, asked for or was looked at.

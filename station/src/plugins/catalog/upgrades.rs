@@ -1,8 +1,8 @@
-//! What is known to work, on record, so that the next start of the station begins with it; and what was given up.
+//! What was in use last, on record, so that the next start of the station begins with it; and what was given up.
 //!
 //! A newer build is only ever tried in the place of one that runs. What a file or a configuration asks for is therefore not
-//! begun with if the record says that another build was the last to work: that one is begun with, with the configuration that it
-//! had, and then the newer one is tried as at any other time.
+//! begun with if the record says that another build was in use: that one is begun with, with the configuration that it had, and
+//! the newer one is tried once it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,9 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quilt_protocol::control::Owner;
+use quilt_protocol::{Digest, Name};
 
 use super::state::State;
 use super::{Catalog, Plugin};
+use crate::plugins::LoadError;
+use crate::plugins::intake::Taken;
 use crate::plugins::kept::Settled;
 use crate::spec::{Key, Spec};
 
@@ -69,7 +72,7 @@ impl Catalog {
         self.settled.forget(|name| names.contains(name));
     }
 
-    /// The build that is known to work, if it is another than this one: what runs, or at the start of the station what ran.
+    /// The build that was in use last, if it is another than this one: what runs, or at the start of the station what ran.
     /// `file` is what it stands for.
     pub(super) async fn proven(&self, name: &str, other_than: &str, file: &Path) -> Option<Arc<Plugin>> {
         let runs = {
@@ -116,48 +119,80 @@ impl Catalog {
         held
     }
 
-    /// All is done that was asked for, and this runs: the record says so, and what was replaced is not needed any more.
-    pub(crate) fn is_done(&self, running: &[&Spec]) {
-        let (replaced, live, known) = {
+    /// All is done that was asked for, of this plugin or of all, and these are the instances: the record says so, and what was
+    /// replaced is not needed any more.
+    pub(crate) fn is_done(&self, plugin: Option<&str>, running: &[&Spec]) {
+        let is_meant = |name: &String| plugin.is_none_or(|plugin| plugin == name);
+        let (replaced, live, known, begun) = {
             let mut state = self.state();
-            let live = state.live.iter().map(|(name, plugin)| (name.clone(), plugin.taken.sha256.clone()));
-            let live: BTreeMap<String, String> = live.collect();
-            let replaced = std::mem::take(&mut state.previous);
-            for name in replaced.keys() {
-                let is_it = |sha256: &String| live.get(name) == Some(sha256);
-                state.refused.retain(|_, refused| !refused.taken.as_ref().is_some_and(|taken| is_it(&taken.sha256)));
-                state.allowed.retain(|sha256| !is_it(sha256));
+            let live = state.live.iter().filter(|(name, _)| is_meant(name));
+            let live: BTreeMap<String, Arc<Plugin>> = live.map(|(name, live)| (name.clone(), live.clone())).collect();
+            let (replaced, rest) =
+                std::mem::take(&mut state.previous).into_iter().partition(|(name, _)| is_meant(name));
+            state.previous = rest;
+            let replaced: BTreeMap<String, Arc<Plugin>> = replaced;
+            for live in live.values() {
+                let is_it = |taken: &Taken| taken.sha256 == live.taken.sha256;
+                let is_shadowed = |error: &LoadError| matches!(error, LoadError::Shadowed { .. });
+                state
+                    .refused
+                    .retain(|_, refused| is_shadowed(&refused.error) || !refused.taken.as_ref().is_some_and(is_it));
+                state.allowed.remove(&live.taken.sha256);
             }
-            (replaced, live, state.known())
+            let begun = plugin.is_none() && !std::mem::take(&mut state.begun_with).is_empty();
+            (replaced, live, state.known(), begun)
         };
         let looked = *self.looked.borrow();
-        self.settled.change(|settled| {
-            for (name, build) in live {
+        let is_kept = self.settled.change(|settled| {
+            for (name, live) in live {
+                let (build, file) = (live.taken.sha256.clone(), live.file.clone());
                 let is_on = |spec: &Spec| spec.carrier.as_ref().is_some_and(|carrier| carrier.plugin == name);
                 // What the host configures is read anew at every start.
                 let running = running.iter().filter(|spec| is_on(spec) && spec.owner == Owner::Fleet);
                 let mut given_up = settled.remove(&name).map(|before| before.given_up).unwrap_or_default();
                 given_up.retain(|sha256, _| *sha256 != build && (known.contains(sha256) || !looked));
                 let running = running.map(|spec| (*spec).clone()).collect();
-                settled.insert(name, Settled { build, running, given_up });
+                settled.insert(name, Settled { build, file, running, given_up });
             }
         });
-        for before in replaced.into_values() {
-            // A change that waits for its turn may go back to it.
-            let is_held = Arc::strong_count(&before) > 1;
-            if !is_held && !known.contains(&before.taken.sha256) {
-                // Its copy would stay for ever. If it is mapped, that is not touched by this.
-                self.remove_copy(&before.taken.sha256);
-            }
+        if is_kept {
+            self.state().stale.extend(replaced.into_values());
+        }
+        if begun {
+            // What is newer has its turn.
+            self.changed.send_modify(|count| *count += 1);
         }
     }
 
-    /// Removes private copies that nothing refers to. Only while nothing is fetched or planned.
-    pub(crate) async fn sweep(&self, asked: &BTreeSet<String>) {
-        let _no_looks = self.looking.lock().await;
+    /// Removes the private copies of builds that were replaced and that nobody holds any more: they would stay for ever. If one is
+    /// mapped, that is not touched by this. Not while a file is being taken in, which is known only later.
+    pub(super) fn remove_stale(&self) {
+        let mut state = self.state();
+        if state.stale.is_empty() {
+            return;
+        }
+        let known = state.known();
+        let stale = std::mem::take(&mut state.stale);
+        let unknown = stale.into_iter().filter(|plugin| !known.contains(&plugin.taken.sha256));
+        // A change that waits for its turn may go back to it.
+        let (held, stale): (Vec<_>, Vec<_>) = unknown.partition(|plugin| Arc::strong_count(plugin) > 1);
+        state.stale = held;
+        stale.iter().for_each(|plugin| self.remove_copy(&plugin.taken.sha256));
+    }
+
+    /// Forgets what there is no plugin of any more, and removes private copies that nothing refers to; not while the folders
+    /// are looked at. To be called while nothing is fetched or planned.
+    pub(crate) fn sweep(&self, asked: &BTreeMap<Name, Digest>) {
+        let Ok(no_looks) = self.looking.try_lock() else { return };
         if !*self.looked.borrow() {
             return;
         }
+        let is_there = |name: &str, settled: &Settled| {
+            asked.contains_key(name) || no_looks.contains_key(&settled.file) || self.state().live.contains_key(name)
+        };
+        let gone = self.settled.all().into_iter().filter(|(name, settled)| !is_there(name, settled));
+        self.forget(&gone.map(|(name, _)| name).collect());
+        let asked: BTreeSet<String> = asked.values().map(ToString::to_string).collect();
         let mut keep = self.state().known();
         for settled in self.settled.all().into_values() {
             keep.insert(settled.build);
