@@ -95,15 +95,29 @@ enum Verb {
 
 fn main() -> ExitCode {
     quilt_station::become_plugin_host_if_asked();
-    run(Cli::parse().verb)
+    match Cli::parse().verb {
+        // It has a runtime of its own, if any.
+        Verb::Piece { name } => done(micro::piece(&name)),
+        verb => run(verb),
+    }
+}
+
+fn done(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quilt-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn run(verb: Verb) -> ExitCode {
-    let done = match verb {
+    done(match verb {
         Verb::All(all) => all.run().await,
         Verb::Micro(micro) => micro.run(),
-        Verb::Piece { name } => micro::piece(&name),
+        Verb::Piece { .. } => unreachable!("it is done without this runtime"),
         Verb::Echo => baseline::serve().await,
         Verb::Manager { listen, data_dir } => part::manager(&listen, data_dir).await,
         Verb::Station { manager, count, first, plugin_dir } => {
@@ -119,12 +133,5 @@ async fn run(verb: Verb) -> ExitCode {
         }
         Verb::Pong => plugins::pong().await,
         Verb::Idle { echo, count } => baseline::idle(&echo, count).await,
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("quilt-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }

@@ -9,12 +9,20 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::Args;
+use quilt_client::Client;
+use quilt_manager::Manager;
+use quilt_net::Handle;
 use quilt_protocol::message::Identity;
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Welcome, codec};
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
-/// How often each piece is done while instructions are counted.
-const TIMES: u32 = 200;
+use crate::all::apply;
+use crate::part;
+use crate::swarm::Light;
+
 /// How far a count may be from the figure that is checked in.
 const TOLERANCE: f64 = 0.1;
 
@@ -32,8 +40,8 @@ pub(crate) struct Micro {
 impl Micro {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let mut counts = BTreeMap::new();
-        for (name, _) in PIECES {
-            counts.insert(name.to_owned(), count(name)?);
+        for piece in PIECES {
+            counts.insert(piece.name.to_owned(), count(&piece)?);
         }
         for (name, count) in &counts {
             println!("{name:<16} {count:>8} instructions");
@@ -59,7 +67,7 @@ impl Micro {
 }
 
 /// Counts the instructions of one piece, in a process of its own under callgrind.
-fn count(name: &str) -> anyhow::Result<u64> {
+fn count(Named { name, times, each, .. }: &Named) -> anyhow::Result<u64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
         .arg("--toggle-collect=quilt_bench::micro::counted*")
@@ -70,33 +78,79 @@ fn count(name: &str) -> anyhow::Result<u64> {
     let text = String::from_utf8_lossy(&output.stderr);
     let collected = text.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse::<u64>().ok());
     let collected = collected.filter(|count| *count > 0 && output.status.success());
-    Ok(collected.with_context(|| format!("callgrind counted nothing of {name}: {text}"))? / u64::from(TIMES))
+    let collected = collected.with_context(|| format!("callgrind counted nothing of {name}: {text}"))?;
+    Ok(collected / u64::from(times * each))
 }
 
 /// Does one piece so often that it is counted.
 pub(crate) fn piece(name: &str) -> anyhow::Result<()> {
-    let (_, piece) = PIECES.iter().find(|(known, _)| *known == name).context("there is no such piece")?;
-    let mut piece = piece();
+    let Named { make, times, .. } = PIECES.iter().find(|known| known.name == name).context("there is no such piece")?;
+    let mut piece = make();
     // What is allocated once, or looked up once, is not counted.
     for _ in 0..10 {
         piece();
     }
-    counted(&mut *piece);
+    counted(&mut *piece, *times);
     Ok(())
 }
 
 #[inline(never)]
-fn counted(piece: &mut dyn FnMut()) {
-    for _ in 0..TIMES {
+fn counted(piece: &mut dyn FnMut(), times: u32) {
+    for _ in 0..times {
         piece();
     }
 }
 
 type Piece = Box<dyn FnMut()>;
-/// Its name, and what makes it.
-type Named = (&'static str, fn() -> Piece);
 
-const PIECES: [Named; 3] = [("head-encode", head_encode), ("head-decode", head_decode), ("session-call", session_call)];
+struct Named {
+    name: &'static str,
+    make: fn() -> Piece,
+    /// How often it is done while instructions are counted.
+    times: u32,
+    /// For how many at a time: what is shown is for one.
+    each: u32,
+}
+
+/// In a fleet's pieces every station is in the manager's process, both sides are counted, and what the store's thread does is not.
+const PIECES: [Named; 6] = [
+    Named { name: "head-encode", make: head_encode, times: 200, each: 1 },
+    Named { name: "head-decode", make: head_decode, times: 200, each: 1 },
+    Named { name: "session-call", make: session_call, times: 200, each: 1 },
+    Named { name: "fleet-register", make: fleet_register, times: 200, each: 1 },
+    Named { name: "fleet-push", make: fleet_push, times: 10, each: STATIONS as u32 },
+    Named { name: "fleet-select", make: fleet_select, times: 10, each: STATIONS as u32 },
+];
+
+/// How many stations a fleet's pieces have.
+const STATIONS: usize = 200;
+
+/// A station comes, with full facts.
+fn fleet_register() -> Piece {
+    let mut fleet = Fleet::new();
+    Box::new(move || fleet.register(1))
+}
+
+/// A changed configuration for every station: planned, stored, pushed, accepted.
+fn fleet_push() -> Piece {
+    let mut fleet = Fleet::new();
+    fleet.register(STATIONS);
+    let mut round = 0;
+    Box::new(move || {
+        round += 1;
+        fleet.push(round);
+    })
+}
+
+/// One station found among all.
+fn fleet_select() -> Piece {
+    let mut fleet = Fleet::new();
+    fleet.register(STATIONS);
+    Box::new(move || {
+        let listed = fleet.runtime.block_on(fleet.client.stations("swarm=yes and name=swarm-77"));
+        assert_eq!(black_box(listed.expect("it answers")).len(), 1);
+    })
+}
 
 fn head() -> RequestHead {
     let mut head = RequestHead::new("bench-0/echo/main".parse::<Address>().expect("it is one"), "Bench:echo");
@@ -166,4 +220,50 @@ fn session_call() -> Piece {
         pass(&mut server, &mut asker);
         black_box(asker.poll_event().expect("an answer"));
     })
+}
+
+/// A manager and light stations, without sockets between them.
+struct Fleet {
+    runtime: Runtime,
+    manager: Manager,
+    client: Client,
+    sessions: Vec<Handle>,
+    answered: watch::Sender<usize>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (manager, client, folder) = runtime.block_on(async {
+            let (manager, folder) = part::host().await.expect("a manager");
+            let client = Client::connect(&manager.protocol_addr().to_string(), "bench").await.expect("it listens");
+            (manager, client, folder)
+        });
+        Self { runtime, manager, client, sessions: Vec::new(), answered: watch::Sender::new(0), _folder: folder }
+    }
+
+    fn register(&mut self, count: usize) {
+        for _ in 0..count {
+            let (ours, theirs) = tokio::io::duplex(16 << 10);
+            let light = Light::new(self.sessions.len(), None, self.answered.clone());
+            let registering = async {
+                self.manager.take(theirs);
+                light.register(ours).await
+            };
+            self.sessions.push(self.runtime.block_on(registering).expect("it is taken"));
+        }
+    }
+
+    fn push(&mut self, round: usize) {
+        let config = json!({ "start": round, "padding": "x".repeat(900) });
+        let fleet = json!({ "group": { "all": { "match": "swarm=yes", "roles": { "counter": { "main": config } } } } });
+        let mut answers = self.answered.subscribe();
+        let before = *answers.borrow_and_update();
+        self.runtime.block_on(async {
+            apply(&self.client, fleet).await.expect("it is stored");
+            let all = before + self.sessions.len();
+            answers.wait_for(|answers| *answers >= all).await.expect("they are there");
+        });
+    }
 }

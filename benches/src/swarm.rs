@@ -13,7 +13,7 @@ use quilt_net::{Handle, Reconnect, dial};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::{Semaphore, watch};
 
-use self::light::Light;
+pub(crate) use self::light::Light;
 pub(crate) use self::million::{rows as million, run as be_a_million};
 pub(crate) use self::slow::Slow;
 

@@ -29,7 +29,7 @@ const JITTER_MS: u64 = 10;
 const BIG: usize = 8 << 20;
 
 /// A light station, connected or not.
-pub(super) struct Light {
+pub(crate) struct Light {
     id: StationId,
     number: usize,
     /// Where what it accepts is put, as durably as a station does.
@@ -47,7 +47,7 @@ struct Accepted {
 }
 
 impl Light {
-    pub(super) fn new(number: usize, folder: Option<PathBuf>, answered: watch::Sender<usize>) -> Arc<Self> {
+    pub(crate) fn new(number: usize, folder: Option<PathBuf>, answered: watch::Sender<usize>) -> Arc<Self> {
         let file = folder.map(|folder| folder.join(number.to_string()));
         Arc::new(Self { id: StationId::random(), number, file, accepted: Mutex::default(), answered })
     }
@@ -57,7 +57,7 @@ impl Light {
     }
 
     /// Greets and registers.
-    pub(super) async fn register<T>(self: &Arc<Self>, stream: T) -> anyhow::Result<Handle>
+    pub(crate) async fn register<T>(self: &Arc<Self>, stream: T) -> anyhow::Result<Handle>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
