@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use nix::sys::signal::Signal;
-use quilt_tests::{Fleet, World, plugins};
+use quilt_tests::{Fleet, Output, World, plugins};
 
 use crate::imp::{Build, Echo};
 use crate::plugins::TARGET;
@@ -105,14 +105,11 @@ async fn a_configuration_made_for_a_build_that_is_not_taken_is_not_put_on_the_bu
     let [narrow, two] = ["narrow", "two"].map(plugins::imp);
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let push = async |world: &World, library: &std::path::Path| {
-        world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await
-    };
-    push(&world, &narrow).await.with_code(0);
+    push(&world, &narrow, &[]).await.with_code(0);
     let ill = "start = 'fails'\nonly_build = 'two'\n";
     let fleet = Fleet::new().with(TARGET, &format!("say = 'x'\n{ill}")).with("cam-1/counter/other", "");
     world.apply(fleet.text()).await.with_code(0);
-    push(&world, &two).await.with_code(4);
+    push(&world, &two, &[]).await.with_code(4);
     // A key that only the newer build knows. It is tried once more, in vain.
     let wider = format!("say = 'y'\nwhisper = true\n{ill}");
     let fleet = Fleet::new().with(TARGET, &wider).with("cam-1/counter/other", "");
@@ -154,7 +151,7 @@ async fn a_configuration_made_for_a_build_that_is_not_taken_is_not_put_on_the_bu
     assert_eq!(world.client().await.call(TARGET, &Build {}).await.unwrap(), "two");
     // Nothing is held of it any more: also the one before, pushed again, has what is asked for now.
     world.apply(Fleet::new().with(TARGET, "say = 'w'\n").text()).await.with_code(0);
-    push(&world, &narrow).await.with_code(0);
+    push(&world, &narrow, &[]).await.with_code(0);
     let client = world.client().await;
     assert_eq!(client.call(TARGET, &Echo { text: "z".into() }).await.unwrap(), "w z");
 }
@@ -240,19 +237,15 @@ async fn a_station_that_ends_while_changes_wait_for_their_turn_comes_back_as_it_
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         let mut world = World::new().await;
         world.station("cam-1", &[]).await;
-        let push = async |world: &World, library: &std::path::Path, more: &[&str]| {
-            let push = ["plugin", "push", library.to_str().unwrap(), "--on", "name=*"];
-            world.ctl(&[&push, more].concat()).await.with_code(0);
-        };
-        push(&world, &one, &[]).await;
+        push(&world, &one, &[]).await.with_code(0);
         let fleet = Fleet::new()
             .with("cam-1/imp/a", "say = 'x'\nstart = 'hangs'\nonly_build = 'two'\n")
             .with("cam-1/imp/b", "say = 'x'\nstart = 'fails'\nonly_build = 'narrow'\n");
         world.apply(fleet.text()).await.with_code(0);
-        push(&world, &two, &["--wait", "0"]).await;
+        push(&world, &two, &["--wait", "0"]).await.with_code(0);
         world.eventually("it is tried", async |world| is_live(world, &two).await).await;
         // Accepted, and behind the other.
-        push(&world, &narrow, &["--wait", "0"]).await;
+        push(&world, &narrow, &["--wait", "0"]).await.with_code(0);
         let accepted = async |world: &World| {
             let view = world.show("cam-1").await;
             view.applied_digest == view.desired_digest
@@ -307,13 +300,10 @@ async fn a_build_before_that_is_lost_does_not_leave_its_role_without_any() {
     let [one, two] = ["one", "two"].map(plugins::imp);
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let push = async |world: &World, library: &std::path::Path| {
-        world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await
-    };
-    push(&world, &one).await.with_code(0);
+    push(&world, &one, &[]).await.with_code(0);
     let ill = "say = 'x'\nstart = 'fails'\nonly_build = 'two'\n";
     world.apply(Fleet::new().with(TARGET, ill).text()).await.with_code(0);
-    push(&world, &two).await.with_code(4);
+    push(&world, &two, &[]).await.with_code(4);
     world.end_station("cam-1", Signal::SIGKILL).await;
     let sha256 = quilt_station::inspect_plugin(&one).unwrap().sha256;
     std::fs::remove_file(world.station_folder("cam-1").join(format!("station/plugins/{sha256}.so"))).unwrap();
@@ -361,14 +351,11 @@ async fn a_change_whose_build_is_not_taken_begins_nothing_new_and_moves_nothing_
     let [narrow, two] = ["narrow", "two"].map(plugins::imp);
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let push = async |world: &World, library: &std::path::Path| {
-        world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await
-    };
-    push(&world, &narrow).await.with_code(0);
+    push(&world, &narrow, &[]).await.with_code(0);
     let ill = "start = 'fails'\nonly_build = 'two'\n";
     let fleet = Fleet::new().with("cam-1/imp/a", "say = 'x'\n").with("cam-1/imp/z", &format!("say = 'x'\n{ill}"));
     world.apply(fleet.text()).await.with_code(0);
-    push(&world, &two).await.with_code(4);
+    push(&world, &two, &[]).await.with_code(4);
     let fleet = |ill: &str| {
         Fleet::new()
             .with("cam-1/imp/a", "say = 'y'\nwhisper = true\nisolation = 'inproc'\n")
@@ -390,6 +377,12 @@ async fn a_change_whose_build_is_not_taken_begins_nothing_new_and_moves_nothing_
     for name in ["a", "b", "z"] {
         assert_eq!(client.call(&format!("cam-1/imp/{name}"), &Build {}).await.unwrap(), "two");
     }
+}
+
+/// Pushes a plugin to every station.
+async fn push(world: &World, library: &std::path::Path, more: &[&str]) -> Output {
+    let push = ["plugin", "push", library.to_str().unwrap(), "--on", "name=*"];
+    world.ctl(&[&push, more].concat()).await
 }
 
 /// Waits until this build of an instance answers: what had moved goes back one by one.

@@ -216,11 +216,7 @@ impl Catalog {
         let Carrier { plugin: name, sha256 } = newer;
         let from = {
             let mut state = self.state();
-            // It was another that is known to fit what runs.
-            if state.pending.get(name).is_none_or(|(_, plugin)| plugin.taken.sha256 != *sha256) {
-                return;
-            }
-            let Some((_, plugin)) = state.pending.remove(name) else { return };
+            let Some((_, plugin)) = state.take_pending(newer) else { return };
             if !state.live.contains_key(name) {
                 // Nobody asks for it any more.
                 return;
@@ -238,10 +234,7 @@ impl Catalog {
         let Carrier { plugin: name, sha256 } = newer;
         let from = {
             let mut state = self.state();
-            if state.pending.get(name).is_none_or(|(_, plugin)| plugin.taken.sha256 != *sha256) {
-                return;
-            }
-            let Some((path, plugin)) = state.pending.remove(name) else { return };
+            let Some((path, plugin)) = state.take_pending(newer) else { return };
             state.hold_back(path, &plugin.taken, why);
             state.live.get(name).map(|live| live.taken.sha256.clone())
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Offered, Plugin};
+use super::{Carrier, Offered, Plugin};
 use crate::plugins::LoadError;
 use crate::plugins::intake::Taken;
 
@@ -67,6 +67,15 @@ impl State {
         }
         self.found = found;
         gone
+    }
+
+    /// Takes a newer file that waits, if it is still the one that was judged.
+    pub(super) fn take_pending(&mut self, judged: &Carrier) -> Option<(PathBuf, Arc<Plugin>)> {
+        let waits = self.pending.get(&judged.plugin)?;
+        if waits.1.taken.sha256 != judged.sha256 {
+            return None;
+        }
+        self.pending.remove(&judged.plugin)
     }
 
     /// Offers what was in use before the station started.
