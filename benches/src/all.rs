@@ -6,7 +6,7 @@ use quilt_client::control::{Apply, FleetFile};
 
 use crate::part::Peers;
 use crate::row::{self, Row};
-use crate::{calls, fleet, instances, memory, plugins, start, swarm};
+use crate::{calls, fleet, grow, instances, memory, plugins, start, swarm};
 
 /// Arguments of `all`.
 #[derive(Args)]
@@ -14,7 +14,7 @@ pub(crate) struct All {
     /// One JSON line a row
     #[arg(long)]
     json: bool,
-    /// Only these rows: hop, relay, push, storm, beat, nuisance, instances, million, memory, start or plugins
+    /// Only these rows: hop, relay, push, storm, beat, nuisance, instances, million, grow, memory, start or plugins
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Fewer repetitions: a smoke test, not a measurement
@@ -66,6 +66,9 @@ impl All {
         }
         if wanted("million") {
             take(swarm::million(&self).await?)?;
+        }
+        if wanted("grow") {
+            take(grow::rows(&self).await?)?;
         }
         if wanted("memory") {
             take(memory::rows(&self).await?)?;

@@ -21,28 +21,33 @@ use crate::swarm::Slow;
 
 /// How many stations there are.
 const FLEET: usize = 10_000;
-const TIME: Duration = Duration::from_secs(120);
+pub(crate) const TIME: Duration = Duration::from_secs(120);
 
 fn size(all: &All, of: usize) -> usize {
     if all.quick { of / 50 } else { of }
 }
 
 /// A fleet file of about 1 KiB for each of them.
-fn fleet(start: usize) -> FleetFile {
+pub(crate) fn fleet(start: usize) -> FleetFile {
     let config = json!({ "start": start, "padding": "x".repeat(900) });
     let fleet = json!({ "group": { "all": { "match": "swarm=yes", "roles": { "counter": { "main": config } } } } });
     serde_json::from_value(fleet).expect("it is a fleet file")
 }
 
-async fn apply(client: &Client, fleet: FleetFile, wait: Option<Wait>) -> anyhow::Result<()> {
+pub(crate) async fn apply(client: &Client, fleet: FleetFile, wait: Option<Wait>) -> anyhow::Result<()> {
     let request = Apply { source: "bench".into(), fleet, dry_run: false, force: false, wait, batch: None };
     let reply = client.apply(&request).reply().await?;
     anyhow::ensure!(reply.stored && reply.failures.is_empty() && !reply.timed_out, "{:?}", reply.failures);
     Ok(())
 }
 
+/// Until all have taken it.
+pub(crate) fn settled() -> Wait {
+    Wait { within_ms: TIME.as_millis() as u64, settle_ms: 0, rollback: false }
+}
+
 /// A swarm that is there.
-async fn swarm(address: &str, count: usize, more: &[&str]) -> anyhow::Result<Part> {
+pub(crate) async fn swarm(address: &str, count: usize, more: &[&str]) -> anyhow::Result<Part> {
     let count = count.to_string();
     let mut swarm = Part::start(&[&["swarm", address, &count], more].concat())?;
     swarm.until("registered").await?;
@@ -70,8 +75,7 @@ pub(crate) async fn storm(all: &All) -> anyhow::Result<Vec<Row>> {
         let mut stations = swarm(&address, count, &[]).await?;
         ours.push(count as f64 / began.elapsed().as_secs_f64());
         let client = Client::connect(&address, "bench").await?;
-        let settled = Wait { within_ms: TIME.as_millis() as u64, settle_ms: 0, rollback: false };
-        apply(&client, fleet(1), Some(settled)).await?;
+        apply(&client, fleet(1), Some(settled())).await?;
         manager.kill().await?;
         let began = Instant::now();
         let mut manager = Part::start(&["manager", "--data-dir", &folder, "--listen", &address])?;
@@ -104,7 +108,6 @@ pub(crate) async fn push(all: &All) -> anyhow::Result<Vec<Row>> {
     let files = tempfile::tempdir()?;
     let mut swarm = swarm(&address, count, &["--durable", &files.path().to_string_lossy()]).await?;
     let client = Client::connect_within(&address, "bench", TIME).await?;
-    let settled = Wait { within_ms: TIME.as_millis() as u64, settle_ms: 0, rollback: false };
     let (mut ours, mut bare, mut applied) = (vec![], vec![], vec![]);
     for run in 0..=all.runs() {
         let before = pusher.cpu()?;
@@ -112,7 +115,7 @@ pub(crate) async fn push(all: &All) -> anyhow::Result<Vec<Row>> {
         pusher.until("done").await?;
         let pushed = (pusher.cpu()? - before).as_secs_f64() * 1e3;
         let began = Instant::now();
-        apply(&client, fleet(run), Some(settled)).await?;
+        apply(&client, fleet(run), Some(settled())).await?;
         let took = began.elapsed().as_secs_f64();
         swarm.until("answered").await?;
         let before = manager.cpu()?;

@@ -15,6 +15,7 @@ mod baseline;
 mod calls;
 mod echo;
 mod fleet;
+mod grow;
 #[path = "../../tests/fixtures/imp/src/role.rs"]
 #[allow(dead_code, reason = "the tests use all of it")]
 mod imp;

@@ -204,17 +204,40 @@ fn commit(connection: &mut Connection, group: Vec<(Vec<Change>, Reply<()>)>, tro
 
 fn make_all<'a>(connection: &mut Connection, all: impl Iterator<Item = &'a Vec<Change>>) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    let mut highest = Highest::default();
     for change in all.flatten() {
-        make(&transaction, change)?;
+        make(&transaction, change, &mut highest)?;
     }
+    highest.note(&transaction)?;
     transaction.commit()
+}
+
+/// The highest numbers of what one transaction adds: noted once, not for each.
+#[derive(Default)]
+struct Highest {
+    revision: Option<u64>,
+    event: Option<u64>,
+}
+
+impl Highest {
+    fn note(self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        if let Some(revision) = self.revision {
+            raise(transaction, "last_revision", revision)?;
+        }
+        if let Some(event) = self.event {
+            let gone = event.saturating_sub(EVENTS_MAX);
+            transaction.prepare_cached("DELETE FROM event WHERE number <= ?1")?.execute(params![gone as i64])?;
+            raise(transaction, "last_event", event)?;
+        }
+        Ok(())
+    }
 }
 
 fn text<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("store types have text keys")
 }
 
-fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
+fn make(transaction: &Transaction<'_>, change: &Change, highest: &mut Highest) -> rusqlite::Result<()> {
     let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values);
     match change {
         Change::PutStation(record) => {
@@ -242,11 +265,11 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
                 ],
             )?;
             run(
-                "DELETE FROM desired WHERE station = ?1 AND revision NOT IN
-                 (SELECT revision FROM desired WHERE station = ?1 ORDER BY revision DESC LIMIT ?2)",
-                params![id, HISTORY_MAX as i64 + 1],
+                "DELETE FROM desired WHERE station = ?1 AND revision <
+                 (SELECT revision FROM desired WHERE station = ?1 ORDER BY revision DESC LIMIT 1 OFFSET ?2)",
+                params![id, HISTORY_MAX as i64],
             )?;
-            raise(transaction, "last_revision", desired.revision.0)?;
+            highest.revision = highest.revision.max(Some(desired.revision.0));
         }
         Change::MarkGood(id, revision, good) => {
             let values = params![id.to_string(), revision.0 as i64, good];
@@ -263,9 +286,7 @@ fn make(transaction: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> 
         Change::RaiseEpoch(epoch) => raise(transaction, "epoch", *epoch)?,
         Change::AddEvent(event) => {
             run("INSERT INTO event VALUES (?1, ?2)", params![event.number as i64, text(event)])?;
-            let gone = event.number.saturating_sub(EVENTS_MAX);
-            run("DELETE FROM event WHERE number <= ?1", params![gone as i64])?;
-            raise(transaction, "last_event", event.number)?;
+            highest.event = highest.event.max(Some(event.number));
         }
     }
     Ok(())
