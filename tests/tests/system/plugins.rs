@@ -1,6 +1,6 @@
 //! Roles of third parties: found, offered, run in a child or in the station.
 
-use crate::imp::{Build, Descriptors, Echo, Slow};
+use crate::imp::{Build, Descriptors, Echo, Slow, SlowBegun};
 use nix::sys::signal::Signal;
 use quilt_client::{CallError, Outcome};
 use quilt_tests::{Fleet, World, is_alive, plugins};
@@ -259,8 +259,8 @@ async fn a_killed_child_ends_its_calls_as_lost_and_comes_back_while_others_notic
             tokio::spawn(async move { client.call(TARGET, &Slow { ms: 20_000 }).await })
         })
         .collect();
-    // Asked behind them on the same connection, so they are under way when it is answered.
-    client.call(TARGET, &Build {}).await.unwrap();
+    let under_way = async |_: &World| client.call(TARGET, &SlowBegun {}).await.unwrap() == 100;
+    world.eventually("all are under way", under_way).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child as i32), Signal::SIGKILL).unwrap();
     for call in calls {
         match call.await.unwrap() {
