@@ -2,6 +2,7 @@
 //! for `export_plugin!`; role authors have no use for it.
 #![allow(unsafe_code, reason = "the plugin boundary: memory and functions of the other side")]
 
+mod answers;
 mod buf;
 mod tokens;
 mod waiting;
@@ -10,7 +11,7 @@ pub use buf::{BadBuf, borrowed, lend, text, to_buf, to_bytes};
 pub use tokens::Tokens;
 pub use waiting::{Answer, Waiting, complete, ignored_completions};
 
-/// The locks of this module. `tests/completion_slot.rs` compiles `tokens` with others, under which it can try every order in
+/// The locks of this module. `tests/completion_slot.rs` compiles `tokens` and `answers` with others, under which it can try every order in
 /// which threads may get at them.
 mod sync {
     pub(super) use std::sync::{Mutex, PoisonError};

@@ -4,9 +4,11 @@
     dead_code,
     unreachable_pub,
     clippy::new_without_default,
-    reason = "the module is compiled here for its own sake"
+    reason = "the modules are compiled here for their own sake"
 )]
 
+#[path = "../src/bridge/answers.rs"]
+mod answers;
 #[path = "../src/bridge/tokens.rs"]
 mod tokens;
 
@@ -15,79 +17,91 @@ mod sync {
     pub(super) use std::sync::PoisonError;
 }
 
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
+use answers::Answers;
+use loom::sync::Arc;
+use loom::thread;
 use tokens::{Slots, Tokens};
 
-/// Stands for the sender of an answer: counts how often one was given, and how often it was let go of.
-struct Sender {
-    answered: Arc<AtomicUsize>,
-    dropped: Arc<AtomicUsize>,
-}
+/// Counts how often it was let go of.
+struct Body(std::sync::Arc<AtomicUsize>);
 
-impl Drop for Sender {
+impl Drop for Body {
     fn drop(&mut self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-struct Slot {
-    tokens: Arc<Tokens<Sender>>,
-    answered: Arc<AtomicUsize>,
-    dropped: Arc<AtomicUsize>,
-    token: u64,
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
-fn slot() -> Slot {
-    let tokens = Arc::new(Tokens::over(sync::Mutex::new(Slots::new())));
-    let (answered, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let token = tokens.insert(Sender { answered: answered.clone(), dropped: dropped.clone() });
-    Slot { tokens, answered, dropped, token }
-}
-
-/// What a completion that is called does.
-fn complete(tokens: &Tokens<Sender>, token: u64) -> bool {
-    let Some(sender) = tokens.take(token) else { return false };
-    sender.answered.fetch_add(1, Ordering::Relaxed);
-    true
+fn answers<A>() -> Arc<Answers<A>> {
+    Arc::new(Answers::over(Tokens::over(sync::Mutex::new(Slots::new()))))
 }
 
 #[test]
-fn of_two_answers_and_a_caller_that_gives_up_exactly_one_gets_the_slot() {
+fn of_two_answers_and_a_caller_that_gives_up_at_most_one_is_taken_and_each_body_is_let_go_of() {
     loom::model(|| {
-        let Slot { tokens, answered, dropped, token } = slot();
-        let answers = [(); 2].map(|()| {
-            let tokens = tokens.clone();
-            thread::spawn(move || complete(&tokens, token))
+        let (answers, dropped) = (answers(), std::sync::Arc::new(AtomicUsize::new(0)));
+        let token = answers.expect();
+        let given = [(); 2].map(|()| {
+            let (answers, body) = (answers.clone(), Body(dropped.clone()));
+            thread::spawn(move || answers.give(token, body))
         });
-        let given_up = tokens.take(token).is_some();
-        let answers = answers.map(|thread| usize::from(thread.join().unwrap()));
-        assert_eq!(answers[0] + answers[1] + usize::from(given_up), 1);
-        assert_eq!(answered.load(Ordering::Relaxed), answers[0] + answers[1]);
-        assert_eq!((dropped.load(Ordering::Relaxed), tokens.len()), (1, 0));
+        let taken = answers.give_up(token).is_some();
+        let given: usize = given.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum();
+        assert!(given <= 1 && (!taken || given == 1), "{given} answers counted, taken: {taken}");
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
+    });
+}
+
+#[test]
+fn a_caller_that_waits_is_woken_whenever_the_answer_comes() {
+    loom::model(|| {
+        let (answers, woken) = (answers(), std::sync::Arc::new(Woken::default()));
+        let token = answers.expect();
+        let giving = {
+            let answers = answers.clone();
+            thread::spawn(move || assert!(answers.give(token, 7)))
+        };
+        let waker = Waker::from(woken.clone());
+        let first = answers.poll(token, &Context::from_waker(&waker));
+        giving.join().unwrap();
+        if first == Poll::Pending {
+            assert_eq!(woken.0.load(Ordering::Relaxed), 1, "it would wait for ever");
+            assert_eq!(answers.poll(token, &Context::from_waker(&waker)), Poll::Ready(Some(7)));
+        } else {
+            assert_eq!(first, Poll::Ready(Some(7)));
+        }
+        assert_eq!(answers.poll(token, &Context::from_waker(&waker)), Poll::Ready(None));
     });
 }
 
 #[test]
 fn a_late_answer_never_reaches_the_call_that_uses_the_place_by_then() {
     loom::model(|| {
-        let Slot { tokens, answered, dropped, token } = slot();
+        let answers = answers();
+        let token = answers.expect();
         let late = {
-            let tokens = tokens.clone();
-            thread::spawn(move || complete(&tokens, token))
+            let answers = answers.clone();
+            thread::spawn(move || answers.give(token, "late"))
         };
         // The caller gives up, and the next call is put where the one before was.
-        drop(tokens.take(token));
-        let next = Arc::new(AtomicUsize::new(0));
-        let newer = tokens.insert(Sender { answered: next.clone(), dropped: dropped.clone() });
+        let given_up = answers.give_up(token);
+        let newer = answers.expect();
         assert_ne!(newer, token);
         let was_in_time = late.join().unwrap();
-        assert_eq!(answered.load(Ordering::Relaxed), usize::from(was_in_time));
-        assert_eq!((next.load(Ordering::Relaxed), tokens.len()), (0, 1));
-        assert!(complete(&tokens, newer));
-        assert_eq!((next.load(Ordering::Relaxed), dropped.load(Ordering::Relaxed)), (1, 2));
+        assert_eq!(given_up, was_in_time.then_some("late"));
+        assert!(answers.give(newer, "its own"));
+        assert_eq!(answers.give_up(newer), Some("its own"));
     });
 }
 

@@ -6,15 +6,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use quilt_plugin_abi::{Buf, Completion, DROPPED, FAILED};
-use tokio::sync::oneshot;
 
+use super::answers::Answers;
 use super::buf::{to_buf, to_bytes};
 use super::tokens::Tokens;
 
 /// A status and what comes with it.
 pub type Answer = (u32, Bytes);
 
-static WAITING: Tokens<oneshot::Sender<Answer>> = Tokens::new();
+static WAITING: Answers<Answer> = Answers::over(Tokens::new());
 static IGNORED: AtomicU64 = AtomicU64::new(0);
 
 /// How many completions were called a second time, too late, or for nothing.
@@ -25,41 +25,36 @@ pub fn ignored_completions() -> u64 {
 /// An answer that is to come. Dropping it lets go of the answer, not of the work.
 pub struct Waiting {
     token: u64,
-    receiver: oneshot::Receiver<Answer>,
 }
 
 impl Waiting {
     /// A completion to hand over, and the answer that it will bring.
     pub fn new() -> (Completion, Self) {
-        let (sender, receiver) = oneshot::channel();
-        let token = WAITING.insert(sender);
-        (Completion { ctx: token, done: Some(done) }, Self { token, receiver })
+        let token = WAITING.expect();
+        (Completion { ctx: token, done: Some(done) }, Self { token })
     }
 }
 
 impl Future for Waiting {
     type Output = Answer;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        Pin::new(&mut self.receiver).poll(cx).map(|answer| answer.unwrap_or((DROPPED, Bytes::new())))
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        WAITING.poll(self.token, cx).map(|answer| answer.unwrap_or((DROPPED, Bytes::new())))
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        drop(WAITING.take(self.token));
+        drop(WAITING.give_up(self.token));
     }
 }
 
 unsafe extern "C" fn done(ctx: u64, status: u32, body: Buf) {
     // SAFETY: the contract says that the body is ours now.
     let body = unsafe { to_bytes(body) };
-    match WAITING.take(ctx) {
-        Some(sender) => {
-            let answer = body.map_or_else(|bad| (FAILED, bad.to_string().into()), |body| (status, body));
-            let _ = sender.send(answer);
-        }
-        None => drop(IGNORED.fetch_add(1, Ordering::Relaxed)),
+    let answer = body.map_or_else(|bad| (FAILED, bad.to_string().into()), |body| (status, body));
+    if !WAITING.give(ctx, answer) {
+        IGNORED.fetch_add(1, Ordering::Relaxed);
     }
 }
 
