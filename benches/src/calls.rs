@@ -1,10 +1,10 @@
 //! Calls: one hop from the program that hosts the manager, and through the manager, beside bare frames, tarpc and NATS.
 
+use std::cell::{Cell, RefCell};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::future::try_join_all;
 use quilt_client::Client;
 use serde_json::json;
 
@@ -54,19 +54,22 @@ fn connections(window: usize) -> usize {
 }
 
 async fn calls(clients: &[(Client, String)], window: usize, count: usize) -> anyhow::Result<(f64, f64)> {
-    let (request, mut number) = (Payload::usual(), 0);
-    let mut timed = || {
-        number += 1;
-        let ((client, target), request, began) = (&clients[number % clients.len()], &request, Instant::now());
-        async move { client.call(target, request).await.map(|_| began.elapsed()) }
+    let (request, began) = (Payload::usual(), Instant::now());
+    let (left, times) = (Cell::new(count), RefCell::new(Vec::with_capacity(count)));
+    let caller = |number: usize| {
+        let ((client, target), request, left, times) = (&clients[number % clients.len()], &request, &left, &times);
+        async move {
+            while let Some(fewer) = left.get().checked_sub(1) {
+                left.set(fewer);
+                let began = Instant::now();
+                client.call(target, request).await?;
+                times.borrow_mut().push(began.elapsed());
+            }
+            anyhow::Ok(())
+        }
     };
-    let (began, mut times) = (Instant::now(), Vec::with_capacity(count));
-    let mut under_way: FuturesUnordered<_> = (0..window).map(|_| timed()).collect();
-    while times.len() < count {
-        times.push(under_way.next().await.context("there is always one under way")??);
-        under_way.push(timed());
-    }
-    let rate = count as f64 / began.elapsed().as_secs_f64();
+    try_join_all((0..window).map(caller)).await?;
+    let (rate, mut times) = (count as f64 / began.elapsed().as_secs_f64(), times.into_inner());
     times.sort();
     Ok((times[count / 2].as_secs_f64() * 1e6, rate))
 }

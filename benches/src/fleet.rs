@@ -11,7 +11,7 @@ use quilt_client::{CallOptions, Client, Outcome};
 use quilt_net::dial;
 use quilt_protocol::message::Identity;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Encoding, Hello, RequestHead};
+use quilt_protocol::{Hello, RequestHead, Terms};
 use serde_json::json;
 
 use crate::all::All;
@@ -220,8 +220,7 @@ async fn large_answers(address: String, stop: Arc<AtomicBool>) -> anyhow::Result
     };
     let stream = Slow::new(dial(&address, Duration::from_secs(5)).await?);
     let (slow, _) = quilt_net::connect(stream, hello, Arc::new(quilt_net::NoService)).await?;
-    let mut head = RequestHead::new("swarm-0/counter/main".parse()?, "big");
-    head.encoding = Encoding::Json;
+    let mut head = RequestHead::new(Terms::new("swarm-0/counter/main".parse()?, "big"));
     head.remaining_ms = 60_000;
     let _pending: Vec<_> = (0..4).map(|_| slow.request(&head, Bytes::new())).collect();
     let client = Client::connect(&address, "large").await?;

@@ -14,7 +14,9 @@ use quilt_manager::Manager;
 use quilt_net::Handle;
 use quilt_protocol::message::Identity;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Welcome, codec};
+use quilt_protocol::{
+    Address, Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Terms, Welcome, codec,
+};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -113,10 +115,11 @@ struct Named {
 }
 
 /// In a fleet's pieces every station is in the manager's process, both sides are counted, and what the store's thread does is not.
-const PIECES: [Named; 6] = [
+const PIECES: [Named; 7] = [
     Named { name: "head-encode", make: head_encode, times: 200, each: 1 },
     Named { name: "head-decode", make: head_decode, times: 200, each: 1 },
     Named { name: "session-call", make: session_call, times: 200, each: 1 },
+    Named { name: "session-busy", make: session_busy, times: 10, each: BUSY as u32 },
     Named { name: "fleet-register", make: fleet_register, times: 200, each: 1 },
     Named { name: "fleet-push", make: fleet_push, times: 10, each: STATIONS as u32 },
     Named { name: "fleet-select", make: fleet_select, times: 10, each: STATIONS as u32 },
@@ -153,14 +156,13 @@ fn fleet_select() -> Piece {
 }
 
 fn head() -> RequestHead {
-    let mut head = RequestHead::new("bench-0/echo/main".parse::<Address>().expect("it is one"), "Bench:echo");
-    (head.encoding, head.fingerprint) = (Encoding::Bincode, [7; 16]);
-    head
+    let to = "bench-0/echo/main".parse::<Address>().expect("it is one");
+    RequestHead::new(Terms { encoding: Encoding::Bincode, fingerprint: [7; 16], ..Terms::new(to, "Bench:echo") })
 }
 
 /// A request's head and body of 84 bytes into a frame.
 fn head_encode() -> Piece {
-    let message = quilt_protocol::Message::Request { number: 1029, head: Box::new(head()), body: 84 };
+    let message = quilt_protocol::Message::request(1029, &head(), 84);
     let mut out = Vec::with_capacity(1024);
     Box::new(move || {
         out.clear();
@@ -170,7 +172,7 @@ fn head_encode() -> Piece {
 
 /// The same out of a frame.
 fn head_decode() -> Piece {
-    let message = quilt_protocol::Message::Request { number: 1029, head: Box::new(head()), body: 84 };
+    let message = quilt_protocol::Message::request(1029, &head(), 84);
     let mut out = Vec::new();
     codec::put_frame(&mut out, &message, &[7; 84]);
     Box::new(move || {
@@ -179,8 +181,20 @@ fn head_decode() -> Piece {
     })
 }
 
+/// How many calls a busy session has under way.
+const BUSY: usize = 64;
+
 /// A call from one session to another and its answer back: both sides, without a socket.
 fn session_call() -> Piece {
+    session_calls(1)
+}
+
+/// The same for one of many at a time.
+fn session_busy() -> Piece {
+    session_calls(BUSY)
+}
+
+fn session_calls(at_a_time: usize) -> Piece {
     let now = Instant::now();
     let hello = Hello {
         versions: SPOKEN,
@@ -208,17 +222,23 @@ fn session_call() -> Piece {
         features: Vec::new(),
         extensions: Default::default(),
     };
-    server.accept(welcome, 0, now + Duration::ZERO);
+    server.accept(welcome, 0, "tool:bench".into(), now + Duration::ZERO);
     pass(&mut server, &mut asker);
     asker.poll_event().expect("the welcome");
     let (head, body) = (head(), Bytes::from_static(&[7; 84]));
     Box::new(move || {
-        asker.request(black_box(&head), body.clone(), now).expect("it is established");
+        for _ in 0..at_a_time {
+            asker.request(black_box(&head), body.clone(), now).expect("it is established");
+        }
         pass(&mut asker, &mut server);
-        let Some(Event::Request(number, _, body)) = server.poll_event() else { panic!("no request") };
-        server.respond(number, Outcome::Reply, Encoding::Bincode, body);
+        while let Some(event) = server.poll_event() {
+            let Event::Request(number, _, body) = event else { panic!("no request") };
+            server.respond(number, Outcome::Reply, Encoding::Bincode, body);
+        }
         pass(&mut server, &mut asker);
-        black_box(asker.poll_event().expect("an answer"));
+        for _ in 0..at_a_time {
+            black_box(asker.poll_event().expect("an answer"));
+        }
     })
 }
 

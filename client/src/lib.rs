@@ -26,14 +26,14 @@ mod push;
 mod schemas;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quilt_net::{ConnectError, Handle, NoService, dial};
 use quilt_protocol::message::{Hello, Identity, PERSON};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Name};
+use quilt_protocol::{Address, Encoding, Name, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -45,6 +45,9 @@ pub use quilt_protocol::control;
 pub use quilt_protocol::message::{Delivered, Outcome};
 pub use watch::JsonItems;
 
+/// A target as it was given, and what was asked of it.
+type Recent = (String, Arc<Terms>);
+
 /// A connection to a fleet's manager. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -52,6 +55,8 @@ pub struct Client {
     dialled: Option<Arc<(String, Name)>>,
     session: Arc<Mutex<(Handle, Name)>>,
     schemas: Arc<Mutex<schemas::Kept>>,
+    /// The terms of the last few calls, and the targets as they were given.
+    recent: Arc<Mutex<VecDeque<Recent>>>,
     timeout: Duration,
 }
 
@@ -108,13 +113,18 @@ impl Client {
         let wished: Name = name.parse()?;
         let session = open(manager, &wished, timeout).await?;
         let dialled = Some(Arc::new((manager.to_owned(), wished)));
-        Ok(Self { dialled, session: Arc::new(Mutex::new(session)), schemas: Arc::default(), timeout })
+        Ok(Self { dialled, ..Self::over_named(session, timeout) })
     }
 
     /// Asks over a session that there is, as a program that hosts a manager has one with each station. It is not made anew
     /// when it ends.
     pub fn over(session: Handle, name: Name, timeout: Duration) -> Self {
-        Self { dialled: None, session: Arc::new(Mutex::new((session, name))), schemas: Arc::default(), timeout }
+        Self::over_named((session, name), timeout)
+    }
+
+    fn over_named(session: (Handle, Name), timeout: Duration) -> Self {
+        let session = Arc::new(Mutex::new(session));
+        Self { dialled: None, session, schemas: Arc::default(), recent: Arc::default(), timeout }
     }
 
     /// The name the manager assigned to this tool.

@@ -5,7 +5,7 @@ use quilt_protocol::control::{
     Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Progress, Rollback, command,
 };
 use quilt_protocol::message::NO_DEADLINE;
-use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Revision};
+use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Revision, Terms};
 
 use crate::Client;
 
@@ -40,7 +40,7 @@ impl ApplyStream {
 impl Client {
     /// Applies a fleet file.
     pub fn apply(&self, request: &Apply) -> ApplyStream {
-        let mut head = RequestHead::new(Address::Manager, command::APPLY);
+        let mut head = RequestHead::new(Terms::new(Address::Manager, command::APPLY));
         // The manager keeps the time of an apply that waits; one that does not is as quick as its stations' plans.
         head.remaining_ms = NO_DEADLINE;
         ApplyStream(self.handle().stream(head, encode(Encoding::Json, request), 256))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quilt_net::{AskError, Items, decode, encode};
 use quilt_protocol::control::{ClientView, Empty, Events, FleetEvent, LogLine, Logs, StationView, Stations, command};
 use quilt_protocol::message::NO_DEADLINE;
-use quilt_protocol::{Address, Encoding, Outcome, RequestHead};
+use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -83,7 +83,7 @@ impl Client {
     }
 
     fn items<Q: Serialize, T>(&self, to: Address, command: &str, request: &Q) -> JsonItems<T> {
-        let mut head = RequestHead::new(to, command);
+        let mut head = RequestHead::new(Terms::new(to, command));
         head.remaining_ms = NO_DEADLINE;
         let items = self.handle().stream(head, encode(Encoding::Json, request), 256);
         JsonItems { items, item: PhantomData }

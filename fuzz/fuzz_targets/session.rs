@@ -34,7 +34,7 @@ fuzz_target!(|data: (u8, Vec<Vec<u8>>)| {
             features: vec![],
             extensions: Default::default(),
         };
-        session.accept(welcome, 0, now);
+        session.accept(welcome, 0, "tool:fuzz".into(), now);
     }
     for part in parts {
         session.handle_bytes(&part, now);

@@ -20,28 +20,26 @@ const OPEN: [&str; 6] = [
 
 /// Passes a request on and its answer back.
 pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
-    let Inbound { mut head, body, responder } = inbound;
-    if matches!(&head.to, Address::Station(_)) && !OPEN.contains(&head.command.as_str()) {
-        let text = format!("{:?} of a station is not open to {}", head.command, session.principal());
+    let Inbound { head, body, responder } = inbound;
+    if matches!(&head.terms.to, Address::Station(_)) && !OPEN.contains(&head.terms.command.as_str()) {
+        let text = format!("{:?} of a station is not open to {}", head.terms.command, session.principal());
         responder.fail(Outcome::Denied, &text);
         return Box::pin(async {});
     }
-    let target = match find(&session.core, &head.to) {
+    let target = match find(&session.core, &head.terms.to) {
         Ok(target) => target,
         Err((outcome, text)) => {
             responder.fail(outcome, &text);
             return Box::pin(async {});
         }
     };
-    // What the sender says of itself is not believed.
-    head.principal = Some(session.principal());
     session.core.metrics.relayed.inc();
-    if head.credit == 0 {
+    if head.terms.credit == 0 {
         target.relay(&head, body, responder);
         return Box::pin(async {});
     }
-    let window = head.credit.clamp(1, WINDOW_MAX);
-    let mut items = target.stream(*head, body, window);
+    let window = head.terms.credit.clamp(1, WINDOW_MAX);
+    let mut items = target.stream(head, body, window);
     let mut sink = responder.items();
     Box::pin(async move {
         while let Some(item) = items.next().await {

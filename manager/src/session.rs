@@ -123,7 +123,7 @@ impl Session {
 }
 
 impl Service for Session {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         self.ungreeted.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (who, assigned) = match hello.identity {
             Identity::Station(id) => (Who::Station(id), None),
@@ -137,13 +137,13 @@ impl Service for Session {
             let person = String::from_utf8_lossy(person).chars().filter(|c| !c.is_control()).take(PERSON_MAX).collect();
             let _ = self.person.set(person);
         }
-        let principal = match &who {
+        let principal = SmolStr::from(match &who {
             Who::Station(id) => format!("station:{id}"),
             Who::Tool(name) => format!("tool:{name}"),
-        };
-        let _ = self.principal.set(principal.into());
+        });
+        let _ = self.principal.set(principal.clone());
         self.who.set(who).expect("a connection greets once");
-        Ok(Welcome {
+        let welcome = Welcome {
             version: 0,
             software: concat!("quilt-manager ", env!("CARGO_PKG_VERSION")).into(),
             fleet: self.core.fleet,
@@ -151,13 +151,14 @@ impl Service for Session {
             heartbeat_ms: u32::try_from(self.core.heartbeat().as_millis()).unwrap_or(u32::MAX),
             features: Vec::new(),
             extensions: Default::default(),
-        })
+        };
+        Ok((welcome, principal))
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         self.core.metrics.requests.inc();
-        match (&inbound.head.to, self.station()) {
-            (Address::Manager, Some(id)) => match inbound.head.command.as_str() {
+        match (&inbound.head.terms.to, self.station()) {
+            (Address::Manager, Some(id)) => match inbound.head.terms.command.as_str() {
                 command::REGISTER => register::register(self, id, inbound),
                 command::REPORT => register::report(self, id, inbound),
                 command::READ_FILE => tools::read_file(self, inbound),

@@ -65,7 +65,7 @@ pub(crate) fn is_for_roles(name: &str) -> bool {
 /// Answers a tool.
 pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, who) = (session.core.clone(), session.who());
-    let name = inbound.head.command.clone();
+    let name = inbound.head.terms.command.clone();
     // `quiltctl call manager stations` need not say the group.
     let name = if name.contains(':') { name } else { format!("quilt:{name}").into() };
     match name.as_str() {
@@ -92,7 +92,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
             inbound.answer(move |request: ControlInstance| async move { control(&core, &request, &who).await })
         }
         command::APPLY => {
-            let items = (inbound.head.credit > 0).then(|| inbound.responder.items());
+            let items = (inbound.head.terms.credit > 0).then(|| inbound.responder.items());
             change(core.clone(), inbound, move |request: Apply| async move {
                 rollout::run(&core, &request, &who, items).await.map_err(refused)
             })
@@ -442,14 +442,14 @@ fn failure(error: AskError) -> Failure {
 /// Streams events: those of the past, then on request those to come, none left out.
 fn events(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
     let Inbound { head, body, responder } = inbound;
-    let request: Events = match decode("the request", head.encoding, &body) {
+    let request: Events = match decode("the request", head.terms.encoding, &body) {
         Ok(request) => request,
         Err(error) => {
             responder.fail(Outcome::SchemaMismatch, &error.to_string());
             return Box::pin(async {});
         }
     };
-    if head.credit == 0 {
+    if head.terms.credit == 0 {
         responder.fail(Outcome::Refused, "events are a stream; ask for one");
         return Box::pin(async {});
     }

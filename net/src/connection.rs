@@ -3,7 +3,7 @@
 //! The session lives in a mutex that is held for a few lines at a time and never across an `await`. Whoever asks or
 //! answers appends to the session and wakes the driver, which writes everything that has gathered in one call.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -33,14 +33,17 @@ const FLUSH: Duration = Duration::from_secs(5);
 const PROGRESS: usize = 64 * 1024;
 /// How many reads one wake-up does before other tasks get their turn.
 const READS_PER_WAKE: usize = 16;
-/// How many requests are served before what was answered is written.
-const SERVED_PER_WRITE: usize = 16;
+/// How many events a connection that is alone hands out before it writes what they led to, and others get their turn: so the
+/// peer, and whoever was waiting here, work on the first part of a burst while the rest of it is handed out.
+const BURST: usize = 16;
 
 thread_local! {
     /// Everything is read into this first, so that an idle connection owns no read buffer.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 128 * 1024]);
     /// What one connection has to do at a time; kept, so that it is not allocated each time.
     static DUE: RefCell<Vec<Due>> = const { RefCell::new(Vec::new()) };
+    /// Whose connection had the last turn.
+    static LAST: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
 }
 
 /// What the driver, the handles and the handlers of one session share.
@@ -63,8 +66,10 @@ pub(crate) struct Inner {
 /// Who waits for the answer of a request.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    Reply(oneshot::Sender<Answer>),
-    Stream(mpsc::Sender<Bytes>, oneshot::Sender<Answer>),
+    /// A [`Pending`](crate::Pending); whom to wake, and where items go if it is a stream.
+    Pending(Option<Waker>, Option<mpsc::Sender<Bytes>>),
+    /// The same, until it takes its answer.
+    Answered(Answer),
     /// The answer is another session's.
     Relay(Responder),
     /// Where the answer arrives, something is done with it.
@@ -81,10 +86,17 @@ impl std::fmt::Debug for Then {
 }
 
 impl Waiter {
+    /// Keeps the answer for whoever polls for it; gives whom to wake.
+    fn answer(&mut self, answer: Answer) -> Option<Waker> {
+        match std::mem::replace(self, Self::Answered(answer)) {
+            Self::Pending(waker, _) => waker,
+            _ => None,
+        }
+    }
+
     pub(crate) fn give(self, answer: Answer) {
         match self {
-            // Nobody waiting any more is fine: the caller gave up at this very moment.
-            Self::Reply(waiter) | Self::Stream(_, waiter) => drop(waiter.send(answer)),
+            Self::Pending(..) | Self::Answered(_) => {}
             Self::Relay(responder) => responder.respond(answer.outcome, answer.encoding, answer.body),
             // A panic in it ends no connection: others wait for theirs.
             Self::Then(Then(then)) => {
@@ -128,7 +140,7 @@ impl Serving {
 enum Due {
     Hello(Box<Hello>),
     Greeted(Result<Welcome, ConnectError>),
-    Serve(RequestNumber, Box<RequestHead>, Bytes),
+    Serve(RequestNumber, RequestHead, Bytes),
     Answer(Waiter, Answer),
     Wake(Waker),
     Cancel(RequestNumber),
@@ -154,13 +166,17 @@ impl Inner {
             Event::Refused(refusal) => Due::Greeted(Err(ConnectError::Refused(refusal))),
             Event::Request(number, head, body) => Due::Serve(number, head, body),
             Event::Answered(number, outcome, encoding, body) => {
-                Due::Answer(self.waiting.remove(&number)?, Answer { outcome, encoding, body })
+                let answer = Answer { outcome, encoding, body };
+                match self.waiting.get_mut(&number)? {
+                    waiter @ Waiter::Pending(..) => Due::Wake(waiter.answer(answer)?),
+                    _ => Due::Answer(self.waiting.remove(&number)?, answer),
+                }
             }
             Event::Item(number, item) => {
                 let length = item.len();
                 // The channel is as long as the credit given, which the session enforces.
                 let sent = match self.waiting.get(&number) {
-                    Some(Waiter::Stream(items, _)) => items.try_send(item).is_ok(),
+                    Some(Waiter::Pending(_, Some(items))) => items.try_send(item).is_ok(),
                     _ => false,
                 };
                 if !sent {
@@ -209,6 +225,25 @@ impl Shared {
             }
             Err(why) => Err((why, waiter)),
         })
+    }
+
+    /// The answer of a request that a [`Pending`](crate::Pending) waits for. Asking for it is nothing that the driver need know.
+    pub(crate) fn poll_answer(&self, number: RequestNumber, cx: &Context<'_>) -> Poll<Option<Answer>> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        match inner.waiting.get_mut(&number) {
+            Some(Waiter::Pending(waker, _)) => {
+                match waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    None => *waker = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+            Some(Waiter::Answered(_)) => match inner.waiting.remove(&number) {
+                Some(Waiter::Answered(answer)) => Poll::Ready(Some(answer)),
+                _ => unreachable!("it was looked at under the same lock"),
+            },
+            _ => Poll::Ready(None),
+        }
     }
 
     /// Nobody wants the answer of a request any more.
@@ -349,15 +384,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         });
     }
 
-    /// Hands events to whoever waits for them: what belongs to whom is found under the lock, for all that there are, and given
-    /// without it.
-    fn dispatch(&mut self, cx: &mut Context<'_>, written: &mut std::io::Result<()>) {
+    /// Hands events to whoever waits for them: what belongs to whom is found under the lock, for a whole burst, and given
+    /// without it. There may be more of them afterwards.
+    fn dispatch(&mut self) {
+        // Where several connections take turns, their peers have enough to work on.
+        let this = Arc::as_ptr(&self.shared);
+        let burst = if LAST.replace(this) == this { BURST } else { usize::MAX };
         let mut due = DUE.take();
-        let mut served = 0;
-        loop {
+        let mut events = 0;
+        while events < burst {
             self.shared.with(|inner| {
-                while let Some(event) = inner.session.poll_event() {
+                while events < burst
+                    && let Some(event) = inner.session.poll_event()
+                {
                     due.extend(inner.find(event));
+                    events += 1;
                 }
             });
             if due.is_empty() {
@@ -367,14 +408,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 match due {
                     Due::Hello(hello) => self.decide(*hello),
                     Due::Greeted(result) => self.greeted(result),
-                    Due::Serve(number, head, body) => {
-                        self.serve(number, head, body);
-                        served += 1;
-                        // The peer takes the first answers of a burst while the rest is worked on.
-                        if served % SERVED_PER_WRITE == 0 && written.is_ok() {
-                            *written = self.write(cx);
-                        }
-                    }
+                    Due::Serve(number, head, body) => self.serve(number, head, body),
                     Due::Answer(waiter, answer) => waiter.give(answer),
                     Due::Wake(waker) => waker.wake(),
                     Due::Cancel(number) => self.cancel(number),
@@ -396,7 +430,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let version = SPOKEN.common(hello.versions).expect("the session checked the versions");
         let decision = self.service.hello(hello);
         self.shared.with(|inner| match decision {
-            Ok(welcome) => inner.session.accept(welcome, version, now()),
+            Ok((welcome, principal)) => inner.session.accept(welcome, version, principal, now()),
             Err(refusal) => inner.session.refuse(refusal),
         });
     }
@@ -411,7 +445,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    fn serve(&mut self, number: RequestNumber, head: Box<RequestHead>, body: Bytes) {
+    fn serve(&mut self, number: RequestNumber, head: RequestHead, body: Bytes) {
         // In its turn: an earlier request of this number may have been cancelled just before.
         self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
         let responder = Responder::new(self.shared.clone(), number);
@@ -526,13 +560,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
         let this = &mut *self;
         let mut written = Ok(());
-        // While the driver runs, whoever changes the session need not wake it.
-        this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).driver = None;
-        if !this.shutting_down {
+        let has_events = {
+            let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            // While the driver runs, whoever changes the session need not wake it.
+            inner.driver = None;
+            inner.session.has_events()
+        };
+        // What was read is handed out before more is. Whoever does not read now is not told either when there is something.
+        let reads = !this.shutting_down && !has_events;
+        if reads {
             this.read(cx);
         }
         loop {
-            this.dispatch(cx, &mut written);
+            this.dispatch();
             if written.is_ok() {
                 written = this.write(cx);
             }
@@ -542,15 +582,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             if this.flush_by.is_none() && this.shared.closed.get().is_some() {
                 this.flush_by = Some(now() + FLUSH);
             }
-            if !this.keep_time(cx) && !this.shared.with(|inner| inner.session.has_events()) {
+            if !this.keep_time(cx) {
                 break;
             }
         }
         let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        // Others may have changed the session since it was looked at: then look again.
-        let unseen = inner.session.has_events()
-            || (inner.session.has_transmit() && this.write_blocked.is_none() && written.is_ok());
-        if unseen && !this.shutting_down {
+        // There is more to hand out or to read, or others have changed the session since it was looked at: in the next turn.
+        let may_write = this.write_blocked.is_none() && written.is_ok() && !this.shutting_down;
+        let may_read = !reads && !this.shutting_down;
+        if inner.session.has_events() || may_read || (inner.session.has_transmit() && may_write) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -578,24 +618,24 @@ impl<T> Drop for Driver<T> {
         if self.shared.closed.get().is_some() {
             return;
         }
-        let (waiting, serving, why) = self.shared.with(|inner| {
+        let (due, serving) = self.shared.with(|inner| {
             inner.session.handle_end("the connection's task was ended");
-            let mut why = Closed::ByUs;
-            let mut waiting = Vec::new();
+            let mut due = Vec::new();
             while let Some(event) = inner.session.poll_event() {
-                match event {
-                    Event::Answered(number, outcome, encoding, body) => {
-                        let answer = Answer { outcome, encoding, body };
-                        waiting.extend(inner.waiting.remove(&number).map(|waiter| (waiter, answer)));
-                    }
-                    Event::Closed(closed) => why = closed,
-                    _ => {}
-                }
+                due.extend(inner.find(event));
             }
-            (waiting, std::mem::take(&mut inner.serving), why)
+            (due, std::mem::take(&mut inner.serving))
         });
         serving.into_values().filter(|serving| !serving.outlives).for_each(Serving::abort);
-        waiting.into_iter().for_each(|(waiter, answer)| waiter.give(answer));
+        let mut why = Closed::ByUs;
+        for due in due {
+            match due {
+                Due::Answer(waiter, answer) => waiter.give(answer),
+                Due::Wake(waker) => waker.wake(),
+                Due::End(closed) => why = closed,
+                Due::Hello(_) | Due::Greeted(_) | Due::Serve(..) | Due::Cancel(_) => {}
+            }
+        }
         self.service.closed(&why);
         let _ = self.shared.closed.set(why);
         self.shared.closed_notify.notify_waiters();

@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quilt_protocol::message::{Address, RequestNumber};
+use quilt_protocol::message::{Address, Delivered, RequestNumber};
 use quilt_protocol::session::{Closed, Counters, NotAsked, UNCHARGED_MAX};
-use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead};
+use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::connection::{Shared, Then, Waiter};
 use crate::service::{Responder, decode, encode};
@@ -86,9 +86,8 @@ impl PartialEq for Handle {
 impl Handle {
     /// Asks. The answer is awaited on the result; dropping that cancels the request.
     pub fn request(&self, head: &RequestHead, body: Bytes) -> Pending {
-        let (sender, receiver) = oneshot::channel();
-        let asked = self.shared.ask(head, body, Waiter::Reply(sender)).map_err(|(why, _)| why);
-        Pending { shared: self.shared.clone(), asked, receiver }
+        let asked = self.shared.ask(head, body, Waiter::Pending(None, None)).map_err(|(why, _)| why);
+        Pending { shared: self.shared.clone(), asked }
     }
 
     /// Asks on behalf of another session's peer: whatever the answer is, it is the answer to `responder`'s request too; and when
@@ -104,11 +103,10 @@ impl Handle {
     /// Asks for a stream. At most `window` items wait here before the peer stops sending.
     pub fn stream(&self, mut head: RequestHead, body: Bytes, window: u32) -> Items {
         let window = window.max(1);
-        head.credit = window;
+        Arc::make_mut(&mut head.terms).credit = window;
         let (items, receiver) = mpsc::channel(window as usize);
-        let (end, ended) = oneshot::channel();
-        let asked = self.shared.ask(&head, body, Waiter::Stream(items, end)).map_err(|(why, _)| why);
-        let pending = Pending { shared: self.shared.clone(), asked, receiver: ended };
+        let asked = self.shared.ask(&head, body, Waiter::Pending(None, Some(items))).map_err(|(why, _)| why);
+        let pending = Pending { shared: self.shared.clone(), asked };
         Items { receiver, pending, window, taken: 0 }
     }
 
@@ -199,8 +197,7 @@ impl Handle {
 }
 
 fn typed_head(to: Address, command: &str, encoding: Encoding, time: Duration) -> RequestHead {
-    let mut head = RequestHead::new(to, command);
-    head.encoding = encoding;
+    let mut head = RequestHead::new(Terms { encoding, ..Terms::new(to, command) });
     head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
     head
 }
@@ -218,20 +215,20 @@ fn typed<R: DeserializeOwned>(answer: &Answer) -> Result<R, AskError> {
 pub struct Pending {
     shared: Arc<Shared>,
     asked: Result<RequestNumber, NotAsked>,
-    receiver: oneshot::Receiver<Answer>,
 }
 
 impl Future for Pending {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
-        if let Err(NotAsked(outcome)) = self.asked {
-            return Poll::Ready(Answer::bare(outcome));
-        }
-        Pin::new(&mut self.receiver).poll(cx).map(|answer| {
+        let number = match self.asked {
+            Ok(number) => number,
+            Err(NotAsked(outcome)) => return Poll::Ready(Answer::bare(outcome)),
+        };
+        self.shared.poll_answer(number, cx).map(|answer| {
             // Answered: nothing to cancel any more.
             self.asked = Err(NotAsked(Outcome::Cancelled));
-            answer.unwrap_or_else(|_| Answer::bare(Outcome::PeerLost(quilt_protocol::message::Delivered::Unknown)))
+            answer.unwrap_or_else(|| Answer::bare(Outcome::PeerLost(Delivered::Unknown)))
         })
     }
 }

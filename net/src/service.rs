@@ -12,6 +12,7 @@ use quilt_protocol::session::Closed;
 use quilt_protocol::{Encoding, Hello, Outcome, RequestHead, Welcome, codec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smol_str::SmolStr;
 
 use crate::connection::Shared;
 
@@ -20,12 +21,12 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Answers what one peer asks. One per connection.
 pub trait Service: Send + Sync + 'static {
-    /// Decides about a peer that greets (acceptor only). Must not block.
+    /// Decides about a peer that greets (acceptor only), and on whose behalf it asks from then on. Must not block.
     ///
     /// # Errors
     ///
     /// The refusal that the peer is given.
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal>;
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal>;
 
     /// The work of one request. It is polled once on the connection's task, so what is ready at once costs no task of
     /// its own; the rest is spawned, and aborted if the request is cancelled.
@@ -40,7 +41,7 @@ pub trait Service: Send + Sync + 'static {
 pub struct NoService;
 
 impl Service for NoService {
-    fn hello(&self, _: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, _: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         Err(Refusal {
             code: "no_service".into(),
             text: "this side takes no connections".into(),
@@ -50,7 +51,7 @@ impl Service for NoService {
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        inbound.responder.fail(Outcome::NoCommand, &format!("{} is not offered here", inbound.head.command));
+        inbound.responder.fail(Outcome::NoCommand, &format!("{} is not offered here", inbound.head.terms.command));
         Box::pin(async {})
     }
 
@@ -61,7 +62,7 @@ impl Service for NoService {
 #[derive(Debug)]
 pub struct Inbound {
     /// What is asked, of whom.
-    pub head: Box<RequestHead>,
+    pub head: RequestHead,
     /// The body, as it came.
     pub body: Bytes,
     /// Where the answer goes.
@@ -76,7 +77,7 @@ impl Inbound {
         R: Serialize,
         F: Future<Output = Result<R, (Outcome, String)>> + Send + 'static,
     {
-        let encoding = self.head.encoding;
+        let encoding = self.head.terms.encoding;
         match decode("the request", encoding, &self.body) {
             Err(error) => {
                 self.responder.fail(Outcome::SchemaMismatch, &error.to_string());

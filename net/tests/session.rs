@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quilt_net::{BoxFuture, ConnectError, Handle, Inbound, NoService, Service};
+use quilt_protocol::codec::{FRAME_MAX, LENGTH_BYTES, find_frame, put_frame, read_frame};
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Encoding, FleetId, Hello, Limits, Outcome, RequestHead, Welcome};
+use quilt_protocol::{Encoding, FleetId, Hello, Limits, Message, Outcome, RequestHead, Terms, Welcome};
+use smol_str::SmolStr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -34,7 +36,7 @@ struct TestService {
 }
 
 impl Service for TestService {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         if self.refuse {
             return Err(Refusal {
                 code: "quarantined".into(),
@@ -44,7 +46,7 @@ impl Service for TestService {
             });
         }
         let Identity::Tool(name) = hello.identity else { panic!("a station") };
-        Ok(Welcome {
+        let welcome = Welcome {
             version: 0,
             software: "test".into(),
             fleet: FleetId::random(),
@@ -52,15 +54,16 @@ impl Service for TestService {
             heartbeat_ms: 5000,
             features: vec![],
             extensions: Default::default(),
-        })
+        };
+        Ok((welcome, "tool:test".into()))
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let Inbound { head, body, responder } = inbound;
         let hanging = self.hanging.clone();
         Box::pin(async move {
-            match head.command.as_str() {
-                "echo" => responder.respond(Outcome::Reply, head.encoding, body),
+            match head.terms.command.as_str() {
+                "echo" => responder.respond(Outcome::Reply, head.terms.encoding, body),
                 "panic" => panic!("as asked"),
                 "drop" => drop(responder),
                 "hang" => {
@@ -76,7 +79,7 @@ impl Service for TestService {
                 }
                 "slow" => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    responder.respond(Outcome::Reply, head.encoding, body);
+                    responder.respond(Outcome::Reply, head.terms.encoding, body);
                 }
                 "count" => {
                     let mut items = responder.items();
@@ -115,7 +118,7 @@ async fn world() -> World {
 }
 
 fn head(command: &str) -> RequestHead {
-    RequestHead::new(Address::Manager, command)
+    RequestHead::new(Terms::new(Address::Manager, command))
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,15 +253,14 @@ async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
     let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
     let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
     let mut bytes = Vec::new();
-    quilt_protocol::codec::put_frame(&mut bytes, &quilt_protocol::Message::Hello(Box::new(hello())), &[]);
+    put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
     near.write_all(&bytes).await.unwrap();
     // Asks without end and never reads: the echoes pile up until the limit.
     let asking = async {
         for number in 0.. {
-            let head = Box::new(head("echo"));
-            let message = quilt_protocol::Message::Request { number, head, body: 4000 };
+            let message = Message::request(number, &head("echo"), 4000);
             bytes.clear();
-            quilt_protocol::codec::put_frame(&mut bytes, &message, &[7; 4000]);
+            put_frame(&mut bytes, &message, &[7; 4000]);
             if near.write_all(&bytes).await.is_err() {
                 return number;
             }
@@ -270,11 +272,47 @@ async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
     assert!(sent < 1_000_000);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_arrives_while_a_burst_is_handed_out_is_read_as_well() {
+    let (mut near, far) = tokio::io::duplex(1 << 20);
+    let (sender, _closed) = mpsc::unbounded_channel();
+    let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
+    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+    let mut bytes = Vec::new();
+    put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
+    near.write_all(&bytes).await.unwrap();
+    let mut input = Vec::new();
+    near.read_buf(&mut input).await.unwrap();
+    bytes.clear();
+    // More than one turn hands out; then one more whenever something was answered.
+    let mut asked = 0..;
+    asked.by_ref().take(20).for_each(|number| put_frame(&mut bytes, &Message::request(number, &head("echo"), 0), &[]));
+    near.write_all(&bytes).await.unwrap();
+    let mut answered = 0;
+    // In a task, since tasks take turns with the driver and this one does not.
+    let asking = async move {
+        while answered < 200 {
+            assert_ne!(near.read_buf(&mut input).await.unwrap(), 0, "after {answered} answers nothing comes any more");
+            while let Some(frame) = find_frame(&input, FRAME_MAX).unwrap() {
+                let length = frame.len();
+                answered += usize::from(matches!(read_frame(frame, false), Ok((Message::Response { .. }, _))));
+                input.drain(..LENGTH_BYTES + length);
+            }
+            bytes.clear();
+            put_frame(&mut bytes, &Message::request(asked.next().unwrap(), &head("echo"), 0), &[]);
+            near.write_all(&bytes).await.unwrap();
+        }
+    };
+    let began = tokio::time::Instant::now();
+    tokio::spawn(asking).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "something lay there until a timer went off");
+}
+
 /// Passes everything on to another session.
 struct Relay(Handle);
 
 impl Service for Relay {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         let closed = mpsc::unbounded_channel().0;
         TestService { refuse: false, hanging: Arc::default(), closed }.hello(hello)
     }

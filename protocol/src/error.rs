@@ -1,5 +1,6 @@
 //! What can be wrong with what a peer sent.
 
+use crate::session::TERMS_KEPT;
 use crate::version::Versions;
 
 /// Bytes that do not decode. Answered where a request can be answered; a [`Violation`] where nothing can.
@@ -66,6 +67,12 @@ pub enum Violation {
     /// A request under a number that is still being served.
     #[error("request number {0} used again while it is being served")]
     NumberInUse(u32),
+    /// A request on terms that were never said.
+    #[error("a request on the terms kept as {0}, and there are none")]
+    UnknownTerms(u8),
+    /// Terms to be kept that are too many or too long.
+    #[error("terms to be kept as {0}, and the limits are {TERMS_KEPT} of them, without extensions")]
+    TermsNotKept(u8),
     /// A body longer than a session takes, or chunks that do not add up to it.
     #[error("a body of {length} bytes, the limit is {limit}")]
     BodyTooLong {

@@ -20,6 +20,6 @@ pub mod version;
 
 pub use error::{DecodeError, Violation};
 pub use labels::Labels;
-pub use message::{Address, Encoding, Hello, Message, Outcome, RequestHead, Welcome};
+pub use message::{Address, Encoding, Hello, Message, Outcome, RequestHead, Terms, Welcome};
 pub use names::{Digest, FleetId, MessageId, Name, Revision, StationId};
 pub use session::{Event, Limits, Session};

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::codec::{BorrowDecode, Encode};
 use serde::{Deserialize, Serialize};
@@ -34,8 +35,14 @@ pub enum Message {
     Request {
         /// The asker's number for it.
         number: RequestNumber,
+        /// See [`RequestHead::message_id`].
+        message_id: MessageId,
+        /// See [`RequestHead::remaining_ms`].
+        remaining_ms: u32,
+        /// See [`RequestHead::trace`].
+        trace: Option<Box<Trace>>,
         /// What is asked, of whom.
-        head: Box<RequestHead>,
+        terms: Said,
         /// Length of the whole body in bytes.
         body: u32,
     },
@@ -169,11 +176,33 @@ pub struct Refusal {
 /// Named bytes that ride along: the way a header grows, since bincode cannot add fields.
 pub type Extensions = BTreeMap<String, Vec<u8>>;
 
-/// What is asked, of whom, and on what terms.
-#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
+/// One ask: its terms, and what is its own.
+#[derive(Clone, PartialEq, Debug)]
 pub struct RequestHead {
     /// The same on every retry, so that it is carried out once.
     pub message_id: MessageId,
+    /// Time left in milliseconds. [`NO_DEADLINE`] is allowed for streams only.
+    pub remaining_ms: u32,
+    /// W3C trace context.
+    pub trace: Option<Box<Trace>>,
+    /// What is asked, of whom.
+    pub terms: Arc<Terms>,
+}
+
+/// For [`RequestHead::remaining_ms`]: the stream runs until one side ends it.
+pub const NO_DEADLINE: u32 = u32::MAX;
+
+impl RequestHead {
+    /// One ask on these terms, with the default deadline.
+    pub fn new(terms: impl Into<Arc<Terms>>) -> Self {
+        let terms = terms.into();
+        Self { message_id: MessageId::random(), remaining_ms: DEFAULT_DEADLINE_MS, trace: None, terms }
+    }
+}
+
+/// What is asked, of whom: what many requests have in common. Shared, and by a busy session said once ([`Said`]).
+#[derive(Clone, PartialEq, Eq, Debug, Encode, BorrowDecode)]
+pub struct Terms {
     /// Who is asked.
     pub to: Address,
     /// The command: `name`, or `group:name`.
@@ -185,24 +214,31 @@ pub struct RequestHead {
     pub fingerprint: [u8; 16],
     /// Whether asking twice does no more than asking once.
     pub idempotent: bool,
-    /// Time left in milliseconds. [`NO_DEADLINE`] is allowed for streams only.
-    pub remaining_ms: u32,
     /// How many items the asker takes to begin with; 0 asks for a plain answer.
     pub credit: u32,
     /// On whose behalf. Stamped by the receiver from the connection and never believed from the sender.
     #[bincode(with_serde)]
     pub principal: Option<SmolStr>,
-    /// W3C trace context.
-    pub trace: Option<Trace>,
     /// Named bytes; unknown names pass through.
     pub extensions: Extensions,
 }
 
-/// For [`RequestHead::remaining_ms`]: the stream runs until one side ends it.
-pub const NO_DEADLINE: u32 = u32::MAX;
+impl Terms {
+    /// For a plain answer to a JSON body.
+    pub fn new(to: Address, command: impl Into<SmolStr>) -> Self {
+        Self {
+            to,
+            command: command.into(),
+            encoding: Encoding::Json,
+            fingerprint: [0; 16],
+            idempotent: false,
+            credit: 0,
+            principal: None,
+            extensions: Extensions::new(),
+        }
+    }
 
-impl RequestHead {
-    /// Whether its parts keep to their limits: 256 bytes each for command and principal, 32 extensions of 4 KiB
+    /// Whether the parts keep to their limits: 256 bytes each for command and principal, 32 extensions of 4 KiB
     /// together. That leaves room in a header, so that a relay can stamp a request without making it too long.
     pub fn is_small(&self) -> bool {
         let extensions: usize = self.extensions.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -211,23 +247,17 @@ impl RequestHead {
             && self.extensions.len() <= 32
             && extensions <= 4096
     }
+}
 
-    /// A plain request with the default deadline and an empty JSON body.
-    pub fn new(to: Address, command: impl Into<SmolStr>) -> Self {
-        Self {
-            message_id: MessageId::random(),
-            to,
-            command: command.into(),
-            encoding: Encoding::Json,
-            fingerprint: [0; 16],
-            idempotent: false,
-            remaining_ms: DEFAULT_DEADLINE_MS,
-            credit: 0,
-            principal: None,
-            trace: None,
-            extensions: Extensions::new(),
-        }
-    }
+/// Terms as a frame has them: who asks for the same again and again says them once.
+#[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
+pub enum Said {
+    /// In full.
+    Whole(Arc<Terms>),
+    /// In full, to be kept under this number in the place of what was kept there before.
+    Kept(u8, Arc<Terms>),
+    /// Those that are kept under this number.
+    Again(u8),
 }
 
 /// How long a request may take unless the caller says otherwise.
@@ -365,10 +395,14 @@ impl Outcome {
 }
 
 impl Message {
-    /// What is written of a request: the bytes of a [`Message::Request`], without owning its head.
-    pub(crate) fn request(number: RequestNumber, head: &RequestHead, body: u32) -> impl Encode + use<'_> {
-        const REQUEST: u32 = 3;
-        (REQUEST, number, head, body)
+    /// A request, with its terms in full.
+    pub fn request(number: RequestNumber, head: &RequestHead, body: u32) -> Self {
+        Self::request_saying(Said::Whole(head.terms.clone()), number, head, body)
+    }
+
+    pub(crate) fn request_saying(terms: Said, number: RequestNumber, head: &RequestHead, body: u32) -> Self {
+        let RequestHead { message_id, remaining_ms, ref trace, .. } = *head;
+        Self::Request { number, message_id, remaining_ms, trace: trace.clone(), terms, body }
     }
 
     /// Which body the bytes behind the message belong to, if it may have any.

@@ -13,22 +13,27 @@ mod limits;
 mod liveness;
 mod outbox;
 mod requests;
+mod terms;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use smol_str::SmolStr;
 
 pub use self::limits::{Budget, Limits};
 pub use self::liveness::{HEARTBEAT, MISSED_MAX};
 pub use self::requests::IN_FLIGHT_MAX;
+pub use self::terms::TERMS_KEPT;
 
 use self::liveness::Liveness;
 use self::outbox::{BUFFERED_MAX, Outbox, Placed};
 use self::requests::{Asked, AskedTable, Known, ServingTable};
+use self::terms::{HeardTerms, SaidTerms};
 use crate::error::Violation;
 use crate::message::{
-    BodyOf, Delivered, Encoding, Hello, Message, NO_DEADLINE, Outcome, Refusal, RequestHead, RequestNumber, Welcome,
+    BodyOf, Delivered, Encoding, Hello, Message, NO_DEADLINE, Outcome, Refusal, RequestHead, RequestNumber, Said,
+    Welcome,
 };
 
 /// Bodies up to so many bytes do not count against the limits: the number of requests in flight bounds them well enough.
@@ -37,6 +42,8 @@ pub const UNCHARGED_MAX: usize = 4096;
 pub const ITEM_MAX: usize = 1024 * 1024;
 /// How many bytes may wait to be written before streams pause, whatever credit they have.
 const STREAMED_MAX: usize = 1024 * 1024;
+/// With so many requests under way the terms of the next are kept by both sides, since more of the kind will follow.
+const BUSY: usize = 4;
 
 /// Something the owner of a session should know.
 #[derive(Clone, PartialEq, Debug)]
@@ -48,7 +55,7 @@ pub enum Event {
     /// The peer declined this side's greeting.
     Refused(Box<Refusal>),
     /// The peer asks; answer with [`Session::respond`].
-    Request(RequestNumber, Box<RequestHead>, Bytes),
+    Request(RequestNumber, RequestHead, Bytes),
     /// A request of this side ended.
     Answered(RequestNumber, Outcome, Encoding, Bytes),
     /// An item for a request of this side. It used up one credit.
@@ -131,6 +138,8 @@ pub struct Session {
     outbox: Outbox,
     asked: AskedTable,
     serving: ServingTable,
+    said: SaidTerms,
+    heard: HeardTerms,
     liveness: Liveness,
     /// The part of a frame that has arrived.
     tail: Vec<u8>,
@@ -167,6 +176,8 @@ impl Session {
             outbox: Outbox::default(),
             asked: AskedTable::default(),
             serving: ServingTable::default(),
+            said: SaidTerms::default(),
+            heard: HeardTerms::default(),
             liveness: Liveness::new(state == State::Greeting, HEARTBEAT, now),
             tail: Vec::new(),
             in_body: None,
@@ -180,10 +191,12 @@ impl Session {
 
     // ---- what the owner does
 
-    /// Accepts the peer's [`Event::Hello`]. `welcome.version` is set here.
-    pub fn accept(&mut self, mut welcome: Welcome, version: u16, now: Instant) {
+    /// Accepts the peer's [`Event::Hello`]. `welcome.version` is set here. What the peer asks is on behalf of `principal`,
+    /// whatever it says itself.
+    pub fn accept(&mut self, mut welcome: Welcome, version: u16, principal: SmolStr, now: Instant) {
         if self.state == State::Deciding {
             welcome.version = version;
+            self.heard.principal = Some(principal);
             self.liveness = Liveness::new(false, Duration::from_millis(welcome.heartbeat_ms.into()), now);
             self.outbox.push(&Message::Welcome(Box::new(welcome)));
             self.state = State::Established;
@@ -208,7 +221,7 @@ impl Session {
         if self.state != State::Established {
             return Err(NotAsked(Outcome::PeerLost(Delivered::No)));
         }
-        if body.len() > self.limits.body || !head.is_small() {
+        if body.len() > self.limits.body || !head.terms.is_small() {
             return Err(NotAsked(Outcome::Refused));
         }
         let full =
@@ -217,8 +230,14 @@ impl Session {
             self.counters.overloaded += 1;
             return Err(NotAsked(Outcome::Overloaded));
         };
-        let (deadline, credit) = (deadline(head, now), head.credit);
-        let header = Message::request(number, head, length(&body));
+        let (deadline, credit) = (deadline(head, now), head.terms.credit);
+        // Who asks little says all each time: then neither side keeps anything for it. What waits for its turn may be
+        // overtaken, or given up before it is said.
+        let terms = match self.asked.len() >= BUSY && Outbox::is_inline(&body) {
+            true => self.said.say(&head.terms),
+            false => Said::Whole(head.terms.clone()),
+        };
+        let header = Message::request_saying(terms, number, head, length(&body));
         let placed = self.outbox.push_with_body((number, BodyOf::Request), &header, body);
         let given = self.asked.insert(Asked { deadline, placed, arriving: None, credit });
         debug_assert_eq!(given, number);
@@ -363,6 +382,9 @@ impl Session {
     pub fn trim(&mut self) {
         self.outbox.trim();
         self.asked.trim();
+        if self.asked.len() == 0 {
+            self.said.clear();
+        }
         if self.events.is_empty() {
             self.events = VecDeque::new();
         }
@@ -516,7 +538,7 @@ fn length(body: &Bytes) -> u32 {
 /// When a request must have ended. A plain one always has a deadline, whatever the head says: at most a day.
 fn deadline(head: &RequestHead, now: Instant) -> Option<Instant> {
     const DAY_MS: u32 = 24 * 60 * 60 * 1000;
-    let remaining_ms = match head.credit {
+    let remaining_ms = match head.terms.credit {
         0 => head.remaining_ms.min(DAY_MS),
         _ if head.remaining_ms == NO_DEADLINE => return None,
         _ => head.remaining_ms,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use quilt_protocol::codec::{from_bincode, put_frame, read_frame, to_bincode};
 use quilt_protocol::control::{
@@ -13,7 +14,8 @@ use quilt_protocol::control::{
     RoleOffer, State, StateChange, StationEvent, UpdateConfiguration, Verdict,
 };
 use quilt_protocol::message::{
-    Address, BodyOf, Delivered, Encoding, Hello, Identity, Message, Outcome, Refusal, RequestHead, Trace, Welcome,
+    Address, BodyOf, Delivered, Encoding, Hello, Identity, Message, Outcome, Refusal, RequestHead, Said, Terms, Trace,
+    Welcome,
 };
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Digest, FleetId, MessageId, Revision, StationId};
@@ -23,20 +25,22 @@ const ID: &str = "0190a0b0-c0d0-7000-8000-0123456789ab";
 fn head() -> RequestHead {
     RequestHead {
         message_id: MessageId(ID.parse().unwrap()),
-        to: Address::Instance {
-            station: "cam-1".parse().unwrap(),
-            role: "counter".parse().unwrap(),
-            instance: "main".parse().unwrap(),
-        },
-        command: "Counting:increment".into(),
-        encoding: Encoding::Bincode,
-        fingerprint: [7; 16],
-        idempotent: true,
         remaining_ms: 15_000,
-        credit: 0,
-        principal: Some("tool:quiltctl".into()),
-        trace: Some(Trace { trace_id: [1; 16], parent_id: [2; 8], flags: 1 }),
-        extensions: BTreeMap::from([("x".to_owned(), vec![1, 2, 3])]),
+        trace: Some(Box::new(Trace { trace_id: [1; 16], parent_id: [2; 8], flags: 1 })),
+        terms: Arc::new(Terms {
+            to: Address::Instance {
+                station: "cam-1".parse().unwrap(),
+                role: "counter".parse().unwrap(),
+                instance: "main".parse().unwrap(),
+            },
+            command: "Counting:increment".into(),
+            encoding: Encoding::Bincode,
+            fingerprint: [7; 16],
+            idempotent: true,
+            credit: 0,
+            principal: Some("tool:quiltctl".into()),
+            extensions: BTreeMap::from([("x".to_owned(), vec![1, 2, 3])]),
+        }),
     }
 }
 
@@ -62,12 +66,18 @@ fn messages() -> Vec<(&'static str, Message, &'static [u8])> {
     let refusal =
         Refusal { code: "version".into(), text: "too old".into(), versions: SPOKEN, extensions: BTreeMap::new() };
     let response = |outcome| Message::Response { number: 1029, outcome, encoding: Encoding::Json, body: 4 };
+    let request = |terms| {
+        let RequestHead { message_id, remaining_ms, .. } = head();
+        Message::Request { number: 1030, message_id, remaining_ms, trace: None, terms, body: 4 }
+    };
     vec![
         ("hello-station", Message::Hello(Box::new(hello)), b""),
         ("hello-tool", Message::Hello(Box::new(tool)), b""),
         ("welcome", Message::Welcome(Box::new(welcome)), b""),
         ("refusal", Message::Refusal(Box::new(refusal)), b""),
-        ("request", Message::Request { number: 1029, head: Box::new(head()), body: 4 }, b"body"),
+        ("request", Message::request(1029, &head(), 4), b"body"),
+        ("request-kept", request(Said::Kept(7, head().terms)), b"body"),
+        ("request-again", request(Said::Again(7)), b"body"),
         ("response-reply", response(Outcome::Reply), b"body"),
         ("response-peer-lost", response(Outcome::PeerLost(Delivered::Unknown)), b"body"),
         ("response-panicked", response(Outcome::Panicked), b"body"),

@@ -5,6 +5,7 @@
 #![allow(clippy::needless_range_loop, reason = "a side indexes several arrays at once")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use quilt_protocol::error::Violation;
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
 use quilt_protocol::session::{Budget, Closed, HEARTBEAT, IN_FLIGHT_MAX, MISSED_MAX};
 use quilt_protocol::version::{SPOKEN, Versions};
-use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Message, Outcome, RequestHead, Session, Welcome};
+use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Message, Outcome, RequestHead, Session, Terms, Welcome};
 
 /// A small random number generator; a dependency for this would be a crate for ten lines.
 struct Random(u64);
@@ -64,7 +65,7 @@ fn welcome() -> Welcome {
 }
 
 fn head(remaining_ms: u32) -> RequestHead {
-    RequestHead { remaining_ms, ..RequestHead::new(Address::Manager, "x") }
+    RequestHead { remaining_ms, ..RequestHead::new(Terms::new(Address::Manager, "x")) }
 }
 
 impl Pair {
@@ -121,7 +122,7 @@ impl Pair {
         for side in 0..2 {
             while let Some(event) = self.sides[side].poll_event() {
                 if let Event::Hello(_) = event {
-                    self.sides[side].accept(welcome(), 0, self.now);
+                    self.sides[side].accept(welcome(), 0, "tool:test".into(), self.now);
                 }
                 self.events[side].push(event);
             }
@@ -208,6 +209,42 @@ fn every_request_ends_exactly_once_whatever_happens_to_the_link() {
             assert_eq!(ended[side], asked[side], "seed {seed}: side {side} has requests without an end");
             assert_eq!(pair.sides[side].in_flight().0, 0, "seed {seed}");
         }
+    }
+}
+
+#[test]
+fn every_request_arrives_on_its_own_terms_whichever_were_said_before() {
+    for seed in 0..50 {
+        let mut pair = Pair::established(seed);
+        let mut under_way = Vec::new();
+        for _ in 0..500 {
+            // More of them than are kept, some that wait for their turn, and some that are given up before it.
+            let command = format!("command-{}", pair.random.below(100));
+            let mut body = vec![0; [0, 100, 300_000][pair.random.below(3) as usize]];
+            body.splice(0..0, command.bytes());
+            let head = RequestHead::new(Terms::new(Address::Manager, command));
+            match pair.sides[0].request(&head, body.into(), pair.now) {
+                Ok(number) => under_way.push(number),
+                Err(error) => assert_eq!(error.0, Outcome::Overloaded),
+            }
+            if pair.random.below(4) == 0 {
+                let given_up = pair.random.below(under_way.len() as u64) as usize;
+                pair.sides[0].cancel(under_way.swap_remove(given_up));
+            }
+            let pause = Duration::from_millis(pair.random.below(3));
+            pair.run(pause);
+            for event in pair.take(1) {
+                let Event::Request(number, head, body) = event else { continue };
+                let RequestHead { terms, .. } = head;
+                let meant = body.iter().take_while(|byte| **byte != 0).copied().collect::<Vec<_>>();
+                assert_eq!(terms.command.as_bytes(), meant, "seed {seed}");
+                assert_eq!(terms.principal.as_deref(), Some("tool:test"));
+                if pair.random.below(2) == 0 {
+                    pair.sides[1].respond(number, Outcome::Reply, Encoding::Json, Bytes::new());
+                }
+            }
+        }
+        assert!(pair.sides.iter().all(Session::is_established), "seed {seed}: {:?}", pair.events);
     }
 }
 
@@ -309,7 +346,7 @@ fn limits_are_answered_and_the_session_lives() {
     pair.sides[0].cancel(numbers[3]);
     pair.ask(0, 15_000, 0);
     let mut long = head(15_000);
-    long.command = "x".repeat(257).into();
+    Arc::make_mut(&mut long.terms).command = "x".repeat(257).into();
     assert_eq!(pair.sides[1].request(&long, Bytes::new(), pair.now).unwrap_err().0, Outcome::Refused);
     pair.run(Duration::from_millis(100));
     assert!(pair.sides.iter().all(Session::is_established));
@@ -344,7 +381,7 @@ fn announced_bodies_count_against_the_limit_before_they_arrive() {
     let now = pair.now;
     let mut bytes = Vec::new();
     for number in 0..8 {
-        let message = quilt_protocol::Message::Request { number, head: Box::new(head(15_000)), body: 60 << 20 };
+        let message = quilt_protocol::Message::request(number, &head(15_000), 60 << 20);
         quilt_protocol::codec::put_frame(&mut bytes, &message, &[1]);
     }
     pair.sides[1].handle_bytes(&bytes, now);
@@ -357,8 +394,9 @@ fn a_body_that_drips_in_loses_its_place() {
     let mut pair = Pair::established(9);
     let now = pair.now;
     let mut bytes = Vec::new();
-    let head = Box::new(RequestHead { credit: 1, remaining_ms: quilt_protocol::message::NO_DEADLINE, ..head(0) });
-    let message = quilt_protocol::Message::Request { number: 5, head, body: 100_000 };
+    let mut head = head(quilt_protocol::message::NO_DEADLINE);
+    Arc::make_mut(&mut head.terms).credit = 1;
+    let message = quilt_protocol::Message::request(5, &head, 100_000);
     quilt_protocol::codec::put_frame(&mut bytes, &message, &[1]);
     pair.sides[1].handle_bytes(&bytes, now);
     assert_eq!(pair.sides[1].in_flight(), (0, 1));
@@ -383,7 +421,7 @@ fn a_frame_that_drips_in_ends_the_session() {
 fn streams_stop_at_their_credit_and_go_on_with_more() {
     let mut pair = Pair::established(11);
     let mut stream = head(15_000);
-    stream.credit = 2;
+    Arc::make_mut(&mut stream.terms).credit = 2;
     let number = pair.sides[0].request(&stream, Bytes::new(), pair.now).unwrap();
     pair.run(Duration::from_millis(50));
     let item = || Bytes::from_static(b"item");
@@ -455,7 +493,7 @@ fn sessions_that_share_a_budget_are_bounded_together() {
     let limits = Limits { shared: Budget::new(100 << 20), ..Limits::default() };
     let now = Instant::now();
     let begin = |number| {
-        let message = quilt_protocol::Message::Request { number, head: Box::new(head(15_000)), body: 60 << 20 };
+        let message = quilt_protocol::Message::request(number, &head(15_000), 60 << 20);
         let mut bytes = Vec::new();
         quilt_protocol::codec::put_frame(&mut bytes, &message, &[1]);
         bytes
@@ -464,7 +502,7 @@ fn sessions_that_share_a_budget_are_bounded_together() {
         let mut session = Session::answer(limits.clone(), now);
         let mut opener = Session::open(hello(), Limits::default(), now);
         session.handle_bytes(&opener.poll_transmit().concat(), now);
-        session.accept(welcome(), 0, now);
+        session.accept(welcome(), 0, "tool:test".into(), now);
         session
     };
     let (mut one, mut two) = (session(), session());
@@ -508,7 +546,7 @@ fn a_body_cut_anywhere_arrives_as_it_was_sent() {
 #[test]
 fn a_frame_that_holds_more_than_its_body_ends_the_session_before_it_is_whole() {
     let mut pair = Pair::established(24);
-    let message = Message::Request { number: 1, head: Box::new(head(15_000)), body: 20_000 };
+    let message = Message::request(1, &head(15_000), 20_000);
     let mut bytes = Vec::new();
     put_frame(&mut bytes, &message, &[7; 20_001]);
     pair.sides[1].handle_bytes(&bytes[..bytes.len() - 2000], pair.now);

@@ -18,7 +18,7 @@ use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
-
+use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -49,15 +49,15 @@ pub(crate) struct Requests {
 }
 
 impl Service for Requests {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         NoService.hello(hello)
     }
 
     fn closed(&self, _: &Closed) {}
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        match &inbound.head.to {
-            Address::Instance { role, instance, .. } if inbound.head.command != command::LOGS => {
+        match &inbound.head.terms.to {
+            Address::Instance { role, instance, .. } if inbound.head.terms.command != command::LOGS => {
                 let key = Key { role: role.clone(), instance: instance.clone() };
                 self.call(&key, inbound)
             }
@@ -68,7 +68,7 @@ impl Service for Requests {
 
 impl Requests {
     fn work(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        match inbound.head.command.as_str() {
+        match inbound.head.terms.command.as_str() {
             command::UPDATE_CONFIGURATION => {
                 let push = self.push.clone();
                 inbound.answer(move |update: UpdateConfiguration<'static>| async move {
@@ -148,7 +148,7 @@ impl Requests {
                 match identity::renew(&self.identity_folder) {
                     Ok(id) => {
                         // Answered first: taking the new identity ends this session.
-                        responder.reply(head.encoding, &id.to_string());
+                        responder.reply(head.terms.encoding, &id.to_string());
                         self.link.renew(id);
                     }
                     Err(error) => responder.fail(Outcome::Refused, &format!("{error:#}")),
@@ -200,7 +200,7 @@ impl Requests {
     fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let (folder, board) = (self.folder.clone(), self.board.clone());
         let mut items = inbound.responder.items();
-        let streaming = inbound.head.credit > 0;
+        let streaming = inbound.head.terms.credit > 0;
         inbound.answer(move |Logs { role, instance, lines, follow }: Logs| async move {
             let key = Key { role, instance };
             let log = instance::log_dir(&folder, &key);
@@ -229,7 +229,7 @@ impl Requests {
     /// Calls a command of an instance. A retry of a call is not carried out twice.
     fn call(&self, key: &Key, inbound: Inbound) -> BoxFuture<'static, ()> {
         let Inbound { head, body, responder } = inbound;
-        let streaming = head.credit > 0;
+        let streaming = head.terms.credit > 0;
         let found = match self.find(key, &head, streaming) {
             Ok(found) => found,
             Err((outcome, text)) => {
@@ -239,12 +239,12 @@ impl Requests {
         };
         if streaming {
             let items = Box::new(Sink(responder.items())) as Box<dyn api::RawItems>;
-            let calling = Calling::begin(found, head.encoding, body, Some(items));
+            let calling = Calling::begin(found, head.terms.encoding, body, Some(items));
             return Box::pin(async move { answer(responder, calling.end().await) });
         }
         if found.read {
             // To look twice does no harm.
-            return match Calling::begin(found, head.encoding, body, None).now() {
+            return match Calling::begin(found, head.terms.encoding, body, None).now() {
                 Ok(ended) => {
                     answer(responder, ended);
                     Box::pin(async {})
@@ -270,15 +270,9 @@ impl Requests {
 
     /// Carries out what may be asked for again: a caller that lost its connection finds the answer then, so what it began goes
     /// on to its end. One that cancels, or whose time is over, wants it ended.
-    fn call_once(
-        &self,
-        found: Found,
-        head: Box<RequestHead>,
-        body: Bytes,
-        responder: Responder,
-    ) -> BoxFuture<'static, ()> {
+    fn call_once(&self, found: Found, head: RequestHead, body: Bytes, responder: Responder) -> BoxFuture<'static, ()> {
         let time = Duration::from_millis(head.remaining_ms.into());
-        let encoding = head.encoding;
+        let encoding = head.terms.encoding;
         let guard = Guard { dedupe: self.dedupe.clone(), head };
         let calling = match Calling::begin(found, encoding, body, None).now() {
             Ok(ended) => {
@@ -295,21 +289,21 @@ impl Requests {
     }
 
     fn find(&self, key: &Key, head: &RequestHead, streaming: bool) -> Result<Found, (Outcome, String)> {
-        let found = self.commands.find(key, &head.command).map_err(|error| match error {
+        let found = self.commands.find(key, &head.terms.command).map_err(|error| match error {
             NoHandler::NoTarget => match self.board.get(key) {
                 Some(report) => (Outcome::NoTarget, format!("{key} is {} and takes no commands", report.state)),
                 None => (Outcome::NoTarget, format!("this station has no instance {key}")),
             },
-            NoHandler::NoCommand => (Outcome::NoCommand, format!("{key} has no command {:?}", head.command)),
+            NoHandler::NoCommand => (Outcome::NoCommand, format!("{key} has no command {:?}", head.terms.command)),
             NoHandler::Ambiguous(text) => (Outcome::NoCommand, text),
         })?;
-        if head.encoding == Encoding::Bincode && head.fingerprint != found.fingerprint {
+        if head.terms.encoding == Encoding::Bincode && head.terms.fingerprint != found.fingerprint {
             let text = "the caller's types are not the role's; send JSON".to_owned();
             return Err((Outcome::SchemaMismatch, text));
         }
         if found.streaming != streaming {
             let text = if streaming { "does not answer with a stream" } else { ASK_FOR_STREAM };
-            return Err((Outcome::Refused, format!("{:?} {text}", head.command)));
+            return Err((Outcome::Refused, format!("{:?} {text}", head.terms.command)));
         }
         Ok(found)
     }
@@ -421,7 +415,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Makes sure that a call that was dropped half-way does not stay "under way" for its retries.
 struct Guard {
     dedupe: Arc<Mutex<Dedupe<Responder>>>,
-    head: Box<RequestHead>,
+    head: RequestHead,
 }
 
 impl Guard {

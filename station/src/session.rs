@@ -11,7 +11,7 @@ use quilt_plugin_api::CallAnswer;
 use quilt_protocol::control::{Registered, Registration, Report, command};
 use quilt_protocol::message::{Delivered, Hello, Identity};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, StationId};
+use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, StationId, Terms};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -90,7 +90,7 @@ impl Link {
         let Some(handle) = handle else {
             return failed(Outcome::PeerLost(Delivered::No), "the station has no manager now".into());
         };
-        let mut head = RequestHead::new(to, command);
+        let mut head = RequestHead::new(Terms::new(to, command));
         head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
         let answer = handle.request(&head, body).await;
         CallAnswer { outcome: answer.outcome.name().into(), body: answer.body }

@@ -1,10 +1,10 @@
 //! The two ways in which calls are made, as quilt's own rows make them.
 
+use std::cell::{Cell, RefCell};
 use std::io::Write as _;
 use std::time::Instant;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
+use futures::future::try_join_all;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// For every line `WINDOW COUNT` on standard input makes so many calls with so many in flight, and prints the median time of one
@@ -29,17 +29,18 @@ async fn run<F: Future<Output = anyhow::Result<()>>>(
     window: usize,
     count: usize,
 ) -> anyhow::Result<(f64, f64)> {
-    let timed = || {
-        let (began, calling) = (Instant::now(), call());
-        async move { calling.await.map(|()| began.elapsed()) }
+    let (began, left, times) = (Instant::now(), Cell::new(count), RefCell::new(Vec::with_capacity(count)));
+    let caller = || async {
+        while let Some(fewer) = left.get().checked_sub(1) {
+            left.set(fewer);
+            let began = Instant::now();
+            call().await?;
+            times.borrow_mut().push(began.elapsed());
+        }
+        anyhow::Ok(())
     };
-    let (began, mut times) = (Instant::now(), Vec::with_capacity(count));
-    let mut under_way: FuturesUnordered<_> = (0..window).map(|_| timed()).collect();
-    while times.len() < count {
-        times.push(under_way.next().await.expect("there is always one under way")?);
-        under_way.push(timed());
-    }
-    let rate = count as f64 / began.elapsed().as_secs_f64();
+    try_join_all((0..window).map(|_| caller())).await?;
+    let (rate, mut times) = (count as f64 / began.elapsed().as_secs_f64(), times.into_inner());
     times.sort();
     Ok((times[count / 2].as_secs_f64() * 1e6, rate))
 }

@@ -18,6 +18,7 @@ use quilt_protocol::message::{Identity, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, StationId, Welcome};
+use smol_str::SmolStr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -183,20 +184,20 @@ fn planned(document: &str) -> Result<Vec<InstanceReport>, String> {
 struct Answering(Arc<Light>);
 
 impl Service for Answering {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         NoService.hello(hello)
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let light = self.0.clone();
-        match (&inbound.head.to, inbound.head.command.as_str()) {
+        match (&inbound.head.terms.to, inbound.head.terms.command.as_str()) {
             (Address::Instance { .. }, "big") => {
                 let zeros = Bytes::from_static(&[b'0'; BIG]);
                 inbound.responder.respond(Outcome::Reply, Encoding::Json, zeros);
                 Box::pin(async {})
             }
             (Address::Instance { .. }, _) => {
-                inbound.responder.respond(Outcome::Reply, inbound.head.encoding, inbound.body);
+                inbound.responder.respond(Outcome::Reply, inbound.head.terms.encoding, inbound.body);
                 Box::pin(async {})
             }
             (_, command::UPDATE_CONFIGURATION) => inbound.answer(move |update| light.update(update)),

@@ -152,7 +152,8 @@ impl Session {
                 self.events.push_back(Event::Refused(refusal));
                 self.close(Closed::Goodbye(code));
             }
-            (State::Established, Message::Request { number, head, body }) => {
+            (State::Established, Message::Request { number, message_id, remaining_ms, trace, terms, body }) => {
+                let head = RequestHead { message_id, remaining_ms, trace, terms: self.heard.hear(terms)? };
                 self.handle_request(number, head, body as usize, part, now)?;
             }
             (State::Established, Message::Response { number, outcome, encoding, body }) => {
@@ -192,7 +193,7 @@ impl Session {
     fn handle_request(
         &mut self,
         number: RequestNumber,
-        head: Box<RequestHead>,
+        head: RequestHead,
         whole: usize,
         part: &[u8],
         now: Instant,
@@ -200,10 +201,16 @@ impl Session {
         if self.serving.contains_key(&number) {
             return Err(Violation::NumberInUse(number));
         }
-        let streaming = head.credit > 0;
+        let streaming = head.terms.credit > 0;
         let answer_by = deadline(&head, now);
-        let serving =
-            Serving { deadline: answer_by, answer_by, arriving: None, charged: 0, credit: head.credit, streaming };
+        let serving = Serving {
+            deadline: answer_by,
+            answer_by,
+            arriving: None,
+            charged: 0,
+            credit: head.terms.credit,
+            streaming,
+        };
         let waits = part.len() < whole;
         let serving = match waits {
             // A body that drips in must not hold its place for long.
@@ -217,7 +224,7 @@ impl Session {
         let full = self.serving.len() >= IN_FLIGHT_MAX
             || self.outbox.buffered() > BUFFERED_MAX / 2
             || self.outbox.bulk_bytes() > self.limits.unfinished / 2;
-        let refused = too_long || !head.is_small();
+        let refused = too_long || !head.terms.is_small();
         let charged = if !refused && (waits || whole > UNCHARGED_MAX) { whole } else { 0 };
         let full = full || (charged > 0 && !self.charge(charged));
         self.note_deadline(serving.deadline);
@@ -226,7 +233,7 @@ impl Session {
         if too_long {
             let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
             self.respond(number, Outcome::Refused, Encoding::Json, text.into());
-        } else if !head.is_small() {
+        } else if !head.terms.is_small() {
             let text = Bytes::from_static(b"the request's head is too long: command, principal or extensions");
             self.respond(number, Outcome::Refused, Encoding::Json, text);
         } else if full {

@@ -70,6 +70,11 @@ impl Outbox {
         self.put(|out| codec::put_frame(out, message, &[]))
     }
 
+    /// Whether a body goes right behind its header, so that the message leaves in its turn.
+    pub(super) fn is_inline(body: &Bytes) -> bool {
+        body.len() <= INLINE_BODY
+    }
+
     fn put(&mut self, frame: impl FnOnce(&mut Vec<u8>)) -> Placed {
         let buffer = if self.chunk.is_empty() { &mut self.buffer } else { &mut self.after };
         let before = buffer.len();
@@ -81,7 +86,7 @@ impl Outbox {
     /// Takes a message of request `key`, of which this is the header. It never overtakes an earlier one of the same key.
     pub(super) fn push_with_body(&mut self, key: Key, header: &impl Encode, body: Bytes) -> Placed {
         let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
-        if queue.is_none() && body.len() <= INLINE_BODY {
+        if queue.is_none() && Self::is_inline(&body) {
             return self.put(|out| {
                 codec::frame(out, body.len(), |out| codec::put_header(out, header));
                 out.extend_from_slice(&body);

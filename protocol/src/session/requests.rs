@@ -172,7 +172,7 @@ pub(super) struct Serving {
     /// The same once its body has arrived.
     pub(super) answer_by: Option<Instant>,
     /// The request, while its body is still arriving.
-    pub(super) arriving: Option<(Box<RequestHead>, Arriving)>,
+    pub(super) arriving: Option<(RequestHead, Arriving)>,
     /// Bytes of its body that count against the limits until it is answered.
     pub(super) charged: usize,
     /// Items the peer will still take; meaningless unless `streaming`.

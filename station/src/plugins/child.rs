@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use quilt_net::{AskError, Handle, accept};
 use quilt_plugin_api::{Host, Report, RoleFactory};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead};
+use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -346,7 +346,7 @@ impl Child {
 
     async fn describe(&self) -> Result<Manifest, LoadError> {
         let session = self.session.get().expect("a child that was started has a session");
-        let mut head = RequestHead::new(Address::Manager, wire::DESCRIBE);
+        let mut head = RequestHead::new(Terms::new(Address::Manager, wire::DESCRIBE));
         head.remaining_ms = LOAD.as_millis() as u32;
         let answer = session.request(&head, Bytes::new()).await;
         if answer.outcome != Outcome::Reply {

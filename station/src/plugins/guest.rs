@@ -20,6 +20,7 @@ use quilt_protocol::message::{Delivered, Hello, Identity, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Outcome, Welcome};
+use smol_str::SmolStr;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::child::Library;
@@ -135,16 +136,16 @@ struct Hosted {
 }
 
 impl Service for Guest {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         NoService.hello(hello)
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let inner = self.0.clone();
-        if let Address::Instance { .. } = inbound.head.to {
+        if let Address::Instance { .. } = inbound.head.terms.to {
             return call(inbound);
         }
-        match inbound.head.command.as_str() {
+        match inbound.head.terms.command.as_str() {
             wire::ALIVE => inbound.answer(|(): ()| async move {
                 inner.turn().await;
                 Ok(())
@@ -317,22 +318,22 @@ static COMMANDS: Tokens<Handler> = Tokens::new();
 
 fn call(inbound: Inbound) -> BoxFuture<'static, ()> {
     let Inbound { head, body, responder } = inbound;
-    let handler = head.command.parse().ok().and_then(|number| COMMANDS.get(number));
+    let handler = head.terms.command.parse().ok().and_then(|number| COMMANDS.get(number));
     let Some(handler) = handler else {
         responder.fail(Outcome::Refused, "the instance is stopping");
         return Box::pin(async {});
     };
-    let encoding = match head.encoding {
+    let encoding = match head.terms.encoding {
         Encoding::Json => api::Encoding::Json,
         Encoding::Bincode => api::Encoding::Bincode,
     };
-    let items = (head.credit > 0).then(|| Box::new(Sink(responder.items())) as Box<dyn RawItems>);
+    let items = (head.terms.credit > 0).then(|| Box::new(Sink(responder.items())) as Box<dyn RawItems>);
     let calling = catch(async move { handler(api::Call { encoding, body, items }).await });
     Box::pin(async move {
         let text = |outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
         let (outcome, encoding, body) = match calling.await {
-            Ok(Ended::Reply(body)) => (Outcome::Reply, head.encoding, body),
-            Ok(Ended::Error(body)) => (Outcome::Error, head.encoding, body),
+            Ok(Ended::Reply(body)) => (Outcome::Reply, head.terms.encoding, body),
+            Ok(Ended::Error(body)) => (Outcome::Error, head.terms.encoding, body),
             Ok(Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
             Ok(Ended::Refused(why)) => text(Outcome::Refused, why),
             Ok(Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use quilt_protocol::codec::put_frame;
 use quilt_protocol::message::{Address, Identity};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Hello, Message, RequestHead};
+use quilt_protocol::{Hello, Message, RequestHead, Terms};
 use quilt_role_counter::api::Increment;
 use quilt_tests::{Fleet, World};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -115,8 +115,8 @@ async fn a_peer_that_never_reads_costs_bounded_memory_and_is_cut() {
     let flood = async {
         let mut frames = Vec::new();
         for number in 0u32.. {
-            let head = Box::new(RequestHead::new(Address::Manager, "quilt:stations"));
-            put_frame(&mut frames, &Message::Request { number, head, body: 0 }, &[]);
+            let head = RequestHead::new(Terms::new(Address::Manager, "quilt:stations"));
+            put_frame(&mut frames, &Message::request(number, &head, 0), &[]);
             if number % 64 == 63 {
                 if stream.write_all(&frames).await.is_err() {
                     return number;

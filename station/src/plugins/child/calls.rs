@@ -8,7 +8,7 @@ use quilt_net::{Answer, Handle};
 use quilt_plugin_api as api;
 use quilt_plugin_api::{Ended, Handler, RawItems};
 use quilt_protocol::message::NO_DEADLINE;
-use quilt_protocol::{Address, Encoding, Outcome, RequestHead};
+use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Terms};
 
 use super::{CANCEL, Child};
 use crate::plugins::wire;
@@ -18,16 +18,20 @@ const WINDOW: u32 = 64;
 
 /// What carries out calls of a command in a child.
 pub(super) fn handler(child: Arc<Child>, to: Address, command: u64) -> Handler {
-    Arc::new(move |call| Box::pin(carry_out(child.clone(), to.clone(), command, call)))
+    let terms = |encoding| Arc::new(Terms { encoding, ..Terms::new(to.clone(), command.to_string()) });
+    let (json, bincode) = (terms(Encoding::Json), terms(Encoding::Bincode));
+    Arc::new(move |call| {
+        let terms = match call.encoding {
+            api::Encoding::Json => &json,
+            api::Encoding::Bincode => &bincode,
+        };
+        Box::pin(carry_out(child.clone(), terms.clone(), call))
+    })
 }
 
-async fn carry_out(child: Arc<Child>, to: Address, command: u64, call: api::Call) -> Ended {
+async fn carry_out(child: Arc<Child>, terms: Arc<Terms>, call: api::Call) -> Ended {
     let session = child.session.get().expect("a child that was started has a session");
-    let mut head = RequestHead::new(to, command.to_string());
-    head.encoding = match call.encoding {
-        api::Encoding::Json => Encoding::Json,
-        api::Encoding::Bincode => Encoding::Bincode,
-    };
+    let mut head = RequestHead::new(terms);
     // Whoever calls keeps the time, and drops this when it is over.
     head.remaining_ms = NO_DEADLINE;
     let answer = match call.items {

@@ -10,6 +10,7 @@ use quilt_protocol::message::{Hello, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{FleetId, Outcome, Welcome};
+use smol_str::SmolStr;
 use tokio::sync::watch;
 
 use super::calls::handler;
@@ -24,9 +25,9 @@ pub(super) struct Station {
 }
 
 impl Service for Station {
-    fn hello(&self, hello: Hello) -> Result<Welcome, Refusal> {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
         tracing::trace!(software = hello.software, "a plugin's process greets");
-        Ok(Welcome {
+        let welcome = Welcome {
             version: SPOKEN.highest,
             software: concat!("quilt-station ", env!("CARGO_PKG_VERSION")).into(),
             fleet: FleetId(uuid::Uuid::nil()),
@@ -34,12 +35,13 @@ impl Service for Station {
             heartbeat_ms: HEARTBEAT.as_millis() as u32,
             features: Vec::new(),
             extensions: BTreeMap::new(),
-        })
+        };
+        Ok((welcome, SmolStr::new_static("plugin")))
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let child = self.child.clone();
-        match inbound.head.command.as_str() {
+        match inbound.head.terms.command.as_str() {
             // In order: done before the connection's next frame is looked at.
             wire::READY => {
                 self.ready.send_replace(true);

@@ -8,7 +8,7 @@ use quilt_plugin_api::{
     BoxFuture, Host, Instance, Invalid, LogLevel, Report, RoleContext, RoleDescription, RoleError, RoleFactory, Work,
 };
 use quilt_protocol::message::NO_DEADLINE;
-use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead};
+use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, Terms};
 
 use super::{Child, Keeper, Placed};
 use crate::plugins::wire::{self, Done};
@@ -182,8 +182,9 @@ impl Child {
     /// Runs an instance's work; without a deadline, so it is a stream that has no items.
     async fn run(&self, instance: u64) -> Result<Done<()>, String> {
         let session = self.session.get().expect("a child that was started has a session");
-        let mut head = RequestHead::new(Address::Manager, wire::RUN);
-        (head.remaining_ms, head.encoding) = (NO_DEADLINE, Encoding::Bincode);
+        let encoding = Encoding::Bincode;
+        let mut head = RequestHead::new(Terms { encoding, ..Terms::new(Address::Manager, wire::RUN) });
+        head.remaining_ms = NO_DEADLINE;
         let request = quilt_net::encode(Encoding::Bincode, &wire::Run { instance });
         let answer = session.stream(head, request, 1).end().await;
         match answer.outcome {
