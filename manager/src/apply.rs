@@ -1,5 +1,6 @@
 //! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use quilt_protocol::control::{
 };
 use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
 
-use crate::desired::{new_desired, refresh};
+use crate::desired::{hashed_desired, refresh};
 use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
-use crate::state::{State, Station, with_subject};
+use crate::state::{State, Station};
 use crate::store::{Change, Desired, EntryKey, Origin};
 use crate::{Core, push};
 
@@ -153,7 +154,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     let state = core.state();
     let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
     for reference in request.fleet.station.keys() {
-        let meant = |station: &&Station| with_subject(station, |subject| fleet::is_meant(reference, subject));
+        let meant = |station: &&Station| fleet::is_meant(reference, &station.subject());
         let names: Vec<_> =
             state.stations.values().map(AsRef::as_ref).filter(meant).map(|one| one.record.name.to_string()).collect();
         if names.len() > 1 {
@@ -164,7 +165,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     }
     let names_any = !request.fleet.station.is_empty();
     for station in state.stations.values().filter(|_| names_any) {
-        for reference in with_subject(station, |subject| merged.fleet.drop_synonyms(subject, &request.fleet)) {
+        for reference in merged.fleet.drop_synonyms(&station.subject(), &request.fleet) {
             let note =
                 format!("station `{reference}` is {} under another name; its entry is replaced", station.record.name);
             merged.notes.push(note);
@@ -189,7 +190,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     let mut sayings = Sayings::new(&merged.fleet);
     let mut earlier = (merged.fleet != state.fleet).then(|| Sayings::new(&state.fleet));
     for station in state.stations.values() {
-        let said = with_subject(station, |subject| sayings.of(subject));
+        let said = sayings.of(&station.subject());
         let concerned = said.concerned || said_before(&state, station.record.id);
         if !concerned || !named_by(request, station, &said, &merged.fleet, earlier.as_mut()) {
             continue;
@@ -204,7 +205,7 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
         let changes = before.as_ref().is_none_or(|before| before.digest != saying.digest);
         let desired = changes.then(|| {
             revision = Revision(revision.0 + 1);
-            new_desired(revision, saying.json.clone(), Origin::Fleet)
+            hashed_desired(revision, saying.digest, saying.json.clone(), Origin::Fleet)
         });
         let (id, name) = (station.record.id, station.record.name.clone());
         let (was_live, was_ill) = (station.live.is_some(), station.is_ill());
@@ -233,23 +234,21 @@ fn said_before(state: &State, id: StationId) -> bool {
 /// Whether the file itself has something to do with a station: stations it does not concern are left alone.
 /// `earlier` is what entries said before, if that was anything else.
 fn named_by(request: &Apply, station: &Station, said: &Said, after: &Fleet, earlier: Option<&mut Sayings<'_>>) -> bool {
-    with_subject(station, |subject| {
-        let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
-        named
-            || earlier.is_some_and(|earlier| *said != earlier.of(subject))
-            || after.said_by_groups_of(subject, request.fleet.group.keys())
-    })
+    let subject = &station.subject();
+    let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
+    named
+        || earlier.is_some_and(|earlier| *said != earlier.of(subject))
+        || after.said_by_groups_of(subject, request.fleet.group.keys())
 }
 
 fn unmatched(state: &State, fleet: &Fleet, request: &Apply) -> (Vec<String>, Vec<String>) {
-    let unknown = request.fleet.station.keys().filter(|reference| {
-        !state.stations.values().any(|station| with_subject(station, |subject| fleet::is_meant(reference, subject)))
-    });
+    let unknown = request
+        .fleet
+        .station
+        .keys()
+        .filter(|reference| !state.stations.values().any(|station| fleet::is_meant(reference, &station.subject())));
     let unmatched = request.fleet.group.keys().filter(|group| {
-        !state
-            .stations
-            .values()
-            .any(|station| with_subject(station, |subject| fleet.said_by_groups_of(subject, std::iter::once(*group))))
+        !state.stations.values().any(|station| fleet.said_by_groups_of(&station.subject(), std::iter::once(*group)))
     });
     (unknown.cloned().collect(), unmatched.map(ToString::to_string).collect())
 }
@@ -267,17 +266,22 @@ const LISTED_MAX: usize = 250_000;
 
 fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
     let (mut listed, mut more) = (0, 0);
+    // What the same document becomes the same is found out once, since in most fleets many stations are of one kind.
+    let mut known = HashMap::new();
     for target in targets {
         let Some(desired) = &target.desired else { continue };
         if listed >= LISTED_MAX {
             more += 1;
             continue;
         }
-        let before = document_of(target.before.as_ref());
-        let (instances, plugins) = (
-            fleet::differences(&before, &target.saying.document),
-            fleet::plugin_differences(&before, &target.saying.document),
-        );
+        let from = target.before.as_ref().map(|before| before.digest);
+        let (instances, plugins) = known
+            .entry((from, target.saying.digest))
+            .or_insert_with(|| {
+                let (before, after) = (document_of(target.before.as_ref()), &target.saying.document);
+                (fleet::differences(&before, after), fleet::plugin_differences(&before, after))
+            })
+            .clone();
         listed += 1 + instances.len() + plugins.len();
         let (station, revision) = (target.name.to_string(), Some(desired.revision));
         reply.changes.push(StationChange { station, revision, instances, plugins });

@@ -5,15 +5,20 @@ use std::sync::Arc;
 use quilt_core::time;
 use quilt_protocol::{Digest, Name, Revision, StationId};
 
-use crate::state::{State, with_subject};
+use crate::state::State;
 use crate::store::{Change, Desired, Origin};
 use crate::{Core, push};
 
 pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin) -> Desired {
     let document = document.into();
+    hashed_desired(revision, Digest::of(document.as_bytes()), document, origin)
+}
+
+/// The same of a document whose digest is known.
+pub(crate) fn hashed_desired(revision: Revision, digest: Digest, document: Arc<str>, origin: Origin) -> Desired {
     Desired {
         revision,
-        digest: Digest::of(document.as_bytes()),
+        digest,
         document,
         origin,
         who: String::new(),
@@ -80,7 +85,7 @@ pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
 fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name, String)> {
     let state = core.state();
     let Some(station) = state.stations.get(&id) else { return Ok(None) };
-    let said = with_subject(station, |subject| state.fleet.said_of(subject));
+    let said = state.fleet.said_of(&station.subject());
     let ours = match station.desired.as_ref().map(|desired| desired.origin) {
         Some(Origin::Pinned | Origin::Adopted) => false,
         Some(Origin::Fleet) => true,
@@ -99,7 +104,7 @@ fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name, Stri
 /// apply names it: a new host name must not end what a machine runs. Gives the change to store.
 pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name) -> Option<Change> {
     let station = state.stations.get(&id)?;
-    let concerned = with_subject(station, |subject| state.fleet.said_of(subject)).concerned;
+    let concerned = state.fleet.said_of(&station.subject()).concerned;
     let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
     state.last_revision = Revision(state.last_revision.0 + 1);
     let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);

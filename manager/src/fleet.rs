@@ -7,7 +7,7 @@ use quilt_protocol::control::{
     ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
     StationEntry,
 };
-use quilt_protocol::{Digest, Labels, Name};
+use quilt_protocol::{Digest, Labels, Name, StationId};
 
 use crate::selector::Selector;
 use crate::store::{Entry, EntryKey};
@@ -25,15 +25,34 @@ struct Sourced<T> {
     content: T,
 }
 
-/// What entries are matched against.
+/// A station as entries and selectors look at it.
 pub(crate) struct Subject<'a> {
     pub(crate) name: &'a str,
-    pub(crate) id: String,
+    pub(crate) id: StationId,
+    pub(crate) hostname: &'a str,
     pub(crate) mac: Option<&'a str>,
+    pub(crate) ip: Option<&'a str>,
+    /// The roles it can run.
+    pub(crate) roles: &'a [Name],
+    pub(crate) state: &'static str,
     /// The station's own labels.
     pub(crate) labels: &'a Labels,
-    /// Values of the selector keys that are not labels.
-    pub(crate) values: &'a dyn Fn(&str) -> Option<Vec<String>>,
+}
+
+impl Subject<'_> {
+    /// Whether a selector means it, with these labels.
+    pub(crate) fn fits(&self, selector: &Selector, labels: &Labels) -> bool {
+        selector.matches(&|key, test| match key {
+            "name" => test(self.name),
+            "id" => test(&self.id.to_string()),
+            "hostname" => test(self.hostname),
+            "mac" => self.mac.is_some_and(test),
+            "ip" => self.ip.is_some_and(test),
+            "role" => self.roles.iter().any(|role| test(role.as_str())),
+            "state" => test(self.state),
+            label => labels.get(label).is_some_and(test),
+        })
+    }
 }
 
 /// What all entries together say of one station.
@@ -213,7 +232,7 @@ impl Fleet {
         }
         for (group, entry) in &self.groups {
             let (GroupEntry { roles, plugins, .. }, selector) = &entry.content;
-            if selector.matches(&|key| value(subject, &labels, key)) {
+            if subject.fits(selector, &labels) {
                 parts.push(Part { by: By::Group(group), roles, plugins });
             }
         }
@@ -227,9 +246,7 @@ impl Fleet {
         mut groups: impl Iterator<Item = &'a Name>,
     ) -> bool {
         let labels = self.labels_of(subject);
-        groups.any(|group| {
-            self.groups.get(group).is_some_and(|entry| entry.content.1.matches(&|key| value(subject, &labels, key)))
-        })
+        groups.any(|group| self.groups.get(group).is_some_and(|entry| subject.fits(&entry.content.1, &labels)))
     }
 
     /// A station's own labels with those of its entries over them.
@@ -285,10 +302,6 @@ impl Fleet {
     }
 }
 
-fn value(subject: &Subject<'_>, labels: &Labels, key: &str) -> Vec<String> {
-    (subject.values)(key).unwrap_or_else(|| labels.get(key).map(str::to_owned).into_iter().collect())
-}
-
 /// Which stations a group means.
 fn group_selector(text: &str) -> Result<Selector, String> {
     let selector: Selector = text.parse()?;
@@ -314,7 +327,7 @@ fn check_reference(reference: &str) -> Result<(), String> {
 /// Whether a reference (a name, `id:..` or `mac:..`) means a station.
 pub(crate) fn is_meant(reference: &str, subject: &Subject<'_>) -> bool {
     match reference.split_once(':') {
-        Some(("id", id)) => id.eq_ignore_ascii_case(&subject.id),
+        Some(("id", id)) => id.parse() == Ok(subject.id),
         Some(("mac", mac)) => subject.mac.is_some_and(|theirs| mac.eq_ignore_ascii_case(theirs)),
         _ => reference == subject.name,
     }
@@ -424,13 +437,15 @@ mod tests {
 
     fn said(fleet: &Fleet, name: &str, labels: &[(&str, &str)]) -> Said {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let values = |key: &str| (key == "name").then(|| vec![name.to_owned()]);
         fleet.said_of(&Subject {
             name,
-            id: "x".into(),
+            id: StationId(uuid::Uuid::nil()),
+            hostname: name,
             mac: Some("02:00:00:00:00:01"),
+            ip: None,
+            roles: &[],
+            state: "connected",
             labels: &labels,
-            values: &values,
         })
     }
 

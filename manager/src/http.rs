@@ -72,7 +72,7 @@ impl Metrics {
         {
             let state = core.state();
             self.clients.set(state.clients.len() as i64);
-            for view in state.views() {
+            for view in state.views(None) {
                 *stations.entry(view.state.name()).or_default() += 1;
                 for instance in view.instances {
                     *instances.entry(instance.state.name()).or_default() += 1;

@@ -312,11 +312,12 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// Notes whether a station runs well what it should, and that revision as good once it has for a while.
 pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
     let mut state = core.state();
-    let Some(station) = state.stations.get_mut(&id) else { return };
+    let State { stations, instances, .. } = &mut *state;
+    let Some(station) = stations.get_mut(&id) else { return };
     if station.desired.as_ref().is_none_or(|desired| desired.good) {
         return;
     }
-    let healthy = station.runs_well();
+    let healthy = station.runs_well(instances);
     let (Some(live), Some(desired)) = (station.live.as_mut(), station.desired.as_ref()) else { return };
     match (healthy, live.healthy_since) {
         (false, _) => live.healthy_since = None,

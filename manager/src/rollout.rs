@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use quilt_net::ItemSink;
 use quilt_protocol::control::{
-    Apply, ApplyReply, Document, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait, instance_digest,
+    Apply, ApplyReply, Document, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait,
 };
-use quilt_protocol::{Digest, Name, StationId};
+use quilt_protocol::{Name, StationId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::Core;
 use crate::apply::{self, Applied, Target};
 use crate::fleet::Saying;
-use crate::state::Station;
+use crate::state::{Instances, Station, instances_of};
 use crate::store::{Change, Origin};
 use crate::take_back::{self, TakeBack};
 use crate::{desired, register};
@@ -86,10 +86,8 @@ struct Rollout<'a> {
     passed_on: oneshot::Receiver<()>,
     shown: BTreeMap<String, (Phase, String)>,
     /// The digest of every instance that each target should run.
-    wanted: BTreeMap<StationId, Arc<Wanted>>,
+    wanted: BTreeMap<StationId, Arc<Instances>>,
 }
-
-type Wanted = BTreeMap<(Name, Name), Digest>;
 
 /// How long a rollout looks away at most.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -114,9 +112,10 @@ impl<'a> Rollout<'a> {
             sender
         });
         // Most stations are to have what others have too.
-        let mut known = HashMap::<*const Saying, Arc<Wanted>>::new();
+        let mut known = HashMap::<*const Saying, Arc<Instances>>::new();
         let wanted = targets.iter().map(|target| {
-            let wanted = known.entry(Arc::as_ptr(&target.saying)).or_insert_with(|| Arc::new(wanted(target)));
+            let saying = &target.saying;
+            let wanted = known.entry(Arc::as_ptr(saying)).or_insert_with(|| instances_of(&saying.document).into());
             (target.id, wanted.clone())
         });
         let wanted = wanted.collect();
@@ -264,14 +263,6 @@ impl<'a> Rollout<'a> {
     }
 }
 
-fn wanted(target: &Target) -> Wanted {
-    let roles = target.saying.document.roles.iter();
-    let all = roles.flat_map(|(role, instances)| {
-        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
-    });
-    all.collect()
-}
-
 /// How often instances of a station were restarted, all together.
 fn restarts(station: Option<&Station>) -> u64 {
     let live = station.and_then(|station| station.live.as_ref());
@@ -302,7 +293,7 @@ pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
 const TIME_IS_OVER: &str = "not healthy in time";
 
 /// How far a station is with what is desired of it.
-fn judge(station: Option<&Station>, target: &Target, wanted: &Wanted) -> (Phase, String) {
+fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Phase, String) {
     let Some(station) = station else { return (Phase::Failed, "it was forgotten".into()) };
     let current = station.desired.as_ref().map(|desired| desired.revision);
     let ours = target.desired.as_ref().or(target.before.as_ref()).map(|desired| desired.revision);

@@ -18,19 +18,22 @@ pub(crate) enum Selector {
     Or(Vec<Selector>),
 }
 
+/// Whether a key has a value that passes a test.
+type Has<'a> = dyn Fn(&str, &dyn Fn(&str) -> bool) -> bool + 'a;
+
 /// How deep parentheses and `not`s may nest: an expression comes from outside.
 const DEPTH_MAX: usize = 32;
 /// How long an expression may be, in bytes.
 const LENGTH_MAX: usize = 4096;
 
 impl Selector {
-    /// Whether it holds, given the values that a key has.
-    pub(crate) fn matches(&self, values: &dyn Fn(&str) -> Vec<String>) -> bool {
+    /// Whether it holds of what `has` these values.
+    pub(crate) fn matches(&self, has: &Has<'_>) -> bool {
         match self {
-            Self::Term { key, pattern } => values(key).iter().any(|value| glob(pattern, value)),
-            Self::Not(inner) => !inner.matches(values),
-            Self::And(all) => all.iter().all(|one| one.matches(values)),
-            Self::Or(any) => any.iter().any(|one| one.matches(values)),
+            Self::Term { key, pattern } => has(key, &|value| glob(pattern, value)),
+            Self::Not(inner) => !inner.matches(has),
+            Self::And(all) => all.iter().all(|one| one.matches(has)),
+            Self::Or(any) => any.iter().any(|one| one.matches(has)),
         }
     }
 
@@ -55,12 +58,10 @@ impl Selector {
 
 /// Whether `text` fits `pattern`, in which `*` stands for any text.
 pub(crate) fn glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
+    let Some((first, more)) = pattern.split_once('*') else { return pattern == text };
+    let (between, last) = more.rsplit_once('*').unwrap_or(("", more));
     let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut parts: Vec<_> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
-    for part in parts {
+    for part in between.split('*') {
         match rest.find(part) {
             Some(at) => rest = &rest[at + part.len()..],
             None => return false,
@@ -137,12 +138,12 @@ mod tests {
 
     fn matches(selector: &str) -> bool {
         let values = |key: &str| match key {
-            "name" => vec!["cam-1".to_owned()],
-            "room" => vec!["a".into()],
-            "role" => vec!["process".into(), "counter".into()],
+            "name" => vec!["cam-1"],
+            "room" => vec!["a"],
+            "role" => vec!["process", "counter"],
             _ => vec![],
         };
-        selector.parse::<Selector>().unwrap().matches(&values)
+        selector.parse::<Selector>().unwrap().matches(&|key, test| values(key).into_iter().any(test))
     }
 
     #[test]
@@ -152,6 +153,8 @@ mod tests {
             "name=cam-*",
             "name=*1",
             "name=c*m*1",
+            "name=c**1",
+            "name=*",
             "role=counter and room=a",
             "room=b or role=process and room=a",
             "not room=b",
@@ -164,9 +167,17 @@ mod tests {
         ] {
             assert!(matches(yes), "{yes}");
         }
-        for no in
-            ["room=b", "name=cam", "name=m-1", "not room=a", "(room=a or room=b) and role=x", "floor=*", "room!=a"]
-        {
+        for no in [
+            "room=b",
+            "name=cam",
+            "name=m-1",
+            "name=cam-1*1",
+            "name=*a*a*",
+            "not room=a",
+            "(room=a or room=b) and role=x",
+            "floor=*",
+            "room!=a",
+        ] {
             assert!(!matches(no), "{no}");
         }
     }

@@ -1,6 +1,7 @@
 //! What the manager knows of its fleet now: one structure behind one lock, held for a few lines at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use quilt_core::time;
@@ -9,9 +10,10 @@ use quilt_protocol::control::{
     Applied, Document, InstanceReport, InstanceView, Owner, Registration, Rejected, Report, State as InstanceState,
     StationState, StationView, instance_digest,
 };
-use quilt_protocol::{Labels, Name, Revision, StationId};
+use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
 use crate::fleet::{Fleet, Subject};
+use crate::selector::Selector;
 use crate::store::{Desired, Loaded, StationRecord};
 
 /// Everything that changes while a manager runs.
@@ -27,6 +29,7 @@ pub(crate) struct State {
     pub(crate) quarantined: Vec<Newcomer>,
     /// Tables that stations said of themselves, to be shared by those that say the same.
     pub(crate) said: HashSet<Labels>,
+    pub(crate) instances: KnownInstances,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
     /// Revisions that were to be taken back if they fail, and have not been seen to settle: nobody goes back to one.
@@ -91,6 +94,30 @@ impl Newcomer {
 }
 
 impl Station {
+    /// As fleet entries and selectors look at it.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        let record = &self.record;
+        Subject {
+            name: record.name.as_str(),
+            id: record.id,
+            hostname: &record.facts.hostname,
+            mac: record.facts.mac.as_deref(),
+            ip: record.facts.ip.as_deref(),
+            roles: &record.roles,
+            state: self.state().name(),
+            labels: &record.labels,
+        }
+    }
+
+    fn state(&self) -> StationState {
+        match self.live {
+            Some(_) if !self.record.adopted => StationState::Unadopted,
+            Some(_) => StationState::Connected,
+            None if self.record.said_goodbye => StationState::Disconnected,
+            None => StationState::Unknown,
+        }
+    }
+
     /// Whether it was seen to fail with what is desired of it: refused it, or holds an instance of it that failed.
     pub(crate) fn is_ill(&self) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
@@ -104,16 +131,47 @@ impl Station {
     }
 
     /// Whether it runs every instance of its desired configuration, healthy and as configured.
-    pub(crate) fn runs_well(&self) -> bool {
+    pub(crate) fn runs_well(&self, known: &mut KnownInstances) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
-        let Ok(document) = serde_json::from_str::<Document>(&desired.document) else { return false };
         live.applied.is_some_and(|applied| applied.digest == desired.digest)
-            && document.roles.iter().all(|(role, instances)| {
-                instances.iter().all(|(instance, config)| {
-                    let report = live.instances.get(&(role.clone(), instance.clone()));
-                    report.is_some_and(|report| report.state.is_healthy() && report.digest == instance_digest(config))
+            && known.of(desired).is_some_and(|instances| {
+                instances.iter().all(|(key, digest)| {
+                    live.instances.get(key).is_some_and(|report| report.state.is_healthy() && report.digest == *digest)
                 })
             })
+    }
+}
+
+/// The digest of each instance's configuration, by role and instance.
+pub(crate) type Instances = BTreeMap<(Name, Name), Digest>;
+
+/// The instances of a document.
+pub(crate) fn instances_of(document: &Document) -> Instances {
+    let all = document.roles.iter().flat_map(|(role, instances)| {
+        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
+    });
+    all.collect()
+}
+
+/// The instances of the documents that are desired now: each is read once, however many stations it is desired of and
+/// however often they report.
+#[derive(Default)]
+pub(crate) struct KnownInstances(HashMap<Digest, Arc<Instances>>);
+
+impl KnownInstances {
+    /// Those of one document; none if it is not one.
+    fn of(&mut self, desired: &Desired) -> Option<Arc<Instances>> {
+        /// Beyond this, every station has a document of its own; keeping them would only cost.
+        const KNOWN_MAX: usize = 256;
+        if let Some(known) = self.0.get(&desired.digest) {
+            return Some(known.clone());
+        }
+        if self.0.len() >= KNOWN_MAX {
+            self.0.clear();
+        }
+        let instances = Arc::new(instances_of(&serde_json::from_str(&desired.document).ok()?));
+        self.0.insert(desired.digest, instances.clone());
+        Some(instances)
     }
 }
 
@@ -130,6 +188,7 @@ impl State {
             clients: BTreeMap::new(),
             quarantined: Vec::new(),
             said: HashSet::new(),
+            instances: KnownInstances::default(),
             held: HashMap::new(),
             on_trial: HashMap::new(),
         };
@@ -151,7 +210,7 @@ impl State {
 
     /// The station that `reference` means: a name, `id:<uuid>` or `mac:<address>`.
     pub(crate) fn find(&self, reference: &str) -> Result<StationId, String> {
-        let meant = |station: &&Station| with_subject(station, |subject| crate::fleet::is_meant(reference, subject));
+        let meant = |station: &&Station| crate::fleet::is_meant(reference, &station.subject());
         let mut all = self.stations.values().map(AsRef::as_ref).filter(meant);
         match (all.next(), all.next()) {
             (Some(one), None) => Ok(one.record.id),
@@ -199,16 +258,23 @@ impl State {
     /// Puts the labels of a station together anew.
     pub(crate) fn relabel(&mut self, id: StationId) {
         if let Some(station) = self.stations.get(&id) {
-            let labels = with_subject(station, |subject| self.fleet.labels_of(subject));
+            let labels = self.fleet.labels_of(&station.subject());
             self.stations.get_mut(&id).expect("it was just there").labels = labels;
         }
     }
 
-    pub(crate) fn views(&self) -> Vec<StationView> {
+    /// The stations that a selector means, or all.
+    pub(crate) fn views(&self, selector: Option<&Selector>) -> Vec<StationView> {
         let macs = self.macs();
-        let mut views: Vec<_> = self.stations.values().map(|station| self.view(station, &macs)).collect();
+        let means =
+            |station: &&Station| selector.is_none_or(|selector| station.subject().fits(selector, &station.labels));
+        let stations = self.stations.values().map(AsRef::as_ref).filter(means);
+        let mut views: Vec<_> = stations.map(|station| self.view(station, &macs)).collect();
         for newcomer in &self.quarantined {
             let mut view = newcomer_view(newcomer);
+            if selector.is_some_and(|selector| !subject_of(&view).fits(selector, &view.labels)) {
+                continue;
+            }
             if let Some(holder) = self.stations.get(&newcomer.registration.id) {
                 view.flags.push(format!("same identity as {}, which is live", holder.record.name));
             }
@@ -219,24 +285,18 @@ impl State {
     }
 
     /// Which stations say they have which MAC address.
-    fn macs(&self) -> BTreeMap<String, Vec<Name>> {
+    fn macs(&self) -> BTreeMap<&str, Vec<&Name>> {
         let mut macs = BTreeMap::<_, Vec<_>>::new();
         for Station { record, .. } in self.stations.values().map(|station| &**station) {
             if let Some(mac) = &record.facts.mac {
-                macs.entry(mac.clone()).or_default().push(record.name.clone());
+                macs.entry(mac.as_str()).or_default().push(&record.name);
             }
         }
         macs
     }
 
-    fn view(&self, station: &Station, macs: &BTreeMap<String, Vec<Name>>) -> StationView {
+    fn view(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> StationView {
         let Station { record, desired, live, rejected, labels } = station;
-        let state = match live {
-            Some(_) if !record.adopted => StationState::Unadopted,
-            Some(_) => StationState::Connected,
-            None if record.said_goodbye => StationState::Disconnected,
-            None => StationState::Unknown,
-        };
         let instances = live.iter().flat_map(|live| live.instances.values()).map(instance_view).collect();
         let applied = live.as_ref().and_then(|live| live.applied);
         StationView {
@@ -245,7 +305,7 @@ impl State {
             hostname: record.facts.hostname.clone(),
             mac: record.facts.mac.clone(),
             ip: record.facts.ip.clone(),
-            state,
+            state: station.state(),
             labels: labels.clone(),
             roles: record.roles.clone(),
             desired_revision: desired.as_ref().map(|desired| desired.revision),
@@ -262,7 +322,7 @@ impl State {
     }
 
     /// Things to look at.
-    fn flags(&self, station: &Station, macs: &BTreeMap<String, Vec<Name>>) -> Vec<String> {
+    fn flags(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> Vec<String> {
         let record = &station.record;
         let mut flags = Vec::new();
         if !record.adopted {
@@ -272,8 +332,8 @@ impl State {
         if let Some(wished) = wished.filter(|wished| self.names.contains_key(*wished)) {
             flags.push(format!("the name {wished} is taken by another station"));
         }
-        let same_mac = record.facts.mac.as_ref().and_then(|mac| macs.get(mac)).into_iter().flatten();
-        let others: Vec<_> = same_mac.filter(|name| **name != record.name).map(Name::to_string).collect();
+        let same_mac = record.facts.mac.as_deref().and_then(|mac| macs.get(mac)).into_iter().flatten();
+        let others: Vec<_> = same_mac.filter(|name| ***name != record.name).map(ToString::to_string).collect();
         if !others.is_empty() {
             flags.push(format!("same MAC as {}", others.join(", ")));
         }
@@ -281,6 +341,19 @@ impl State {
             flags.push("another machine claims its identity; see `quiltctl station replace` and `renew`".into());
         }
         flags
+    }
+}
+
+fn subject_of(view: &StationView) -> Subject<'_> {
+    Subject {
+        name: view.name.as_str(),
+        id: view.id,
+        hostname: &view.hostname,
+        mac: view.mac.as_deref(),
+        ip: view.ip.as_deref(),
+        roles: &view.roles,
+        state: view.state.name(),
+        labels: &view.labels,
     }
 }
 
@@ -306,27 +379,6 @@ fn newcomer_view(newcomer: &Newcomer) -> StationView {
         flags: Vec::new(),
         last_seen: Some(time::now_text()),
     }
-}
-
-/// Looks at a station as fleet entries do.
-pub(crate) fn with_subject<R>(station: &Station, work: impl FnOnce(&Subject<'_>) -> R) -> R {
-    let record = &station.record;
-    let values = |key: &str| match key {
-        "name" => Some(vec![record.name.to_string()]),
-        "id" => Some(vec![record.id.to_string()]),
-        "hostname" => Some(vec![record.facts.hostname.clone()]),
-        "mac" => Some(record.facts.mac.clone().into_iter().collect()),
-        "ip" => Some(record.facts.ip.clone().into_iter().collect()),
-        "role" => Some(record.roles.iter().map(Name::to_string).collect()),
-        _ => None,
-    };
-    work(&Subject {
-        name: record.name.as_str(),
-        id: record.id.to_string(),
-        mac: record.facts.mac.as_deref(),
-        labels: &record.labels,
-        values: &values,
-    })
 }
 
 fn instance_view(report: &InstanceReport) -> InstanceView {

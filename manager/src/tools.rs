@@ -7,7 +7,7 @@ use quilt_core::time;
 use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode};
 use quilt_protocol::control::{
     Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef,
-    InstanceReport, InstanceView, OneStation, Resolve, Rollback, StationView, Stations, command,
+    InstanceReport, InstanceView, OneStation, Resolve, Rollback, Stations, command,
 };
 use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
 use serde::Serialize;
@@ -122,25 +122,7 @@ fn stations(core: &Core, request: &Stations) -> Result<impl Serialize + use<>, F
         "" => None,
         text => Some(text.parse::<Selector>().map_err(refused)?),
     };
-    let mut views = core.state().views();
-    if let Some(selector) = selector {
-        views.retain(|view| selects(&selector, view));
-    }
-    Ok(views)
-}
-
-/// Whether an operator's selector means a station.
-fn selects(selector: &Selector, view: &StationView) -> bool {
-    selector.matches(&|key| match key {
-        "name" => vec![view.name.to_string()],
-        "id" => vec![view.id.to_string()],
-        "hostname" => vec![view.hostname.clone()],
-        "mac" => view.mac.clone().into_iter().collect(),
-        "ip" => view.ip.clone().into_iter().collect(),
-        "role" => view.roles.iter().map(Name::to_string).collect(),
-        "state" => vec![view.state.name().to_owned()],
-        label => view.labels.get(label).map(str::to_owned).into_iter().collect(),
-    })
+    Ok(core.state().views(selector.as_ref()))
 }
 
 fn clients(core: &Core) -> Vec<ClientView> {
@@ -210,9 +192,9 @@ fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceR
 
 fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
     let selector: Selector = request.target.parse().map_err(refused)?;
-    let views = core.state().views();
+    let views = core.state().views(Some(&selector));
     let mut found = Vec::new();
-    for view in views.iter().filter(|view| view.state.is_here() && selects(&selector, view)) {
+    for view in views.iter().filter(|view| view.state.is_here()) {
         for InstanceView { role, instance, .. } in &view.instances {
             if selector.role_pattern().is_none_or(|pattern| glob(pattern, role.as_str())) {
                 let (role, instance) = (role.clone(), instance.clone());
