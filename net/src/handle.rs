@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use crate::connection::{Shared, Then, Waiter};
 use crate::service::{Responder, decode, encode};
+use crate::shared::{Shared, Then, Waiter};
 
 /// How a request ended, with the body that goes with it: the reply, the command's error, or a text for people.
 #[derive(Clone, PartialEq, Debug)]

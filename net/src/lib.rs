@@ -2,14 +2,15 @@
 //!
 //! Absent on purpose: the meaning of any command. A [`Service`] answers what a peer asks; a [`Handle`] asks the peer.
 //!
-//! Read first: [`Handle`], [`Service`], [`connect`]. Modules in reading order: `service`, `handle`, `connection`,
-//! `listener`, `reconnect`.
+//! Read first: [`Handle`], [`Service`], [`connect`]. Modules in reading order: `service`, `handle`, `shared`,
+//! `connection`, `listener`, `reconnect`.
 
 mod connection;
 mod handle;
 mod listener;
 mod reconnect;
 mod service;
+mod shared;
 
 pub use connection::{ConnectError, accept, connect};
 pub use handle::{Answer, AskError, Handle, Items, Pending};

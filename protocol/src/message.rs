@@ -280,7 +280,7 @@ pub enum Encoding {
     /// JSON: understood by every peer, tolerant of added fields.
     #[default]
     Json,
-    /// bincode: only between equal types, see [`RequestHead::fingerprint`].
+    /// bincode: only between equal types, see [`Terms::fingerprint`].
     Bincode,
 }
 
