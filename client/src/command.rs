@@ -134,20 +134,21 @@ impl Client {
     /// The terms of a call in bincode. Those of the last few calls are kept: most are made again and again.
     fn terms<C: Command>(&self, target: &str, idempotent: bool) -> Result<Arc<Terms>, NameError> {
         const KEPT_MAX: usize = 8;
+        let fingerprint = C::fingerprint();
         let is_it = |(known, terms): &Recent| {
             let name = terms.command.strip_prefix(C::GROUP).and_then(|rest| rest.strip_prefix(':'));
-            known == target
-                && terms.idempotent == idempotent
-                && terms.fingerprint == C::fingerprint()
-                && name == Some(C::NAME)
+            let same = (terms.idempotent, terms.fingerprint, name) == (idempotent, fingerprint, Some(C::NAME));
+            same && known == target
         };
         let mut kept = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, terms)) = kept.iter().find(|known| is_it(known)) {
-            return Ok(terms.clone());
+        if let Some(at) = kept.iter().position(is_it) {
+            // What is made again and again stays, whatever is made once.
+            kept.swap(0, at);
+            return Ok(kept[0].1.clone());
         }
         let terms = Arc::new(Terms {
             encoding: Encoding::Bincode,
-            fingerprint: C::fingerprint(),
+            fingerprint,
             idempotent,
             ..Terms::new(target.parse()?, format!("{}:{}", C::GROUP, C::NAME))
         });

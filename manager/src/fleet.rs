@@ -40,17 +40,17 @@ pub(crate) struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Whether a selector means it, with these labels.
-    pub(crate) fn fits(&self, selector: &Selector, labels: &Labels) -> bool {
+    /// Whether a selector means it, with the labels of its entries over its own.
+    pub(crate) fn fits(&self, selector: &Selector, all_labels: &Labels) -> bool {
         selector.matches(&|key, test| match key {
             "name" => test(self.name),
-            "id" => test(&self.id.to_string()),
+            "id" => test(self.id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
             "hostname" => test(self.hostname),
             "mac" => self.mac.is_some_and(test),
             "ip" => self.ip.is_some_and(test),
             "role" => self.roles.iter().any(|role| test(role.as_str())),
             "state" => test(self.state),
-            label => labels.get(label).is_some_and(test),
+            label => all_labels.get(label).is_some_and(test),
         })
     }
 }
@@ -327,7 +327,10 @@ fn check_reference(reference: &str) -> Result<(), String> {
 /// Whether a reference (a name, `id:..` or `mac:..`) means a station.
 pub(crate) fn is_meant(reference: &str, subject: &Subject<'_>) -> bool {
     match reference.split_once(':') {
-        Some(("id", id)) => id.parse() == Ok(subject.id),
+        Some(("id", id)) => {
+            let mut buffer = uuid::Uuid::encode_buffer();
+            id.eq_ignore_ascii_case(subject.id.0.hyphenated().encode_lower(&mut buffer))
+        }
         Some(("mac", mac)) => subject.mac.is_some_and(|theirs| mac.eq_ignore_ascii_case(theirs)),
         _ => reference == subject.name,
     }

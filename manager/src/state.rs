@@ -153,15 +153,15 @@ pub(crate) fn instances_of(document: &Document) -> Instances {
     all.collect()
 }
 
-/// The instances of the documents that are desired now: each is read once, however many stations it is desired of and
-/// however often they report.
+/// The instances of documents that are desired, or were of late: each is read once, however many stations it is desired of
+/// and however often they report.
 #[derive(Default)]
 pub(crate) struct KnownInstances(HashMap<Digest, Arc<Instances>>);
 
 impl KnownInstances {
     /// Those of one document; none if it is not one.
     fn of(&mut self, desired: &Desired) -> Option<Arc<Instances>> {
-        /// Beyond this, every station has a document of its own; keeping them would only cost.
+        /// A fleet of more documents than this finds few of them here, and reads them as often as stations report.
         const KNOWN_MAX: usize = 256;
         if let Some(known) = self.0.get(&desired.digest) {
             return Some(known.clone());

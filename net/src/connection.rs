@@ -13,7 +13,7 @@ use quilt_protocol::error::Violation;
 use quilt_protocol::message::{Refusal, RequestNumber};
 use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Hello, Limits, RequestHead, Session, Welcome};
+use quilt_protocol::{Event, Hello, Limits, RequestHead, Session, Welcome};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
@@ -39,7 +39,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 128 * 1024]);
     /// What one connection has to do at a time; kept, so that it is not allocated each time.
     static DUE: RefCell<Vec<Due>> = const { RefCell::new(Vec::new()) };
-    /// Whose connection had the last turn.
+    /// Whose connection had the last turn. Only ever compared: it may be gone by now.
     static LAST: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
 }
 
@@ -162,8 +162,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 while events < burst
                     && let Some(event) = inner.session.poll_event()
                 {
+                    // A write that leaves makes one of these for every stream; they are no work for the peer.
+                    events += usize::from(!matches!(event, Event::Credit(_)));
                     due.extend(inner.find(event));
-                    events += 1;
                 }
             });
             if due.is_empty() {
@@ -325,15 +326,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
         let this = &mut *self;
         let mut written = Ok(());
-        let has_events = {
-            let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            // While the driver runs, whoever changes the session need not wake it.
-            inner.driver = None;
-            inner.session.has_events()
-        };
-        // What was read is handed out before more is. Whoever does not read now is not told either when there is something.
-        let reads = !this.shutting_down && !has_events;
-        if reads {
+        // While the driver runs, whoever changes the session need not wake it.
+        this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner).driver = None;
+        // Also while there are events: only who reads is told when there is more, and knows whether the peer is silent.
+        if !this.shutting_down {
             this.read(cx);
         }
         loop {
@@ -352,10 +348,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             }
         }
         let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        // There is more to hand out or to read, or others have changed the session since it was looked at: in the next turn.
+        // There is more to hand out, or others have changed the session since it was looked at: in the next turn.
         let may_write = this.write_blocked.is_none() && written.is_ok() && !this.shutting_down;
-        let may_read = !reads && !this.shutting_down;
-        if inner.session.has_events() || may_read || (inner.session.has_transmit() && may_write) {
+        if inner.session.has_events() || (inner.session.has_transmit() && may_write) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -60,7 +60,7 @@ impl std::fmt::Debug for Then {
 
 impl Waiter {
     /// Keeps the answer for whoever polls for it; gives whom to wake.
-    fn answer(&mut self, answer: Answer) -> Option<Waker> {
+    fn keep(&mut self, answer: Answer) -> Option<Waker> {
         match std::mem::replace(self, Self::Answered(answer)) {
             Self::Pending(waker, _) => waker,
             _ => None,
@@ -141,7 +141,7 @@ impl Inner {
             Event::Answered(number, outcome, encoding, body) => {
                 let answer = Answer { outcome, encoding, body };
                 match self.waiting.get_mut(&number)? {
-                    waiter @ Waiter::Pending(..) => Due::Wake(waiter.answer(answer)?),
+                    waiter @ Waiter::Pending(..) => Due::Wake(waiter.keep(answer)?),
                     _ => Due::Answer(self.waiting.remove(&number)?, answer),
                 }
             }

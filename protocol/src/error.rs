@@ -60,13 +60,13 @@ pub enum Violation {
     },
     /// An answer to something that was never asked.
     #[error("an answer to request {0}, which was never asked")]
-    NotAsked(u32),
+    NotAsked(u64),
     /// An item that no credit was given for.
     #[error("an item for request {0} beyond the credit given")]
-    NoCredit(u32),
+    NoCredit(u64),
     /// A request under a number that is still being served.
     #[error("request number {0} used again while it is being served")]
-    NumberInUse(u32),
+    NumberInUse(u64),
     /// A request on terms that were never said.
     #[error("a request on the terms kept as {0}, and there are none")]
     UnknownTerms(u8),

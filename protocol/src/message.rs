@@ -19,8 +19,8 @@ use crate::version::Versions;
 /// The first bytes of every greeting. A peer that speaks something else is told apart before anything is decoded.
 pub const MAGIC: [u8; 8] = *b"\x89QUILT\r\n";
 
-/// The number of a request on one session, given by the side that asks.
-pub type RequestNumber = u32;
+/// The number of a request on one session, given by the side that asks. None is used twice in the life of a session.
+pub type RequestNumber = u64;
 
 /// One header. The bodies of `Request`, `Response`, `Item` and `Chunk` follow it in the frame.
 #[derive(Clone, PartialEq, Debug, Encode, BorrowDecode)]
@@ -216,7 +216,7 @@ pub struct Terms {
     pub idempotent: bool,
     /// How many items the asker takes to begin with; 0 asks for a plain answer.
     pub credit: u32,
-    /// On whose behalf. Stamped by the receiver from the connection and never believed from the sender.
+    /// On whose behalf. Stamped by the side that was connected to, which never believes it of the side that connected.
     #[bincode(with_serde)]
     pub principal: Option<SmolStr>,
     /// Named bytes; unknown names pass through.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quilt_protocol::codec::{HEADER_MAX, LENGTH_BYTES, put_frame};
 use quilt_protocol::error::Violation;
-use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
+use quilt_protocol::message::{Address, Delivered, Identity, Refusal, RequestNumber};
 use quilt_protocol::session::{Budget, Closed, HEARTBEAT, IN_FLIGHT_MAX, MISSED_MAX};
 use quilt_protocol::version::{SPOKEN, Versions};
 use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Message, Outcome, RequestHead, Session, Terms, Welcome};
@@ -149,7 +149,7 @@ impl Pair {
         self.now = until;
     }
 
-    fn ask(&mut self, side: usize, remaining_ms: u32, body: usize) -> u32 {
+    fn ask(&mut self, side: usize, remaining_ms: u32, body: usize) -> RequestNumber {
         let body = Bytes::from(vec![7; body]);
         self.sides[side].request(&head(remaining_ms), body, self.now).unwrap()
     }
@@ -158,7 +158,7 @@ impl Pair {
         std::mem::take(&mut self.events[side])
     }
 
-    fn outcomes(&self, side: usize) -> Vec<(u32, Outcome)> {
+    fn outcomes(&self, side: usize) -> Vec<(RequestNumber, Outcome)> {
         let answered = self.events[side].iter().filter_map(|event| match event {
             Event::Answered(number, outcome, ..) => Some((*number, *outcome)),
             _ => None,

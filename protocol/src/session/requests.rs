@@ -12,8 +12,6 @@ use crate::message::{Encoding, Outcome, RequestHead, RequestNumber};
 pub const IN_FLIGHT_MAX: usize = 1024;
 const SLOT_BITS: u32 = 10;
 const _: () = assert!(1 << SLOT_BITS == IN_FLIGHT_MAX);
-const GENERATION_MASK: u32 = u32::MAX >> SLOT_BITS;
-const HALF: u32 = GENERATION_MASK / 2;
 
 /// A body arriving in parts.
 #[derive(Debug)]
@@ -76,7 +74,7 @@ pub(super) enum Answer {
 /// earlier use of the slot is known to be late.
 #[derive(Default, Debug)]
 pub(super) struct AskedTable {
-    slots: Vec<(u32, Option<Asked>)>,
+    slots: Vec<(u64, Option<Asked>)>,
     free: Vec<u32>,
     live: usize,
 }
@@ -96,8 +94,8 @@ impl AskedTable {
     /// The number that the next [`AskedTable::insert`] will give, or `None` when the table is full.
     pub(super) fn next_number(&self) -> Option<RequestNumber> {
         match self.free.last() {
-            Some(&slot) => Some(number(slot, self.slots[slot as usize].0)),
-            None if self.slots.len() < IN_FLIGHT_MAX => Some(number(self.slots.len() as u32, 0)),
+            Some(&slot) => Some(number(slot as usize, self.slots[slot as usize].0)),
+            None if self.slots.len() < IN_FLIGHT_MAX => Some(number(self.slots.len(), 0)),
             None => None,
         }
     }
@@ -110,32 +108,29 @@ impl AskedTable {
         self.live += 1;
         let entry = &mut self.slots[slot as usize];
         entry.1 = Some(asked);
-        number(slot, entry.0)
+        number(slot as usize, entry.0)
     }
 
     pub(super) fn find(&mut self, asked: RequestNumber) -> Known<'_> {
-        let Some((generation, entry)) = self.slots.get_mut((asked % IN_FLIGHT_MAX as u32) as usize) else {
+        let Some((generation, entry)) = self.slots.get_mut(slot_of(asked)) else {
             return Known::Never;
         };
         match (asked >> SLOT_BITS, entry) {
             (theirs, Some(entry)) if theirs == *generation => Known::Waiting(entry),
-            // Generations wrap after four million uses of one slot: the half behind is late, the half ahead never was.
-            (theirs, _) => match generation.wrapping_sub(theirs) & GENERATION_MASK {
-                1..=HALF => Known::Late,
-                _ => Known::Never,
-            },
+            (theirs, _) if theirs < *generation => Known::Late,
+            _ => Known::Never,
         }
     }
 
     pub(super) fn remove(&mut self, asked: RequestNumber) -> Option<Asked> {
-        let slot = asked % IN_FLIGHT_MAX as u32;
-        let (generation, entry) = self.slots.get_mut(slot as usize)?;
+        let slot = slot_of(asked);
+        let (generation, entry) = self.slots.get_mut(slot)?;
         if *generation != asked >> SLOT_BITS {
             return None;
         }
         let removed = entry.take()?;
-        *generation = (*generation + 1) & GENERATION_MASK;
-        self.free.push(slot);
+        *generation += 1;
+        self.free.push(slot as u32);
         self.live -= 1;
         Some(removed)
     }
@@ -152,7 +147,7 @@ impl AskedTable {
     pub(super) fn numbers(&self, wanted: impl Fn(&Asked) -> bool) -> Vec<RequestNumber> {
         let slots = self.slots.iter().enumerate();
         let wanted = slots.filter(|(_, (_, entry))| entry.as_ref().is_some_and(&wanted));
-        wanted.map(|(slot, (generation, _))| number(slot as u32, *generation)).collect()
+        wanted.map(|(slot, (generation, _))| number(slot, *generation)).collect()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -160,8 +155,12 @@ impl AskedTable {
     }
 }
 
-fn number(slot: u32, generation: u32) -> RequestNumber {
-    generation << SLOT_BITS | slot
+fn slot_of(number: RequestNumber) -> usize {
+    (number % IN_FLIGHT_MAX as u64) as usize
+}
+
+fn number(slot: usize, generation: u64) -> RequestNumber {
+    generation << SLOT_BITS | slot as u64
 }
 
 /// Something the peer asked and this side has not answered.

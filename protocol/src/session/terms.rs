@@ -91,8 +91,9 @@ fn number_of(terms: &Terms) -> u8 {
     let mut hasher = FxHasher::default();
     terms.to.hash(&mut hasher);
     terms.command.hash(&mut hasher);
-    // The upper bits are the well-mixed ones.
-    (hasher.finish() >> 32) as u8 % TERMS_KEPT as u8
+    terms.principal.hash(&mut hasher);
+    hasher.write_u8(terms.encoding as u8);
+    (hasher.finish() % TERMS_KEPT as u64) as u8
 }
 
 #[cfg(test)]

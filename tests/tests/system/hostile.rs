@@ -114,7 +114,7 @@ async fn a_peer_that_never_reads_costs_bounded_memory_and_is_cut() {
     stream.write_all(&hello()).await.unwrap();
     let flood = async {
         let mut frames = Vec::new();
-        for number in 0u32.. {
+        for number in 0u64.. {
             let head = RequestHead::new(Terms::new(Address::Manager, "quilt:stations"));
             put_frame(&mut frames, &Message::request(number, &head, 0), &[]);
             if number % 64 == 63 {
