@@ -69,6 +69,7 @@ impl Waiter {
 
     pub(crate) fn give(self, answer: Answer) {
         match self {
+            // Theirs is kept where they look for it; only a request that was not taken comes here, and its caller knows.
             Self::Pending(..) | Self::Answered(_) => {}
             Self::Relay(responder) => responder.respond(answer.outcome, answer.encoding, answer.body),
             // A panic in it ends no connection: others wait for theirs.
