@@ -54,8 +54,8 @@ pub(crate) struct Catalog {
     quarantine: Arc<Kept<String>>,
     /// By plugin: the build that was in use last, and those that were given up.
     settled: Kept<Settled>,
-    /// One at a time: two that fetch the same file would write into each other's.
-    fetching: AsyncMutex<()>,
+    /// One plugin is asked for at a time: two that fetch the same file would write into each other's.
+    asking: AsyncMutex<()>,
     state: Mutex<State>,
     /// One look at a time.
     looking: AsyncMutex<BTreeMap<PathBuf, Seen>>,
@@ -129,7 +129,7 @@ impl Catalog {
             setup,
             state: Mutex::default(),
             looking: AsyncMutex::default(),
-            fetching: AsyncMutex::default(),
+            asking: AsyncMutex::default(),
             changed: watch::Sender::new(0),
             looked: watch::Sender::new(false),
         }))

@@ -142,6 +142,29 @@ async fn a_newer_build_goes_through_a_fleet_in_batches_and_no_further_than_where
     }
 }
 
+/// The private copy of a build that was replaced is removed some time later, and may be asked for again just then.
+#[tokio::test]
+async fn builds_that_take_turns_are_there_whenever_they_are_asked_for() {
+    let builds = ["one", "two"].map(|build| (build, plugins::imp(build)));
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let push = async |world: &World, file: &std::path::Path| {
+        world.ctl(&["plugin", "push", file.to_str().unwrap(), "--on", "name=cam-1"]).await.with_code(0)
+    };
+    push(&world, &builds[0].1).await;
+    world.apply(Fleet::new().with(TARGET, "say = 'x'\n").text()).await.with_code(0);
+    let client = world.client().await;
+    for (build, file) in builds.iter().rev().cycle().take(12) {
+        push(&world, file).await;
+        world
+            .eventually("the build that was pushed answers", async |_| {
+                client.call(TARGET, &Build {}).await.is_ok_and(|answers| answers == *build)
+            })
+            .await;
+    }
+    assert_eq!(world.instance(TARGET).await.unwrap().restarts, 0);
+}
+
 #[tokio::test]
 async fn an_instance_that_is_stopped_stays_so_through_an_upgrade_and_starts_with_the_newer_build() {
     let [_, two] = ["one", "two"].map(plugins::imp);

@@ -106,6 +106,8 @@ impl Catalog {
 
     async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
         let hash = sha256.to_string();
+        // Until the plugin is known to be asked for, its copy is not removed either.
+        let _one_at_a_time = self.asking.lock().await;
         {
             let state = self.state();
             let known = [&state.live, &state.assigned, &state.previous].into_iter().filter_map(|all| all.get(name));
@@ -116,13 +118,13 @@ impl Catalog {
                 return Ok(ready.1.clone());
             }
         }
-        let path = {
-            let _one_at_a_time = self.fetching.lock().await;
-            fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?
-        };
-        let plugin = self.kept_copy(name, hash, &path).await?;
+        let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
+        let plugin = Arc::new(self.kept_copy(name, hash, &path).await?);
         self.check_roles(&plugin, &self.offered())?;
-        Ok(Arc::new(plugin))
+        let prepared = &mut self.state().prepared;
+        prepared.retain(|plugin| plugin.strong_count() > 0);
+        prepared.push(Arc::downgrade(&plugin));
+        Ok(plugin)
     }
 
     /// Offers what was prepared for a configuration that is accepted now.

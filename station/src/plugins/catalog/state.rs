@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::{Carrier, Offered, Plugin};
 use crate::plugins::LoadError;
@@ -14,6 +14,8 @@ pub(super) struct State {
     pub(super) live: Offered,
     /// What the accepted configuration asks for; it goes before what is in the folders.
     pub(super) assigned: Offered,
+    /// What was made ready for configurations that may be accepted.
+    pub(super) prepared: Vec<Weak<Plugin>>,
     /// What is in the folders.
     pub(super) found: Offered,
     /// Newer files of plugins that are offered: to be taken once what runs is known to fit.
@@ -90,6 +92,11 @@ impl State {
         let pending = self.pending.values().map(|(_, plugin)| plugin);
         let refused = self.refused.values().filter_map(|refused| refused.taken.as_ref());
         plugins.chain(pending).map(|plugin| &plugin.taken).chain(refused).map(|taken| taken.sha256.clone()).collect()
+    }
+
+    /// Whether a configuration that is being thought about asks for a build.
+    pub(super) fn is_prepared(&self, sha256: &str) -> bool {
+        self.prepared.iter().filter_map(Weak::upgrade).any(|plugin| plugin.taken.sha256 == sha256)
     }
 
     /// Whether a build was put in the place of another and what runs is being moved to it.

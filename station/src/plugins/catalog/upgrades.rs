@@ -165,8 +165,10 @@ impl Catalog {
     }
 
     /// Removes the private copies of builds that were replaced and that nobody holds any more: they would stay for ever. If one is
-    /// mapped, that is not touched by this. Not while a file is being taken in, which is known only later.
+    /// mapped, that is not touched by this. Not while a file is being taken in or a plugin is being asked for, which is known only
+    /// later.
     pub(super) fn remove_stale(&self) {
+        let Ok(_nobody_asks) = self.asking.try_lock() else { return };
         let mut state = self.state();
         if state.stale.is_empty() {
             return;
@@ -174,8 +176,9 @@ impl Catalog {
         let known = state.known();
         let stale = std::mem::take(&mut state.stale);
         let unknown = stale.into_iter().filter(|plugin| !known.contains(&plugin.taken.sha256));
-        // A change that waits for its turn may go back to it.
-        let (held, stale): (Vec<_>, Vec<_>) = unknown.partition(|plugin| Arc::strong_count(plugin) > 1);
+        // A change that waits for its turn may go back to it, or to what was made ready from the same copy.
+        let is_held = |plugin: &Arc<Plugin>| Arc::strong_count(plugin) > 1 || state.is_prepared(&plugin.taken.sha256);
+        let (held, stale): (Vec<_>, Vec<_>) = unknown.partition(is_held);
         state.stale = held;
         stale.iter().for_each(|plugin| self.remove_copy(&plugin.taken.sha256));
     }
