@@ -84,9 +84,7 @@ impl Keeper {
             return Err(LoadError::Quarantined(reason));
         }
         let started = Child::start(&self.library).await;
-        if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&started, &self.quarantine) {
-            quarantine.put(sha256, error.to_string());
-        }
+        self.note_crash(&started);
         *child = started.as_ref().ok().cloned();
         started
     }
@@ -94,10 +92,15 @@ impl Keeper {
     /// What the plugin says of itself.
     pub(crate) async fn describe(&self) -> Result<Manifest, LoadError> {
         let described = self.child().await?.describe().await;
-        if let (Err(error @ LoadError::Crashed(_)), Some(quarantine)) = (&described, &self.quarantine) {
-            quarantine.put(&self.library.sha256, error.to_string());
-        }
+        self.note_crash(&described);
         described
+    }
+
+    /// What crashed while it was loaded is not loaded again.
+    fn note_crash<T>(&self, loaded: &Result<T, LoadError>) {
+        if let (Err(LoadError::Crashed(how)), Some(quarantine)) = (loaded, &self.quarantine) {
+            quarantine.put(&self.library.sha256, format!("crashed while it was loaded: {how}"));
+        }
     }
 
     /// Its roles.
