@@ -190,7 +190,7 @@ impl Catalog {
         if news {
             self.settle(&seen).await;
         }
-        self.remove_stale();
+        self.remove_stale(&seen);
     }
 
     async fn take(&self, path: &Path) -> Result<Taken, LoadError> {
@@ -344,7 +344,11 @@ impl Catalog {
             }
         }
         self.looking.lock().await.clear();
-        self.look(true).await;
+        let this = self.clone();
+        #[allow(clippy::disallowed_methods, reason = "bounded by the time-outs of loading")]
+        let looking = tokio::spawn(async move { this.look(true).await });
+        // It goes on if whoever asked gives up: what was taken in is offered only at the end of the look that took it in.
+        let _ = looking.await;
         // Also if the folders have no news: what runs is to be moved to what was not taken.
         self.changed.send_modify(|count| *count += 1);
     }

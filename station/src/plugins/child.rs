@@ -349,6 +349,8 @@ impl Child {
 
     async fn describe(&self) -> Result<Manifest, LoadError> {
         let session = self.session.get().expect("a child that was started has a session");
+        // It is not idle, however long it takes: ended for that it would count as crashed.
+        let _asking = Asking::new(self);
         let mut head = RequestHead::new(Terms::new(Address::Manager, wire::DESCRIBE));
         head.remaining_ms = LOAD.as_millis() as u32;
         let answer = session.request(&head, Bytes::new()).await;

@@ -106,8 +106,6 @@ impl Catalog {
 
     async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
         let hash = sha256.to_string();
-        // Until the plugin is known to be asked for, its copy is not removed either.
-        let _one_at_a_time = self.asking.lock().await;
         {
             let state = self.state();
             let known = [&state.live, &state.assigned, &state.previous].into_iter().filter_map(|all| all.get(name));
@@ -118,6 +116,8 @@ impl Catalog {
                 return Ok(ready.1.clone());
             }
         }
+        // Until the plugin is known to be asked for, its copy is not removed either.
+        let _one_at_a_time = self.asking.lock().await;
         let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
         let plugin = Arc::new(self.kept_copy(name, hash, &path).await?);
         self.check_roles(&plugin, &self.offered())?;

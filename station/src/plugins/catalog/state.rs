@@ -86,9 +86,9 @@ impl State {
         self.live.insert(name, plugin);
     }
 
-    /// The hashes of all that is offered, asked for or was looked at.
+    /// The hashes of all that is offered, asked for, may come back or was looked at.
     pub(super) fn known(&self) -> BTreeSet<String> {
-        let plugins = [&self.live, &self.assigned, &self.found].into_iter().flat_map(Offered::values);
+        let plugins = [&self.live, &self.assigned, &self.found, &self.previous].into_iter().flat_map(Offered::values);
         let pending = self.pending.values().map(|(_, plugin)| plugin);
         let refused = self.refused.values().filter_map(|refused| refused.taken.as_ref());
         plugins.chain(pending).map(|plugin| &plugin.taken).chain(refused).map(|taken| taken.sha256.clone()).collect()

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quilt_protocol::control::Owner;
 use quilt_protocol::{Digest, Name};
 
 use super::state::State;
-use super::{Catalog, Plugin};
+use super::{Catalog, Plugin, Seen};
 use crate::plugins::LoadError;
 use crate::plugins::intake::Taken;
 use crate::plugins::kept::Settled;
@@ -166,18 +166,23 @@ impl Catalog {
 
     /// Removes the private copies of builds that were replaced and that nobody holds any more: they would stay for ever. If one is
     /// mapped, that is not touched by this. Not while a file is being taken in or a plugin is being asked for, which is known only
-    /// later.
-    pub(super) fn remove_stale(&self) {
+    /// later. `seen` is what was taken in from folders and may be loaded at any time.
+    pub(super) fn remove_stale(&self, seen: &BTreeMap<PathBuf, Seen>) {
         let Ok(_nobody_asks) = self.asking.try_lock() else { return };
         let mut state = self.state();
         if state.stale.is_empty() {
             return;
         }
         let known = state.known();
+        let seen: BTreeSet<_> =
+            seen.values().filter_map(|seen| Some(&seen.taken.as_ref()?.as_ref().ok()?.sha256)).collect();
         let stale = std::mem::take(&mut state.stale);
         let unknown = stale.into_iter().filter(|plugin| !known.contains(&plugin.taken.sha256));
         // A change that waits for its turn may go back to it, or to what was made ready from the same copy.
-        let is_held = |plugin: &Arc<Plugin>| Arc::strong_count(plugin) > 1 || state.is_prepared(&plugin.taken.sha256);
+        let is_held = |plugin: &Arc<Plugin>| {
+            let sha256 = &plugin.taken.sha256;
+            Arc::strong_count(plugin) > 1 || state.is_prepared(sha256) || seen.contains(sha256)
+        };
         let (held, stale): (Vec<_>, Vec<_>) = unknown.partition(is_held);
         state.stale = held;
         stale.iter().for_each(|plugin| self.remove_copy(&plugin.taken.sha256));
