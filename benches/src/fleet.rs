@@ -118,9 +118,13 @@ pub(crate) async fn push(all: &All) -> anyhow::Result<Vec<Row>> {
         apply(&client, fleet(run), Some(settled())).await?;
         let took = began.elapsed().as_secs_f64();
         swarm.until("answered").await?;
+        // What a change leaves to do, such as noting 2 s later that it runs well, is not the unchanged one's.
+        manager.until_calm().await?;
         let before = manager.cpu()?;
         apply(&client, fleet(run), None).await?;
         swarm.until("answered").await?;
+        // Answered in its turn: after the answers that wait for it now.
+        client.clients().await?;
         let unchanged = (manager.cpu()? - before).as_secs_f64() * 1e3;
         // The first round warms both sides up.
         if run > 0 {

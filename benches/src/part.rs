@@ -56,6 +56,20 @@ impl Part {
         Ok(Duration::from_nanos(ran))
     }
 
+    /// Waits until it does little: less than a twentieth of a core for 3 s, which is longer than anything waits that a change
+    /// leaves to do.
+    pub(crate) async fn until_calm(&self) -> anyhow::Result<()> {
+        const LOOK: Duration = Duration::from_secs(3);
+        for _ in 0..20 {
+            let before = self.cpu()?;
+            tokio::time::sleep(LOOK).await;
+            if self.cpu()? - before < LOOK / 20 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("a part of the measurement does not come to rest")
+    }
+
     /// The next line it prints.
     pub(crate) async fn line(&mut self) -> anyhow::Result<String> {
         self.lines.next_line().await?.context("a part of the measurement ended early")
