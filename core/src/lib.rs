@@ -1,6 +1,6 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`daemon`], [`settings`], [`log`],
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`], [`log`],
 //! [`signals`], [`lines`], [`time`].
 
 pub mod daemon;
@@ -9,4 +9,5 @@ pub mod lines;
 pub mod log;
 pub mod settings;
 pub mod signals;
+pub mod slots;
 pub mod time;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use quilt_core::files;
+use quilt_core::slots::{Found, Slots};
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Applied, Document};
 use serde::{Deserialize, Serialize};
@@ -20,31 +21,47 @@ pub(crate) struct Accepted {
     pub(crate) document: String,
 }
 
+/// The slots of what was accepted.
+const ACCEPTED: &str = "accepted";
 /// Its presence says that the record of what was accepted was lost.
 const LOST: &str = "accepted.lost";
 
 /// The station's files.
 pub(crate) struct Saved {
-    folder: PathBuf,
+    lost: PathBuf,
+    slots: Slots,
     pub(crate) accepted: Option<Accepted>,
-    /// The record of what was accepted was damaged.
+    /// The record of what was accepted last was damaged: something may run that is not known here.
     pub(crate) damaged: bool,
     stopped: Arc<Stopped>,
 }
 
 impl Saved {
-    /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it and the
-    /// manager pushes again.
+    /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it, or with the
+    /// configuration before, and the manager pushes again.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
-        let (path, lost) = (folder.join("accepted.json"), folder.join(LOST));
-        let accepted = match read::<Accepted>(&path)?.map(|read| read.and_then(matches_its_digest)) {
-            None => None,
-            Some(Ok(accepted)) => Some(accepted),
-            Some(Err(why)) => {
-                // Remembered across restarts, and before the file is gone: until the manager pushes, nobody knows what should
-                // run here.
-                files::write_atomically(&lost, b"").with_context(|| lost.display().to_string())?;
-                set_aside(&path, &why)?;
+        let lost = folder.join(LOST);
+        let open = || Slots::open(folder, ACCEPTED).with_context(|| folder.join(ACCEPTED).display().to_string());
+        let (mut slots, found) = open()?;
+        let mark_lost = || files::write_atomically(&lost, b"").with_context(|| lost.display().to_string());
+        let accepted = match found {
+            Found::Nothing => Ok(None),
+            Found::Last(json) => understood(&json).map(Some),
+            Found::Before(json) => {
+                tracing::error!(folder = %folder.display(), "what was accepted last is damaged; what was before it runs");
+                mark_lost()?;
+                understood(&json).map(Some)
+            }
+            Found::Damaged => Err("it is not as it was written".into()),
+        };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(why) => {
+                // Remembered across restarts, and before the files are gone: until the manager pushes, nobody knows what
+                // should run here.
+                mark_lost()?;
+                slots.paths().iter().try_for_each(|path| set_aside(path, &why))?;
+                slots = open()?.0;
                 None
             }
         };
@@ -59,15 +76,14 @@ impl Saved {
         };
         let stopped = Arc::new(Stopped { path, set: Mutex::new(stopped) });
         let damaged = lost.exists();
-        Ok(Self { folder: folder.to_owned(), accepted, damaged, stopped })
+        Ok(Self { lost, slots, accepted, damaged, stopped })
     }
 
     /// Puts an accepted configuration on disk; it is there for good when this returns.
     pub(crate) fn accept(&mut self, accepted: Accepted) -> io::Result<()> {
-        let bytes = serde_json::to_vec(&accepted)?;
-        files::write_atomically(&self.folder.join("accepted.json"), &bytes)?;
+        self.slots.put(&serde_json::to_vec(&accepted)?)?;
         if std::mem::take(&mut self.damaged) {
-            fs::remove_file(self.folder.join(LOST))?;
+            fs::remove_file(&self.lost)?;
         }
         self.accepted = Some(accepted);
         Ok(())
@@ -126,7 +142,8 @@ impl Stopped {
     }
 }
 
-fn matches_its_digest(accepted: Accepted) -> Result<Accepted, String> {
+fn understood(json: &[u8]) -> Result<Accepted, String> {
+    let accepted: Accepted = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     let whole = Digest::of(accepted.document.as_bytes()) == accepted.applied.digest
         && serde_json::from_str::<Document>(&accepted.document).is_ok();
     if whole { Ok(accepted) } else { Err("it does not match its digest".into()) }

@@ -23,6 +23,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quilt_client::Client;
 use quilt_client::control::{InstanceView, StationView};
+use quilt_core::slots::{Found, Slots};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -161,6 +162,20 @@ impl World {
     /// Where a station keeps its data.
     pub fn station_folder(&self, name: &str) -> PathBuf {
         self.folder().join("stations").join(name)
+    }
+
+    /// The files that a station keeps what it accepted in.
+    pub fn accepted_slots(&self, name: &str) -> [PathBuf; 2] {
+        [0, 1].map(|number| self.station_folder(name).join(format!("station/accepted.{number}")))
+    }
+
+    /// What a station has on disk of what it accepted.
+    pub fn accepted(&self, name: &str) -> Option<Value> {
+        match Slots::open(&self.station_folder(name).join("station"), "accepted").unwrap().1 {
+            Found::Nothing => None,
+            Found::Last(json) => Some(serde_json::from_slice(&json).unwrap()),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Starts a station and waits until it is listed.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use quilt_core::{files, time};
+use quilt_core::slots::Slots;
+use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, NoService, Service, connect};
 use quilt_protocol::control::{
     Applied, Document, Facts, InstanceReport, Owner, Plan, Registered, Registration, Report, RoleOffer, State,
@@ -34,7 +35,8 @@ pub(crate) struct Light {
     id: StationId,
     number: usize,
     /// Where what it accepts is put, as durably as a station does.
-    file: Option<PathBuf>,
+    folder: Option<PathBuf>,
+    slots: Arc<Mutex<Option<Slots>>>,
     accepted: Mutex<Accepted>,
     /// How many pushes all light stations have answered.
     answered: watch::Sender<usize>,
@@ -49,8 +51,8 @@ struct Accepted {
 
 impl Light {
     pub(crate) fn new(number: usize, folder: Option<PathBuf>, answered: watch::Sender<usize>) -> Arc<Self> {
-        let file = folder.map(|folder| folder.join(number.to_string()));
-        Arc::new(Self { id: StationId::random(), number, file, accepted: Mutex::default(), answered })
+        let (accepted, slots) = Default::default();
+        Arc::new(Self { id: StationId::random(), number, folder, slots, accepted, answered })
     }
 
     fn accepted(&self) -> MutexGuard<'_, Accepted> {
@@ -120,8 +122,16 @@ impl Light {
         let unchanged = self.accepted().applied.is_some_and(|applied| applied.digest == offer.digest);
         if !unchanged {
             let instances = planned(&document).map_err(wrong)?;
-            if let Some(file) = self.file.clone() {
-                let writing = tokio::task::spawn_blocking(move || files::write_atomically(&file, document.as_bytes()));
+            if let Some(folder) = &self.folder {
+                let (folder, name, slots) = (folder.clone(), self.number.to_string(), self.slots.clone());
+                let writing = tokio::task::spawn_blocking(move || {
+                    let mut slots = slots.lock().unwrap_or_else(PoisonError::into_inner);
+                    match &mut *slots {
+                        Some(slots) => slots.put(document.as_bytes()),
+                        // A station makes them when it starts for the first time.
+                        none => none.insert(Slots::open(&folder, &name)?.0).put(document.as_bytes()),
+                    }
+                });
                 writing.await.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
             }
             let gone = {

@@ -102,8 +102,7 @@ async fn three_stations_register_and_converge_on_a_fleet_file() {
         assert!(applied.err.contains(&format!("{name}: settled")), "{applied:?}");
         let view = world.show(name).await;
         assert_eq!(view.desired_digest, view.applied_digest);
-        let saved = std::fs::read(world.station_folder(name).join("station/accepted.json")).unwrap();
-        let saved: serde_json::Value = serde_json::from_slice(&saved).unwrap();
+        let saved = world.accepted(name).unwrap();
         let document = saved["document"].as_str().unwrap();
         let digest = quilt_protocol::Digest::of(document.as_bytes());
         assert_eq!(Some(digest), view.desired_digest, "the digest on disk is the manager's");

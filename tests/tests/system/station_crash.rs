@@ -60,10 +60,8 @@ async fn a_station_killed_again_and_again_at_any_moment_never_runs_a_program_twi
         ticks.tick().await;
         ticks.tick().await;
         world.end_station("cam-1", Signal::SIGKILL).await;
-        let saved = std::fs::read(world.station_folder("cam-1").join("station/accepted.json"));
-        if let Ok(saved) = saved {
-            serde_json::from_slice::<serde_json::Value>(&saved).expect("the file is the old one or the new one");
-        }
+        // It is the old one or the new one.
+        world.accepted("cam-1");
         world.station("cam-1", &[]).await;
         world.until_state(&format!("cam-1/process/{name}"), "active").await;
         let starts = std::fs::read_to_string(starts_of(&name)).unwrap();
@@ -237,7 +235,7 @@ async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
     world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
     let pid = world.pid("cam-1/process/clock").await;
     world.end_station("cam-1", Signal::SIGTERM).await;
-    let saved = world.station_folder("cam-1").join("station/accepted.json");
+    let [saved, _] = world.accepted_slots("cam-1");
     std::fs::write(&saved, "{ half a fi").unwrap();
     // Nobody knows what should run here until the manager says: what runs goes on, however often the station starts.
     world.end_manager(Signal::SIGTERM).await;
@@ -250,7 +248,37 @@ async fn a_damaged_file_is_set_aside_and_the_manager_pushes_again() {
     world.station("cam-1", &[]).await;
     world.until_state("cam-1/counter/main", "active").await;
     assert_eq!(world.until_state("cam-1/process/clock", "active").await.pid, Some(pid));
-    assert!(saved.with_extension("json.damaged").exists());
+    assert!(saved.with_extension("0.damaged").exists());
+}
+
+#[tokio::test]
+async fn what_was_accepted_last_and_is_damaged_gives_way_to_what_was_before_and_nothing_is_ended_for_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/clock").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.end_manager(Signal::SIGTERM).await;
+    let [_, last] = world.accepted_slots("cam-1");
+    // As when the power fails in the middle of a write.
+    let mut bytes = std::fs::read(&last).unwrap();
+    bytes[200..].fill(b'?');
+    std::fs::write(&last, bytes).unwrap();
+
+    let log = world.folder().join("station.log");
+    let log = log.to_str().unwrap();
+    world.start_station("cam-1", &["--log-file", log]).await;
+    world
+        .eventually("the counter of the configuration before runs", async |_| {
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            log.contains("what was accepted last is damaged") && log.contains("instance=counter/main state=active")
+        })
+        .await;
+    assert!(is_alive(pid), "nobody knows that it should end");
+    world.start_manager().await;
+    assert_eq!(world.until_state("cam-1/process/clock", "active").await.pid, Some(pid));
+    assert!(world.accepted("cam-1").unwrap()["document"].as_str().unwrap().contains("clock"));
 }
 
 #[tokio::test]
@@ -348,7 +376,7 @@ async fn what_no_instance_holds_any_more_is_ended() {
 
     // Removed from the record while the station was dead: swept up when it starts.
     world.end_station("cam-1", Signal::SIGKILL).await;
-    std::fs::remove_file(world.station_folder("cam-1").join("station/accepted.json")).unwrap();
+    world.accepted_slots("cam-1").iter().for_each(|slot| std::fs::remove_file(slot).unwrap());
     world.end_manager(Signal::SIGTERM).await;
     world.start_station("cam-1", &[]).await;
     world.eventually("both are gone", async |_| !is_alive(db) && !is_alive(app)).await;
