@@ -4,7 +4,10 @@
 //! Whether types agree is told by a [`Fingerprint`] of their JSON Schemas: bincode given the bytes of another type may
 //! decode to nonsense without an error, so the check is not optional.
 
+use std::any::TypeId;
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bincode::config;
 use bytes::Bytes;
@@ -89,15 +92,23 @@ pub fn encode<T: Serialize>(encoding: Encoding, value: &T) -> Result<Bytes, Stri
     Ok(body)
 }
 
-/// The JSON Schema of `T`.
-pub(crate) fn schema_of<T: JsonSchema>() -> Value {
-    schema_for!(T).to_value()
+/// The JSON Schema of `T`, made once: every instance of a role says those of its commands.
+pub(crate) fn schema_of<T: JsonSchema + 'static>() -> Arc<Value> {
+    static MADE: LazyLock<Mutex<HashMap<TypeId, Arc<Value>>>> = LazyLock::new(Mutex::default);
+    let made = || MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(schema) = made().get(&TypeId::of::<T>()) {
+        return schema.clone();
+    }
+    // Not under the lock: an author's own schemas may ask for others, or panic.
+    let schema = Arc::new(schema_for!(T).to_value());
+    made().entry(TypeId::of::<T>()).or_insert(schema).clone()
 }
 
 /// The fingerprint of a command's types. Costs tens of microseconds: compute it once.
 pub fn fingerprint_of<C: Command>() -> Fingerprint {
     let mut hash = Sha256::new();
-    for mut schema in [schema_of::<C>(), schema_of::<C::Reply>(), schema_of::<C::Error>()] {
+    for schema in [schema_of::<C>(), schema_of::<C::Reply>(), schema_of::<C::Error>()] {
+        let mut schema = Arc::unwrap_or_clone(schema);
         strip_prose(&mut schema);
         hash.update(schema.to_string());
     }

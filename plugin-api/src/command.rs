@@ -93,11 +93,11 @@ pub struct CommandRecord {
     /// Of request, reply and error.
     pub fingerprint: Fingerprint,
     /// JSON Schema of the request.
-    pub request_schema: serde_json::Value,
+    pub request_schema: Arc<serde_json::Value>,
     /// JSON Schema of the reply, or of an item.
-    pub reply_schema: serde_json::Value,
+    pub reply_schema: Arc<serde_json::Value>,
     /// JSON Schema of the command's own error.
-    pub error_schema: serde_json::Value,
+    pub error_schema: Arc<serde_json::Value>,
 }
 
 impl CommandRecord {

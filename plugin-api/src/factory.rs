@@ -79,7 +79,7 @@ pub fn factory<R: Role>() -> Arc<dyn RoleFactory> {
         version: R::VERSION.into(),
         doc: R::DOC.into(),
         instances: R::INSTANCES,
-        config_schema: body::schema_of::<R::Config>(),
+        config_schema: Arc::unwrap_or_clone(body::schema_of::<R::Config>()),
         commands: R::commands().iter().map(|command| command.record()).collect(),
     };
     Arc::new(Factory::<R>(description, PhantomData))

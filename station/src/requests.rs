@@ -173,9 +173,9 @@ fn views(commands: &Commands, roles: &RoleTable) -> Vec<CommandView> {
         doc: record.doc,
         read: record.read,
         streaming: record.streaming,
-        request_schema: record.request_schema,
-        reply_schema: record.reply_schema,
-        error_schema: record.error_schema,
+        request_schema: Arc::unwrap_or_clone(record.request_schema),
+        reply_schema: Arc::unwrap_or_clone(record.reply_schema),
+        error_schema: Arc::unwrap_or_clone(record.error_schema),
     };
     let mut views: Vec<_> =
         commands.all().into_iter().map(|(key, record)| view(key.role, Some(key.instance), record)).collect();
