@@ -40,20 +40,26 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
-    file: File,
-    inode: u64,
+    /// The file and its inode, once there was a line.
+    open: Option<(File, u64)>,
 }
 
 impl Writer {
+    /// Of the log in `folder`. That and the file are made with the first line: most instances of most roles never say
+    /// anything, and a host with thousands of them has neither their files nor their descriptors.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), open: None }
+    }
+
     /// Opens the log in `folder`, which is made if need be.
     ///
     /// # Errors
     ///
     /// What the operating system says.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        files::create_private_dir(folder)?;
-        let (file, inode) = open_current(folder)?;
-        Ok(Self { folder: folder.to_owned(), file, inode })
+        let mut writer = Self::new(folder);
+        writer.current()?;
+        Ok(writer)
     }
 
     /// Appends `text`, a line per line of it.
@@ -81,32 +87,38 @@ impl Writer {
                 }
             }
         }
-        self.follow_rotation()?;
-        self.file.write_all(&out)
+        self.current()?.write_all(&out)
     }
 
-    /// Rotates if the file is full, and goes over to the new file if the other writer rotated.
-    fn follow_rotation(&mut self) -> io::Result<()> {
+    /// The file to write to. Rotates if it is full, and goes over to the new one if the other writer rotated.
+    fn current(&mut self) -> io::Result<&mut File> {
         let current = self.folder.join(CURRENT);
-        if self.file.metadata()?.len() >= FILE_MAX {
-            // Two writers may come here at once; the lock lets the second see what the first did.
-            let lock = OpenOptions::new().write(true).create(true).truncate(false).open(self.folder.join("lock"))?;
-            lock.lock()?;
-            if fs::metadata(&current).is_ok_and(|now| now.ino() == self.inode) {
-                fs::rename(&current, self.folder.join(OLDER))?;
+        let is_current = |inode: &u64| fs::metadata(&current).is_ok_and(|now| now.ino() == *inode);
+        let usable = match &self.open {
+            Some((file, inode)) if file.metadata()?.len() >= FILE_MAX => {
+                // Two writers may come here at once; the lock lets the second see what the first did.
+                let lock =
+                    OpenOptions::new().write(true).create(true).truncate(false).open(self.folder.join("lock"))?;
+                lock.lock()?;
+                if is_current(inode) {
+                    fs::rename(&current, self.folder.join(OLDER))?;
+                }
+                false
             }
-        } else if fs::metadata(&current).is_ok_and(|now| now.ino() == self.inode) {
-            return Ok(());
+            Some((_, inode)) => is_current(inode),
+            None => {
+                files::create_private_dir(&self.folder)?;
+                false
+            }
+        };
+        if !usable {
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&current)?;
+            let inode = file.metadata()?.ino();
+            self.open = Some((file, inode));
         }
-        (self.file, self.inode) = open_current(&self.folder)?;
-        Ok(())
+        let (file, _) = self.open.as_mut().expect("it was opened above");
+        Ok(file)
     }
-}
-
-fn open_current(folder: &Path) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(folder.join(CURRENT))?;
-    let inode = file.metadata()?.ino();
-    Ok((file, inode))
 }
 
 /// Reads a log from near its end on, a piece at a time, and follows it. What it holds in memory does not depend on how much

@@ -35,16 +35,14 @@ impl Runner {
         let factory = self.around.roles.factory_of(&self.spec);
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
-        let log = self.log_dir();
-        let made = files::create_private_dir(&folder.join("state")).and_then(|()| lines::Writer::open(&log));
-        let writer = made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        files::create_private_dir(&folder.join("state")).map_err(|error| format!("{}: {error}", folder.display()))?;
         let (crash, crashed) = mpsc::channel(1);
         let host = Arc::new(InstanceHost::new(
             self.key.clone(),
             self.around.board.clone(),
             self.around.commands.clone(),
             self.around.link.clone(),
-            Some(writer),
+            Some(lines::Writer::new(&self.log_dir())),
             crash,
             self.spec.settings.stop_timeout,
         ));
