@@ -38,6 +38,7 @@ use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -100,8 +101,8 @@ impl Core {
 
     /// Runs `work` beside everything else until the manager stops.
     #[allow(clippy::disallowed_methods, reason = "the tracker owns it")]
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(work);
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.tasks.spawn(work).abort_handle()
     }
 
     /// Waits; false if the manager stops meanwhile.

@@ -97,7 +97,7 @@ fn next(core: &Core, id: StationId, session: &quilt_net::Handle) -> Option<Next>
 fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
     let mut state = core.state();
     let Some(station) = state.stations.get_mut(&id) else { return };
-    let name = station.record.name.to_string();
+    let name = &station.record.name;
     let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
     match verdict {
         Verdict::Unchanged => {
@@ -109,11 +109,11 @@ fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, off
             live.applying |= live.applied != Some(offered);
             live.applied = Some(offered);
             station.rejected = None;
-            core.events.add("push.accepted", Some(&name), None, format!("revision {}", offered.revision));
+            core.events.add("push.accepted", Some(name.as_str()), None, format!("revision {}", offered.revision));
         }
         Verdict::Rejected(rejection) => {
-            tracing::warn!(station = name, revision = %offered.revision, code = %rejection.code, "push rejected");
-            core.events.add("push.rejected", Some(&name), None, rejection.message.clone());
+            tracing::warn!(station = %name, revision = %offered.revision, code = %rejection.code, "push rejected");
+            core.events.add("push.rejected", Some(name.as_str()), None, rejection.message.clone());
             station.rejected = Some(Rejected { revision: offered.revision, rejection: *rejection });
         }
     }

@@ -26,14 +26,13 @@ const PERSON_MAX: usize = 100;
 /// Takes connections until told to stop.
 pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
-        let evicted = ungreeted.evicted();
+        let task = ungreeted.task();
         let session = take(&core, stream, peer, Some(ungreeted));
-        core.spawn(async move {
-            tokio::select! {
-                why = session => tracing::debug!(%peer, %why, "connection ended"),
-                () = evicted => {}
-            }
+        let serving = core.spawn(async move {
+            let why = session.await;
+            tracing::debug!(%peer, %why, "connection ended");
         });
+        task.set(serving).expect("nobody else sets it");
     }
 }
 

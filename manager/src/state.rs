@@ -221,8 +221,9 @@ impl State {
 
     /// Whether the push of a station's desired configuration waits for its batch.
     pub(crate) fn is_held(&self, id: StationId) -> bool {
+        let Some(held) = self.held.get(&id) else { return false };
         let desired = self.stations.get(&id).and_then(|station| station.desired.as_ref());
-        desired.is_some_and(|desired| self.held.get(&id) == Some(&desired.revision))
+        desired.is_some_and(|desired| desired.revision == *held)
     }
 
     /// A free name as close to `wished` as can be.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
-use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 /// How many connections the kernel holds for us: after a manager's restart the whole fleet comes within a second.
 const BACKLOG: u32 = 4096;
@@ -28,7 +28,7 @@ pub struct Listener {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    all: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+    all: BTreeMap<u64, (IpAddr, Arc<OnceLock<AbortHandle>>)>,
 }
 
 impl Table {
@@ -37,9 +37,11 @@ impl Table {
         self.all.values().for_each(|(from, _)| *sources.entry(*from).or_default() += 1);
         let busiest = sources.into_iter().max_by_key(|(_, count)| *count).map(|(from, _)| from);
         let oldest = self.all.iter().find(|(_, (from, _))| Some(*from) == busiest).map(|(number, _)| *number);
-        if let Some((from, evicted)) = oldest.and_then(|oldest| self.all.remove(&oldest)) {
+        if let Some((from, task)) = oldest.and_then(|oldest| self.all.remove(&oldest)) {
             tracing::debug!(%from, "too many connections that do not greet; the oldest is closed");
-            evicted.notify_one();
+            if let Some(task) = task.get() {
+                task.abort();
+            }
         }
     }
 }
@@ -48,15 +50,15 @@ impl Table {
 #[derive(Debug)]
 pub struct Ungreeted {
     number: u64,
-    evicted: Arc<Notify>,
+    task: Arc<OnceLock<AbortHandle>>,
     table: Arc<Mutex<Table>>,
 }
 
 impl Ungreeted {
-    /// Ready when the connection has to make room for others; never once this is dropped.
-    pub fn evicted(&self) -> impl Future<Output = ()> + Send + 'static {
-        let evicted = self.evicted.clone();
-        async move { evicted.notified().await }
+    /// To be set to the task that serves the connection, which is aborted if it has to make room for others before this is
+    /// dropped.
+    pub fn task(&self) -> Arc<OnceLock<AbortHandle>> {
+        self.task.clone()
     }
 }
 
@@ -120,15 +122,15 @@ impl Listener {
     }
 
     fn admit(&self, from: IpAddr) -> Ungreeted {
-        let evicted = Arc::new(Notify::new());
+        let task = Arc::new(OnceLock::new());
         let mut table = self.ungreeted.lock().unwrap_or_else(PoisonError::into_inner);
         if table.all.len() >= UNGREETED_MAX {
             table.make_room();
         }
         table.next += 1;
         let number = table.next;
-        table.all.insert(number, (from, evicted.clone()));
-        Ungreeted { number, evicted, table: self.ungreeted.clone() }
+        table.all.insert(number, (from, task.clone()));
+        Ungreeted { number, task, table: self.ungreeted.clone() }
     }
 }
 

@@ -4,6 +4,7 @@
 //! queue per request, and take turns a chunk at a time, so that a 16 MiB body never holds up a heartbeat. A chunk is
 //! written from where the body lies.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
@@ -19,6 +20,16 @@ pub(super) const CHUNK: usize = 64 * 1024;
 const SMALL_BEFORE_CHUNK: usize = 4 * CHUNK;
 /// How much the write buffer may hold for a peer that does not read, in bytes.
 pub(super) const BUFFERED_MAX: usize = 8 * 1024 * 1024;
+
+/// How large a buffer may be to be kept for others, in bytes, and how many of them a thread keeps.
+const SPARE_CAPACITY: usize = 8 * 1024;
+const SPARE_MAX: usize = 64;
+
+thread_local! {
+    /// Buffers that sessions have no use for at the moment. Thousands of idle ones own none, and one that has something to write
+    /// gets one that is in the processor's cache.
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 type Key = (RequestNumber, BodyOf);
 
@@ -77,6 +88,9 @@ impl Outbox {
 
     fn put(&mut self, frame: impl FnOnce(&mut Vec<u8>)) -> Placed {
         let buffer = if self.chunk.is_empty() { &mut self.buffer } else { &mut self.after };
+        if buffer.capacity() == 0 {
+            *buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        }
         let before = buffer.len();
         frame(buffer);
         self.since_chunk += buffer.len() - before;
@@ -153,13 +167,21 @@ impl Outbox {
         }
     }
 
+    /// Whether its buffer is one for the next session that has something to write.
     pub(super) fn is_small(&self) -> bool {
-        self.buffer.capacity() <= 1024
+        self.buffer.capacity() <= SPARE_CAPACITY
     }
 
     /// An idle session owns no buffer.
     pub(super) fn trim(&mut self) {
         if self.is_empty() {
+            if self.buffer.capacity() > 0 && self.is_small() {
+                SPARE.with_borrow_mut(|spare| {
+                    if spare.len() < SPARE_MAX {
+                        spare.push(std::mem::take(&mut self.buffer));
+                    }
+                });
+            }
             (self.buffer, self.after, self.bulk) = Default::default();
         }
     }

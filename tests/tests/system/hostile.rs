@@ -103,6 +103,22 @@ async fn a_peer_that_never_greets_is_cut_and_half_a_frame_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn connections_that_do_not_greet_make_room_for_newer_ones() {
+    let world = World::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..1100 {
+        silent.push(TcpStream::connect(&world.address).await.unwrap());
+    }
+    for stream in &mut silent[..1100 - 1024] {
+        assert!(matches!(stream.read(&mut [0; 64]).await, Ok(0)), "the oldest are closed");
+    }
+    let last = &mut silent[1099];
+    last.write_all(&hello()).await.unwrap();
+    assert!(last.read(&mut [0; 64]).await.unwrap() > 0, "a newer one is answered");
+    world.client().await.close();
+}
+
+#[tokio::test]
 async fn a_peer_that_never_reads_costs_bounded_memory_and_is_cut() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
