@@ -87,6 +87,10 @@ impl Writer {
                 }
             }
         }
+        if self.open.is_none() {
+            // Opened first, so that a file that is full already is noticed.
+            self.current()?;
+        }
         self.current()?.write_all(&out)
     }
 
@@ -317,6 +321,15 @@ mod tests {
         }
         writing.join().unwrap();
         assert!(folder.path().join(OLDER).exists());
+    }
+
+    #[test]
+    fn a_writer_of_one_line_notices_that_the_file_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CURRENT), vec![b'x'; FILE_MAX as usize]).unwrap();
+        Writer::new(folder.path()).append("quilt", b"it failed").unwrap();
+        assert!(folder.path().join(OLDER).exists());
+        assert!(fs::metadata(folder.path().join(CURRENT)).unwrap().len() < 100);
     }
 
     #[test]

@@ -2,16 +2,18 @@
 //!
 //! Replacing a file by another (`files::write_atomically`) makes the file system note a new file, its blocks, its name, and
 //! that the old one is gone, and to wait for that twice. What is written over blocks that are there already is one
-//! write and one wait: on ext4, 8 writers, 3,000 to 10,000 a second where replacing files managed 1,000 (docs/performance.md).
+//! write and one wait: on ext4, 8 writers, 10,000 a second where replacing files managed 1,000 (docs/performance.md).
 //! Which of the two counts, and that a write was not cut short, is said by a first line with a number and a checksum.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
+
+use crate::files;
 
 /// What every slot begins with.
 const MAGIC: &str = "quilt-slot";
@@ -60,17 +62,20 @@ impl Slots {
         let paths = [0, 1].map(|number| folder.join(format!("{name}.{number}")));
         let mut slots = Self { paths, turn: 0, next: 0 };
         slots.make()?;
-        let (mut newest, mut broken) = (None, false);
+        let (mut newest, mut broken, mut empty) = (None, false, false);
         for number in 0..slots.paths.len() {
             match slots.read(number)? {
                 Slot::Whole(turn, content) if turn > slots.turn => {
                     (slots.turn, slots.next) = (turn, 1 - number);
                     newest = Some(content);
                 }
+                Slot::Whole(..) => {}
                 Slot::Broken => broken = true,
-                Slot::Whole(..) | Slot::Empty => {}
+                Slot::Empty => empty = true,
             }
         }
+        // Both were written by the second time: a file is gone, and was made anew.
+        broken |= empty && slots.turn > 1;
         let found = match (newest, broken) {
             (None, false) => Found::Nothing,
             (None, true) => Found::Damaged,
@@ -89,13 +94,17 @@ impl Slots {
     ///
     /// # Errors
     ///
-    /// What the operating system says; what was there before is then untouched.
+    /// What the operating system says, or that it is too long; what was there before is then untouched.
     pub fn put(&mut self, content: &[u8]) -> io::Result<()> {
         let turn = self.turn + 1;
         let mut bytes = first_line(turn, content).into_bytes();
         bytes.extend_from_slice(content);
         bytes.push(b'\n');
         bytes.resize(bytes.len().next_multiple_of(BLOCK), b' ');
+        if bytes.len() as u64 > LENGTH_MAX {
+            let text = format!("{} bytes are to be kept, at most {LENGTH_MAX} can be", content.len());
+            return Err(io::Error::new(ErrorKind::FileTooLarge, text));
+        }
         let path = &self.paths[self.next];
         let file = match OpenOptions::new().write(true).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -104,39 +113,33 @@ impl Slots {
             }
             file => file?,
         };
-        if file.metadata()?.len() != bytes.len() as u64 {
-            file.set_len(bytes.len() as u64)?;
-        }
-        file.write_all_at(&bytes, 0)?;
-        file.sync_data()?;
+        let write = || {
+            if file.metadata()?.len() != bytes.len() as u64 {
+                file.set_len(bytes.len() as u64)?;
+            }
+            file.write_all_at(&bytes, 0)?;
+            file.sync_data()
+        };
+        write().inspect_err(|_| {
+            // It may be whole all the same, and must not count after a restart.
+            let _ = file.write_all_at(&[b'?'; MAGIC.len()], 0);
+        })?;
         (self.turn, self.next) = (turn, 1 - self.next);
         Ok(())
     }
 
     /// Makes the files that are not there, with blocks to write to.
     fn make(&self) -> io::Result<()> {
-        let mut made = false;
-        for path in &self.paths {
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-                Ok(file) => {
-                    file.write_all_at(&[b' '; BLOCK], 0)?;
-                    file.sync_all()?;
-                    made = true;
-                }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        match self.paths[0].parent() {
-            Some(folder) if made => File::open(folder)?.sync_all(),
-            _ => Ok(()),
-        }
+        let missing = self.paths.iter().filter(|path| !path.exists());
+        missing.into_iter().try_for_each(|path| files::write_atomically(path, &[b' '; BLOCK]))
     }
 
     fn read(&self, number: usize) -> io::Result<Slot> {
-        let mut bytes = Vec::new();
-        File::open(&self.paths[number])?.take(LENGTH_MAX).read_to_end(&mut bytes)?;
-        // An empty file is no empty slot: it was made with blanks, and somebody or something took them.
+        let (file, mut bytes) = (File::open(&self.paths[number])?, Vec::new());
+        // What was written just before a crash of its program is not on the disk yet, and whoever reads it counts on it.
+        file.sync_data()?;
+        file.take(LENGTH_MAX).read_to_end(&mut bytes)?;
+        // An empty file is no empty slot: it was made with blanks in it.
         if !bytes.is_empty() && bytes.iter().all(|byte| *byte == b' ') {
             return Ok(Slot::Empty);
         }
@@ -243,6 +246,10 @@ mod tests {
         }
         slots.paths().iter().for_each(|path| fs::remove_file(path).unwrap());
         slots.put(b"two").unwrap();
-        assert_eq!(Slots::open(folder.path(), "x").unwrap().1, last("two"));
+        assert_eq!(Slots::open(folder.path(), "x").unwrap().1, Found::Before(b"two".to_vec()), "the other is gone");
+        slots.put(b"three").unwrap();
+        assert_eq!(Slots::open(folder.path(), "x").unwrap().1, last("three"));
+        fs::remove_file(&slots.paths()[0]).unwrap();
+        assert_eq!(Slots::open(folder.path(), "x").unwrap().1, Found::Before(b"two".to_vec()), "the last is gone");
     }
 }

@@ -93,7 +93,7 @@ pub struct Place {
     pub instance: String,
     /// A folder of the instance's own; it stays when the instance is restarted or its station upgraded.
     pub state_dir: PathBuf,
-    /// The folder of the instance's log.
+    /// The folder of the instance's log; made with the first line of it.
     pub log_dir: PathBuf,
     /// Whether the station was restarted and the instance should find again what it left.
     pub resuming: bool,
@@ -130,7 +130,7 @@ impl RoleContext {
         &self.place.state_dir
     }
 
-    /// The folder of the instance's log.
+    /// The folder of the instance's log; made with the first line of it.
     pub fn log_dir(&self) -> &Path {
         &self.place.log_dir
     }

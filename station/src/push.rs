@@ -260,7 +260,8 @@ impl Push {
             return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![wrong]))));
         }
         let known = saved.accepted.as_ref().map(|accepted| accepted.applied);
-        let unchanged = known.is_some_and(|known| known.digest == offer.digest);
+        // After damage to the record more may run than is known, and only a commit ends it.
+        let unchanged = !saved.damaged && known.is_some_and(|known| known.digest == offer.digest);
         // What runs stays, even if it could not be accepted anew.
         let planned = match unchanged {
             true => None,
@@ -272,7 +273,7 @@ impl Push {
         // Taken first: between the disk and the commit nothing may wait, or a session that ends there would leave the one
         // without the other.
         let Some(place) = self.supervisor.reserve().await else { return Err("the station stops".into()) };
-        if known != Some(offer)
+        if (saved.damaged || known != Some(offer))
             && let Err(error) = saved.accept(Accepted { applied: offer, document })
         {
             let got = format!("{error}");

@@ -37,8 +37,8 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// Reads what is there. A file that is damaged is moved aside with an error: the station starts without it, or with the
-    /// configuration before, and the manager pushes again.
+    /// Reads what is there. What is damaged is told as an error: the station starts with the configuration before, or moves
+    /// the files aside and starts without one, and the manager pushes again.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
         let lost = folder.join(LOST);
         let open = || Slots::open(folder, ACCEPTED).with_context(|| folder.join(ACCEPTED).display().to_string());

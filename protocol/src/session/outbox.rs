@@ -159,7 +159,9 @@ impl Outbox {
         if self.written == self.buffer.len() && self.chunk.is_empty() {
             self.buffer.clear();
             self.written = 0;
-            std::mem::swap(&mut self.buffer, &mut self.after);
+            if !self.after.is_empty() {
+                std::mem::swap(&mut self.buffer, &mut self.after);
+            }
         } else if self.written >= CHUNK && self.written * 2 >= self.buffer.len() {
             // A peer that reads, but never catches up, must not make the written part grow.
             self.buffer.drain(..self.written);
@@ -216,5 +218,25 @@ impl Outbox {
         if !queue.is_empty() {
             self.bulk.push_back((key, queue));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buffer_of_an_idle_session_goes_to_the_next_that_writes() {
+        let (mut one, mut other) = (Outbox::default(), Outbox::default());
+        for _ in 0..3 {
+            one.push(&Message::Ping { nonce: 1 });
+            let written = one.unwritten()[0].len();
+            one.advance(written);
+        }
+        let buffer = one.buffer.as_ptr();
+        one.trim();
+        assert_eq!(one.buffer.capacity(), 0);
+        other.push(&Message::Ping { nonce: 2 });
+        assert_eq!(other.buffer.as_ptr(), buffer);
     }
 }
