@@ -30,5 +30,6 @@ async fn of(server: &[&str], peers: &str, count: usize) -> anyhow::Result<f64> {
     let before = server.memory_kib()?;
     let mut peers = Part::start(&[peers, &address, &count.to_string()])?;
     peers.line().await?;
+    server.until_calm().await?;
     Ok((server.memory_kib()? - before) / count as f64)
 }

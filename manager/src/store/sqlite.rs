@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use quilt_net::BoxFuture;
 use quilt_protocol::control::FleetEvent;
@@ -20,6 +22,9 @@ use super::{Change, Desired, EVENTS_MAX, Entry, HISTORY_MAX, Loaded, Store, Stor
 
 /// How many commits share one transaction at most, so that the first of them is not held up for long.
 const GROUP_MAX: usize = 512;
+
+/// After so long without anything to do, memory is given back.
+const REST: Duration = Duration::from_secs(2);
 
 const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
@@ -159,7 +164,18 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &AtomicUsize, trouble: &Trouble) {
-    while let Ok(first) = inbox.recv() {
+    let mut rested = true;
+    loop {
+        let first = match inbox.recv_timeout(if rested { Duration::MAX } else { REST }) {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => {
+                give_back(&connection);
+                rested = true;
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        rested = false;
         let mut group = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next {
@@ -176,6 +192,19 @@ fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &Atomi
         }
         commit(&mut connection, group, trouble);
     }
+}
+
+/// Gives the memory back that a storm or a large apply needed, SQLite's pages and what the allocator keeps.
+#[cfg_attr(target_env = "gnu", allow(unsafe_code, reason = "the allocator has no safe way to be asked"))]
+fn give_back(connection: &Connection) {
+    if let Err(error) = connection.release_memory() {
+        tracing::debug!(%error, "the store keeps its memory");
+    }
+    // SAFETY: it may be called at any time from any thread, and only unused memory is concerned.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 fn commit(connection: &mut Connection, group: Vec<(Vec<Change>, Reply<()>)>, trouble: &Trouble) {
@@ -257,8 +286,8 @@ fn make(transaction: &Transaction<'_>, change: &Change, highest: &mut Highest) -
                     desired.digest.to_string(),
                     desired.document,
                     text(&desired.origin),
-                    desired.who,
-                    desired.source,
+                    desired.who.as_str(),
+                    desired.source.as_str(),
                     desired.at_ms as i64,
                     desired.good,
                     desired.held
@@ -332,8 +361,8 @@ fn desired(row: &rusqlite::Row<'_>) -> rusqlite::Result<(StationId, Desired)> {
         digest: parsed::<Digest>(&text(2)?)?,
         document: text(3)?.into(),
         origin: from_json(&text(4)?)?,
-        who: text(5)?,
-        source: text(6)?,
+        who: text(5)?.into(),
+        source: text(6)?.into(),
         at_ms: row.get::<_, i64>(7)? as u64,
         good: row.get(8)?,
         held: row.get(9)?,
