@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use quilt_core::time;
 use quilt_protocol::{Digest, Name, Revision, StationId};
+use smol_str::{SmolStr, format_smolstr};
 
 use crate::state::State;
 use crate::store::{Change, Desired, Origin};
@@ -21,8 +22,8 @@ pub(crate) fn hashed_desired(revision: Revision, digest: Digest, document: Arc<s
         digest,
         document,
         origin,
-        who: String::new(),
-        source: String::new(),
+        who: SmolStr::default(),
+        source: SmolStr::default(),
         at_ms: time::now_ms(),
         good: false,
         held: false,
@@ -42,7 +43,7 @@ pub(crate) async fn set_desired(
         let mut state = core.state();
         state.last_revision = Revision(state.last_revision.0 + 1);
         let mut desired = new_desired(state.last_revision, document, origin);
-        (desired.who, desired.source) = (who.to_owned(), source.to_owned());
+        (desired.who, desired.source) = (who.into(), source.into());
         desired
     };
     let change = Change::PutDesired(id, Box::new(desired.clone()));
@@ -108,7 +109,7 @@ pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name)
     let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
     state.last_revision = Revision(state.last_revision.0 + 1);
     let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
-    (desired.who, desired.source) = ("manager".into(), format!("renamed from {before}"));
+    (desired.who, desired.source) = ("manager".into(), format_smolstr!("renamed from {before}"));
     state.stations.get_mut(&id)?.desired = Some(desired.clone());
     Some(Change::PutDesired(id, Box::new(desired)))
 }

@@ -1,6 +1,6 @@
 //! Relaying requests to whom they are addressed. Bodies pass as they are.
 
-use quilt_net::{BoxFuture, Handle, Inbound};
+use quilt_net::{BoxFuture, Handle, Inbound, done};
 use quilt_protocol::control::command;
 use quilt_protocol::message::Delivered;
 use quilt_protocol::{Address, Name, Outcome};
@@ -24,19 +24,19 @@ pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, (
     if matches!(&head.terms.to, Address::Station(_)) && !OPEN.contains(&head.terms.command.as_str()) {
         let text = format!("{:?} of a station is not open to {}", head.terms.command, session.principal());
         responder.fail(Outcome::Denied, &text);
-        return Box::pin(async {});
+        return done();
     }
     let target = match find(&session.core, &head.terms.to) {
         Ok(target) => target,
         Err((outcome, text)) => {
             responder.fail(outcome, &text);
-            return Box::pin(async {});
+            return done();
         }
     };
     session.core.metrics.relayed.inc();
     if head.terms.credit == 0 {
         target.relay(&head, body, responder);
-        return Box::pin(async {});
+        return done();
     }
     let window = head.terms.credit.clamp(1, WINDOW_MAX);
     let mut items = target.stream(head, body, window);

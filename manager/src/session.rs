@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use quilt_core::time;
-use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept};
+use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept, done};
 use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, PERSON, Refusal};
 use quilt_protocol::session::{Closed, Limits};
@@ -165,7 +165,7 @@ impl Service for Session {
                 other => {
                     let text = format!("a station may not ask the manager for {other:?}");
                     inbound.responder.fail(Outcome::Denied, &text);
-                    Box::pin(async {})
+                    done()
                 }
             },
             (Address::Manager, None) => tools::answer(self, inbound),

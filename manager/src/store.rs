@@ -17,6 +17,7 @@ use quilt_net::BoxFuture;
 use quilt_protocol::control::{Facts, FleetEvent};
 use quilt_protocol::{Digest, FleetId, Labels, Name, Revision, StationId};
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -132,9 +133,9 @@ pub struct Desired {
     /// Where it comes from.
     pub origin: Origin,
     /// Who made it desired.
-    pub who: String,
+    pub who: SmolStr,
     /// Which fleet file or action.
-    pub source: String,
+    pub source: SmolStr,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
     /// Whether every instance of it was seen healthy.

@@ -86,7 +86,7 @@ pub(crate) async fn take_back(
                 TakeBack::Stations => Origin::Pinned,
             };
             let mut desired = new_desired(state.last_revision, saying.json.clone(), origin);
-            (desired.who, desired.source) = (who.to_owned(), "rollback of a failed apply".into());
+            (desired.who, desired.source) = (who.into(), "rollback of a failed apply".into());
             desired.good = earlier.as_ref().is_some_and(|earlier| earlier.good);
             // A part of a rollout may have run well before the rest failed; nobody goes back to it.
             if let Some(taken_back) = target.desired.as_ref().filter(|_| how == TakeBack::Whole) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_core::time;
-use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode};
+use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode, done};
 use quilt_protocol::control::{
     Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef,
     InstanceReport, InstanceView, OneStation, Resolve, Rollback, Stations, command,
@@ -112,7 +112,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
             ];
             let text = format!("the manager has no command {other:?}; it has {}", known.join(", "));
             inbound.responder.fail(Outcome::NoCommand, &text);
-            Box::pin(async {})
+            done()
         }
     }
 }
@@ -212,8 +212,8 @@ async fn history(core: &Core, request: &OneStation) -> Result<Vec<HistoryEntry>,
         revision: desired.revision,
         digest: desired.digest,
         at: time::ms_text(desired.at_ms),
-        who: desired.who,
-        source: desired.source,
+        who: desired.who.into(),
+        source: desired.source.into(),
         good: desired.good,
         instances: instances_of(&desired.document),
     };
@@ -428,12 +428,12 @@ fn events(core: Arc<Core>, inbound: Inbound) -> BoxFuture<'static, ()> {
         Ok(request) => request,
         Err(error) => {
             responder.fail(Outcome::SchemaMismatch, &error.to_string());
-            return Box::pin(async {});
+            return done();
         }
     };
     if head.terms.credit == 0 {
         responder.fail(Outcome::Refused, "events are a stream; ask for one");
-        return Box::pin(async {});
+        return done();
     }
     Box::pin(async move {
         let items = responder.items();

@@ -16,4 +16,4 @@ pub use connection::{ConnectError, accept, connect};
 pub use handle::{Answer, AskError, Handle, Items, Pending};
 pub use listener::{Listener, Ungreeted, dial};
 pub use reconnect::Reconnect;
-pub use service::{BoxFuture, Gone, Inbound, ItemSink, NoService, Responder, Service, decode, encode};
+pub use service::{BoxFuture, Gone, Inbound, ItemSink, NoService, Responder, Service, decode, done, encode};

@@ -19,6 +19,11 @@ use crate::shared::Shared;
 /// A boxed future, as traits that are used as objects return it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Work that is done already. It takes no memory, which an empty `async` block in a box does.
+pub fn done() -> BoxFuture<'static, ()> {
+    Box::pin(poll_fn(|_| Poll::Ready(())))
+}
+
 /// Answers what one peer asks. One per connection.
 pub trait Service: Send + Sync + 'static {
     /// Decides about a peer that greets (acceptor only), and on whose behalf it asks from then on. Must not block.
@@ -52,7 +57,7 @@ impl Service for NoService {
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         inbound.responder.fail(Outcome::NoCommand, &format!("{} is not offered here", inbound.head.terms.command));
-        Box::pin(async {})
+        done()
     }
 
     fn closed(&self, _: &Closed) {}
@@ -81,7 +86,7 @@ impl Inbound {
         match decode("the request", encoding, &self.body) {
             Err(error) => {
                 self.responder.fail(Outcome::SchemaMismatch, &error.to_string());
-                Box::pin(async {})
+                done()
             }
             Ok(request) => {
                 let work = work(request);

@@ -231,9 +231,10 @@ impl Session {
             return Err(NotAsked(Outcome::Overloaded));
         };
         let (deadline, credit) = (deadline(head, now), head.terms.credit);
-        // Who asks little says all each time: then neither side keeps anything for it. What waits for its turn may be
-        // overtaken, or given up before it is said.
-        let terms = match self.asked.len() >= BUSY && Outbox::is_inline(&body) {
+        // Who asks little says all each time: then neither side keeps anything for it. Who was busy is believed to be again
+        // soon. What waits for its turn may be overtaken, or given up before it is said.
+        let busy = self.asked.len() >= BUSY || !self.said.is_empty();
+        let terms = match busy && Outbox::is_inline(&body) {
             true => self.said.say(&head.terms),
             false => Said::Whole(head.terms.clone()),
         };
@@ -375,7 +376,8 @@ impl Session {
     /// Whether nothing is under way and [`Session::trim`] gives back so little that allocating it again costs less than it
     /// would take in thousands of sessions that are idle.
     pub fn is_small_and_idle(&self) -> bool {
-        self.asked.len() == 0 && self.serving.is_empty() && self.serving.capacity() <= 8 && self.outbox.is_small()
+        let idle = self.asked.len() == 0 && self.serving.is_empty();
+        idle && self.said.is_empty() && self.serving.capacity() <= 8 && self.outbox.is_small()
     }
 
     /// Gives back memory that a busy session keeps and an idle one does not need. Call it now and then.

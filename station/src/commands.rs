@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use quilt_plugin_api::{CommandRecord, Handler};
 use rustc_hash::FxHashMap;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -34,11 +35,19 @@ struct Offered {
     /// Which run of the instance offers them.
     run: u64,
     /// By `group:name`, as typed callers ask for them.
-    commands: BTreeMap<String, (CommandRecord, Handler)>,
+    commands: BTreeMap<String, Arc<Offer>>,
     /// Cancelled before an update or stop. Shared, since every call has it and few look at it.
     calls: Arc<CancellationToken>,
     /// Counts the calls under way.
     under_way: TaskTracker,
+}
+
+/// A command, and who carries it out.
+pub(crate) struct Offer {
+    pub(crate) record: CommandRecord,
+    pub(crate) handler: Handler,
+    /// Hears of a panic in it, which ends the instance: what it left half done is not used again.
+    pub(crate) crashed: mpsc::Sender<String>,
 }
 
 impl Offered {
@@ -84,13 +93,7 @@ pub(crate) enum NoHandler {
 
 /// A command that was found.
 pub(crate) struct Found {
-    pub(crate) handler: Handler,
-    pub(crate) fingerprint: quilt_plugin_api::Fingerprint,
-    /// It changes nothing.
-    pub(crate) read: bool,
-    pub(crate) streaming: bool,
-    /// It may run on the connection's own task.
-    pub(crate) inline: bool,
+    pub(crate) offer: Arc<Offer>,
     pub(crate) calls: Arc<CancellationToken>,
     /// Says that the call is under way until it is dropped.
     pub(crate) under_way: TaskTrackerToken,
@@ -106,7 +109,7 @@ impl Commands {
     }
 
     /// Makes a command of a run callable, once it is the one that counts; false if it has one of that name.
-    pub(crate) fn register(&self, key: &Key, run: u64, record: CommandRecord, handler: Handler) -> bool {
+    pub(crate) fn register(&self, key: &Key, run: u64, offer: Offer) -> bool {
         let mut tables = self.tables();
         if tables.of(key, run).is_none() {
             // Until it takes over: all that a run offers becomes callable at once.
@@ -117,10 +120,10 @@ impl Commands {
             return false;
         }
         // The first that registers a name keeps it: a second never takes calls away from it.
-        match offered.commands.entry(full_name(&record.group, &record.name)) {
+        match offered.commands.entry(full_name(&offer.record.group, &offer.record.name)) {
             Entry::Occupied(_) => false,
             Entry::Vacant(place) => {
-                place.insert((record, handler));
+                place.insert(Arc::new(offer));
                 true
             }
         }
@@ -168,19 +171,15 @@ impl Commands {
     pub(crate) fn find(&self, key: &Key, command: &str) -> Result<Found, NoHandler> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let offered = tables.active.get(key).ok_or(NoHandler::NoTarget)?;
-        let found = |(record, handler): &(CommandRecord, Handler)| Found {
-            handler: handler.clone(),
-            fingerprint: record.fingerprint,
-            read: record.read,
-            streaming: record.streaming,
-            inline: record.inline,
+        let found = |offer: &Arc<Offer>| Found {
+            offer: offer.clone(),
             calls: offered.calls.clone(),
             under_way: offered.under_way.token(),
         };
         if command.contains(':') {
             return offered.commands.get(command).map(found).ok_or(NoHandler::NoCommand);
         }
-        let matching: Vec<_> = offered.commands.iter().filter(|(_, (record, _))| record.name == command).collect();
+        let matching: Vec<_> = offered.commands.iter().filter(|(_, offer)| offer.record.name == command).collect();
         match matching[..] {
             [] => Err(NoHandler::NoCommand),
             [(_, only)] => Ok(found(only)),
@@ -197,7 +196,7 @@ impl Commands {
         let mut all: Vec<_> = tables
             .active
             .iter()
-            .flat_map(|(key, offered)| offered.commands.values().map(|(record, _)| (key.clone(), record.clone())))
+            .flat_map(|(key, offered)| offered.commands.values().map(|offer| (key.clone(), offer.record.clone())))
             .collect();
         all.sort_by(|a, b| (&a.0, &a.1.group, &a.1.name).cmp(&(&b.0, &b.1.group, &b.1.name)));
         all

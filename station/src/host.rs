@@ -1,7 +1,5 @@
 //! What a station does for the roles it runs itself.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::board::Board;
-use crate::catch::{catch, catch_now};
-use crate::commands::{Commands, Replaced};
+use crate::catch::catch;
+use crate::commands::{Commands, Offer, Replaced};
 use crate::session::Link;
 use crate::spec::Key;
 
@@ -216,23 +214,9 @@ impl Host for InstanceHost {
     }
 
     fn register(&self, record: CommandRecord, handler: Handler) -> bool {
-        let crashed = self.crashed.clone();
-        // A panic ends the call and the instance: what it left half done is not used again.
-        let guarded: Handler = Arc::new(move |call| {
-            let crashed = crashed.clone();
-            let fail = move |panic: String| -> Infallible {
-                let _ = crashed.try_send(panic.clone());
-                std::panic::resume_unwind(Box::new(panic))
-            };
-            match catch_now(|| handler(call)) {
-                Ok(mut work) => Box::pin(poll_fn(move |cx| {
-                    catch_now(|| work.as_mut().poll(cx)).unwrap_or_else(|panic| match fail(panic) {})
-                })),
-                Err(panic) => match fail(panic) {},
-            }
-        });
+        let offer = Offer { record, handler, crashed: self.crashed.clone() };
         let ended = self.ended();
-        !*ended && self.commands.register(&self.key, self.run, record, guarded)
+        !*ended && self.commands.register(&self.key, self.run, offer)
     }
 
     fn de_register(&self, group: &str, name: &str) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_core::lines;
-use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service};
+use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, done};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
     ASK_FOR_STREAM, AllowPlugin, CommandView, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
@@ -24,7 +24,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::board::Board;
 use crate::catch::{catch, catch_now};
-use crate::commands::{Commands, Found, NoHandler};
+use crate::commands::{Commands, Found, NoHandler, Offer};
 use crate::identity;
 use crate::instance;
 use crate::plan::RoleTable;
@@ -153,11 +153,11 @@ impl Requests {
                     }
                     Err(error) => responder.fail(Outcome::Refused, &format!("{error:#}")),
                 }
-                Box::pin(async {})
+                done()
             }
             other => {
                 inbound.responder.fail(Outcome::NoCommand, &format!("a station has no command {other:?}"));
-                Box::pin(async {})
+                done()
             }
         }
     }
@@ -234,7 +234,7 @@ impl Requests {
             Ok(found) => found,
             Err((outcome, text)) => {
                 responder.fail(outcome, &text);
-                return Box::pin(async {});
+                return done();
             }
         };
         if streaming {
@@ -242,12 +242,12 @@ impl Requests {
             let calling = Calling::begin(found, head.terms.encoding, body, Some(items));
             return Box::pin(async move { answer(responder, calling.end().await) });
         }
-        if found.read {
+        if found.offer.record.read {
             // To look twice does no harm.
             return match Calling::begin(found, head.terms.encoding, body, None).now() {
                 Ok(ended) => {
                     answer(responder, ended);
-                    Box::pin(async {})
+                    done()
                 }
                 Err(calling) => Box::pin(async move { answer(responder, calling.end().await) }),
             };
@@ -258,12 +258,12 @@ impl Requests {
             Seen::Fresh(responder) => self.call_once(found, head, body, responder),
             Seen::Answered(responder, answered) => {
                 answer(responder, answered);
-                Box::pin(async {})
+                done()
             }
-            Seen::Joined => Box::pin(async {}),
+            Seen::Joined => done(),
             Seen::Crowded(responder) => {
                 responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
-                Box::pin(async {})
+                done()
             }
         }
     }
@@ -277,7 +277,7 @@ impl Requests {
         let calling = match Calling::begin(found, encoding, body, None).now() {
             Ok(ended) => {
                 guard.done(responder, ended);
-                return Box::pin(async {});
+                return done();
             }
             Err(calling) => calling,
         };
@@ -297,11 +297,11 @@ impl Requests {
             NoHandler::NoCommand => (Outcome::NoCommand, format!("{key} has no command {:?}", head.terms.command)),
             NoHandler::Ambiguous(text) => (Outcome::NoCommand, text),
         })?;
-        if head.terms.encoding == Encoding::Bincode && head.terms.fingerprint != found.fingerprint {
+        if head.terms.encoding == Encoding::Bincode && head.terms.fingerprint != found.offer.record.fingerprint {
             let text = "the caller's types are not the role's; send JSON".to_owned();
             return Err((Outcome::SchemaMismatch, text));
         }
-        if found.streaming != streaming {
+        if found.offer.record.streaming != streaming {
             let text = if streaming { "does not answer with a stream" } else { ASK_FOR_STREAM };
             return Err((Outcome::Refused, format!("{:?} {text}", head.terms.command)));
         }
@@ -318,10 +318,8 @@ fn answer(responder: Responder, (outcome, encoding, body): Answer) {
 
 /// A call under way.
 struct Calling {
-    /// Its command may run where it arrives.
-    inline: bool,
+    offer: Arc<Offer>,
     encoding: Encoding,
-    handler: api::Handler,
     /// What the handler is given, until it is.
     call: Option<api::Call>,
     work: Option<api::BoxFuture<'static, api::Ended>>,
@@ -335,14 +333,14 @@ impl Calling {
             Encoding::Json => api::Encoding::Json,
             Encoding::Bincode => api::Encoding::Bincode,
         };
-        let Found { handler, calls, under_way, inline, .. } = found;
+        let Found { offer, calls, under_way } = found;
         let call = Some(api::Call { encoding: as_role_sees_it, body, items });
-        Self { inline, encoding, handler, call, work: None, calls, _under_way: under_way }
+        Self { offer, encoding, call, work: None, calls, _under_way: under_way }
     }
 
     /// How it ended, if it may be tried here and ends at once. What does not is tried again by a task of its own.
     fn now(mut self) -> Result<Answer, Self> {
-        if !self.inline {
+        if !self.offer.record.inline {
             return Err(self);
         }
         let ended = self.begin_work().and_then(|mut work| {
@@ -359,7 +357,7 @@ impl Calling {
 
     /// How it ends. Not on the connection's own task, which must go on while a role takes its time.
     async fn end(mut self) -> Answer {
-        if !self.inline {
+        if !self.offer.record.inline {
             tokio::task::yield_now().await;
         }
         let ended = match self.begin_work() {
@@ -380,7 +378,7 @@ impl Calling {
     fn begin_work(&mut self) -> Result<api::BoxFuture<'static, api::Ended>, String> {
         match (self.work.take(), self.call.take()) {
             (Some(work), _) => Ok(work),
-            (None, Some(call)) => catch_now(|| (self.handler)(call)),
+            (None, Some(call)) => catch_now(|| (self.offer.handler)(call)),
             (None, None) => unreachable!("a call is begun once and its work is put back"),
         }
     }
@@ -394,7 +392,10 @@ impl Calling {
             Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
             Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
             Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
-            Err(panic) => text(Outcome::Panicked, panic),
+            Err(panic) => {
+                let _ = self.offer.crashed.try_send(panic.clone());
+                text(Outcome::Panicked, panic)
+            }
         }
     }
 }

@@ -20,15 +20,23 @@ pub const TERMS_KEPT: usize = 64;
 #[derive(Default, Debug)]
 pub(super) struct SaidTerms {
     kept: Vec<Option<Arc<Terms>>>,
+    /// What was said last is mostly what is said next: then its number need not be found.
+    last: u8,
 }
 
 impl SaidTerms {
     /// How to say these terms in what is written next.
     pub(super) fn say(&mut self, terms: &Arc<Terms>) -> Said {
+        if let Some(Some(kept)) = self.kept.get(usize::from(self.last))
+            && Arc::ptr_eq(kept, terms)
+        {
+            return Said::Again(self.last);
+        }
         if !may_be_kept(terms) {
             return Said::Whole(terms.clone());
         }
         let number = number_of(terms);
+        self.last = number;
         self.kept.resize(TERMS_KEPT, None);
         match &mut self.kept[usize::from(number)] {
             Some(kept) if Arc::ptr_eq(kept, terms) || kept == terms => Said::Again(number),
@@ -37,6 +45,10 @@ impl SaidTerms {
                 Said::Kept(number, terms.clone())
             }
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
     }
 
     /// Forgets all: they are said again.

@@ -1,0 +1,95 @@
+//! What a request says of itself on the wire: all, or by a number what was said before.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quilt_protocol::message::{Address, Identity, RequestNumber};
+use quilt_protocol::session::HEARTBEAT;
+use quilt_protocol::version::SPOKEN;
+use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Terms, Welcome};
+
+/// Whoever asks, whoever answers, and the terms that all requests are on.
+struct Peers {
+    asker: Session,
+    answerer: Session,
+    terms: Arc<Terms>,
+    now: Instant,
+}
+
+fn pass(from: &mut Session, to: &mut Session, now: Instant) -> usize {
+    let bytes = from.poll_transmit().concat();
+    from.transmitted(bytes.len());
+    to.handle_bytes(&bytes, now);
+    bytes.len()
+}
+
+impl Peers {
+    fn established() -> Self {
+        let (now, extensions) = (Instant::now(), BTreeMap::new());
+        let identity = Identity::Tool("tool".parse().unwrap());
+        let software = "test".to_owned();
+        let hello = Hello { versions: SPOKEN, software, fleet: None, identity, features: vec![], extensions };
+        let mut asker = Session::open(hello, Limits::default(), now);
+        let mut answerer = Session::answer(Limits::default(), now);
+        pass(&mut asker, &mut answerer, now);
+        let welcome = Welcome {
+            version: 0,
+            software: "test".into(),
+            fleet: FleetId::random(),
+            assigned: None,
+            heartbeat_ms: HEARTBEAT.as_millis() as u32,
+            features: vec![],
+            extensions: BTreeMap::new(),
+        };
+        answerer.accept(welcome, SPOKEN.highest, "tool:test".into(), now);
+        pass(&mut answerer, &mut asker, now);
+        let terms = Arc::new(Terms::new(Address::Manager, "a_command_with_a_name_that_is_longer_than_all_else"));
+        Self { asker, answerer, terms, now }
+    }
+
+    /// Asks so often at once; how many bytes that took.
+    fn ask(&mut self, times: usize) -> usize {
+        for _ in 0..times {
+            let head = RequestHead { terms: self.terms.clone(), ..RequestHead::new(Terms::clone(&self.terms)) };
+            self.asker.request(&head, Bytes::new(), self.now).unwrap();
+        }
+        pass(&mut self.asker, &mut self.answerer, self.now)
+    }
+
+    fn answer_all(&mut self) {
+        let mut asked: Vec<RequestNumber> = Vec::new();
+        while let Some(event) = self.answerer.poll_event() {
+            if let Event::Request(number, head, _) = event {
+                assert_eq!(head.terms.command, self.terms.command);
+                asked.push(number);
+            }
+        }
+        asked.iter().for_each(|number| self.answerer.respond(*number, Outcome::Reply, Encoding::Json, Bytes::new()));
+        pass(&mut self.answerer, &mut self.asker, self.now);
+        while self.asker.poll_event().is_some() {}
+    }
+}
+
+#[test]
+fn a_session_that_was_busy_says_its_terms_by_number_until_it_gives_back_its_memory() {
+    let mut peers = Peers::established();
+    let alone = peers.ask(1);
+    peers.answer_all();
+    assert!(peers.asker.is_small_and_idle(), "who asks little keeps nothing for it");
+
+    peers.ask(32);
+    peers.answer_all();
+    let by_number = peers.ask(1);
+    peers.answer_all();
+    assert!(by_number + 50 < alone, "{by_number} bytes, {alone} when all is said");
+    assert!(!peers.asker.is_small_and_idle(), "it is given back later, not after each burst");
+
+    peers.asker.trim();
+    assert!(peers.asker.is_small_and_idle());
+    // Not to the byte: numbers of requests grow.
+    assert!(peers.ask(1) + 8 > alone, "and then all is said again");
+    peers.answer_all();
+}
