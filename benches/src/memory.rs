@@ -27,6 +27,7 @@ pub(crate) async fn rows(all: &All) -> anyhow::Result<Vec<Row>> {
 async fn of(server: &[&str], peers: &str, count: usize) -> anyhow::Result<f64> {
     let mut server = Part::start(server)?;
     let address = server.line().await?;
+    server.until_calm().await?;
     let before = server.memory_kib()?;
     let mut peers = Part::start(&[peers, &address, &count.to_string()])?;
     peers.line().await?;

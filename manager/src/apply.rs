@@ -108,10 +108,10 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
 
     let mut writes: Vec<_> = merged.put.into_iter().map(|(key, entry)| Change::PutEntry(key, entry)).collect();
     writes.extend(merged.removed.into_iter().map(Change::RemoveEntry));
-    let source = SmolStr::from(&request.source);
+    let (who_said, source) = (SmolStr::from(who), SmolStr::from(&request.source));
     for target in &mut targets {
         if let Some(desired) = &mut target.desired {
-            (desired.who, desired.source) = (who.into(), source.clone());
+            (desired.who, desired.source) = (who_said.clone(), source.clone());
             desired.held = request.batch.is_some();
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
         }
@@ -363,8 +363,10 @@ pub(crate) async fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item =
     }
 }
 
-/// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned.
+/// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned. `targets`
+/// are in the order of their identities.
 pub(crate) async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
+    debug_assert!(targets.is_sorted_by_key(|target| target.id));
     let others: Vec<_> = {
         let state = core.state();
         let live = state.stations.values().filter(|station| station.live.is_some() && station.record.adopted);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use quilt_protocol::{Name, Revision};
+use smol_str::SmolStr;
 
 use crate::Core;
 use crate::apply::{Applied, Target, document_of, push_all, refresh_others, take_desired};
@@ -86,7 +87,7 @@ pub(crate) async fn take_back(
                 TakeBack::Stations => Origin::Pinned,
             };
             let mut desired = new_desired(state.last_revision, saying.json.clone(), origin);
-            (desired.who, desired.source) = (who.into(), "rollback of a failed apply".into());
+            (desired.who, desired.source) = (who.into(), SmolStr::new_static("rollback of a failed apply"));
             desired.good = earlier.as_ref().is_some_and(|earlier| earlier.good);
             // A part of a rollout may have run well before the rest failed; nobody goes back to it.
             if let Some(taken_back) = target.desired.as_ref().filter(|_| how == TakeBack::Whole) {

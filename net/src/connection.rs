@@ -20,7 +20,7 @@ use tokio::time::Sleep;
 
 use crate::handle::Handle;
 use crate::service::{Inbound, Responder, Service};
-use crate::shared::{Due, Inner, Serving, Shared, Working, now};
+use crate::shared::{Due, Serving, Shared, Working, now};
 
 /// A peer that takes nothing for so long is cut.
 const WRITE_STALLED: Duration = Duration::from_secs(30);
@@ -301,7 +301,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 return worked;
             }
             self.armed = false;
-            self.shared.with(Inner::trim);
+            self.shared.with(|inner| {
+                inner.trim();
+                inner.session.forget_terms();
+            });
             let now = now();
             if now < due {
                 continue;

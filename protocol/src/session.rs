@@ -232,7 +232,7 @@ impl Session {
         };
         let (deadline, credit) = (deadline(head, now), head.terms.credit);
         // Who asks little says all each time: then neither side keeps anything for it. Who was busy is believed to be again
-        // soon. What waits for its turn may be overtaken, or given up before it is said.
+        // soon, until terms are forgotten. What waits for its turn may be overtaken, or given up before it is said.
         let busy = self.asked.len() >= BUSY || !self.said.is_empty();
         let terms = match busy && Outbox::is_inline(&body) {
             true => self.said.say(&head.terms),
@@ -376,22 +376,26 @@ impl Session {
     /// Whether nothing is under way and [`Session::trim`] gives back so little that allocating it again costs less than it
     /// would take in thousands of sessions that are idle.
     pub fn is_small_and_idle(&self) -> bool {
-        let idle = self.asked.len() == 0 && self.serving.is_empty();
-        idle && self.said.is_empty() && self.serving.capacity() <= 8 && self.outbox.is_small()
+        self.asked.len() == 0 && self.serving.is_empty() && self.serving.capacity() <= 8 && self.outbox.is_small()
     }
 
     /// Gives back memory that a busy session keeps and an idle one does not need. Call it now and then.
     pub fn trim(&mut self) {
         self.outbox.trim();
         self.asked.trim();
-        if self.asked.len() == 0 {
-            self.said.clear();
-        }
         if self.events.is_empty() {
             self.events = VecDeque::new();
         }
         if self.serving.is_empty() {
             self.serving = ServingTable::default();
+        }
+    }
+
+    /// Forgets what terms were said, unless requests are under way: the next ones say all again. Call it now and then, but not
+    /// after each burst. What the peer said is kept for as long as the session, since it may say so again.
+    pub fn forget_terms(&mut self) {
+        if self.asked.len() == 0 {
+            self.said.clear();
         }
     }
 

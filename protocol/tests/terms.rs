@@ -74,21 +74,20 @@ impl Peers {
 }
 
 #[test]
-fn a_session_that_was_busy_says_its_terms_by_number_until_it_gives_back_its_memory() {
+fn a_session_that_was_busy_says_its_terms_by_number_until_it_forgets_them() {
     let mut peers = Peers::established();
     let alone = peers.ask(1);
     peers.answer_all();
-    assert!(peers.asker.is_small_and_idle(), "who asks little keeps nothing for it");
-
     peers.ask(32);
     peers.answer_all();
     let by_number = peers.ask(1);
     peers.answer_all();
     assert!(by_number + 50 < alone, "{by_number} bytes, {alone} when all is said");
-    assert!(!peers.asker.is_small_and_idle(), "it is given back later, not after each burst");
-
     peers.asker.trim();
-    assert!(peers.asker.is_small_and_idle());
+    assert!(peers.ask(1) < by_number + 8, "a session that is trimmed after each burst goes on");
+    peers.answer_all();
+
+    peers.asker.forget_terms();
     // Not to the byte: numbers of requests grow.
     assert!(peers.ask(1) + 8 > alone, "and then all is said again");
     peers.answer_all();

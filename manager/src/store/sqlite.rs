@@ -23,8 +23,10 @@ use super::{Change, Desired, EVENTS_MAX, Entry, HISTORY_MAX, Loaded, Store, Stor
 /// How many commits share one transaction at most, so that the first of them is not held up for long.
 const GROUP_MAX: usize = 512;
 
-/// After so long without anything to do, memory is given back.
+/// After so long without anything to do, memory is given back,
 const REST: Duration = Duration::from_secs(2);
+/// if so many jobs have been done since: what little work needs is soon needed again.
+const MUCH: usize = GROUP_MAX;
 
 const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
@@ -164,22 +166,22 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 fn work(mut connection: Connection, inbox: &mpsc::Receiver<Job>, backlog: &AtomicUsize, trouble: &Trouble) {
-    let mut rested = true;
+    let mut jobs = 0;
     loop {
-        let first = match inbox.recv_timeout(if rested { Duration::MAX } else { REST }) {
+        let first = match inbox.recv_timeout(if jobs < MUCH { Duration::MAX } else { REST }) {
             Ok(first) => first,
             Err(RecvTimeoutError::Timeout) => {
                 give_back(&connection);
-                rested = true;
+                jobs = 0;
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        rested = false;
         let mut group = Vec::new();
         let mut next = Some(first);
         while let Some(job) = next {
             backlog.fetch_sub(1, Ordering::Relaxed);
+            jobs += 1;
             match job {
                 Job::Commit(changes, reply) => group.push((changes, reply)),
                 Job::Read(read) => {
