@@ -31,6 +31,9 @@ macro_rules! commands {
 
 commands! {
     Panic {} -> ();
+    PanicAtOnce {} -> ();
+    PanicLooking {} -> ();
+    PanicStreaming {} -> u32;
     Hang { tag: u32 } -> ();
     Echo { text: String } -> String;
     Bounce { times: u32 } -> u32;
@@ -69,6 +72,26 @@ impl Mischief {
     #[command]
     async fn panic(&self, _: Panic) -> Result<(), NoError> {
         panic!("as it was asked to");
+    }
+
+    /// The same where it arrives.
+    #[command(inline)]
+    async fn panic_at_once(&self, _: PanicAtOnce) -> Result<(), NoError> {
+        panic!("as it was asked to");
+    }
+
+    #[command(read, inline)]
+    async fn panic_looking(&self, _: PanicLooking) -> Result<(), NoError> {
+        panic!("as it was asked to");
+    }
+
+    /// The same in the midst of a stream.
+    #[command(stream)]
+    fn panic_streaming(&self, _: PanicStreaming, mut items: Items<u32>) -> Streaming<NoError> {
+        Box::pin(async move {
+            let _ = items.send(&1).await;
+            panic!("as it was asked to");
+        })
     }
 
     #[command]
@@ -153,6 +176,30 @@ impl Mischievous {
 }
 
 const LONG: Duration = Duration::from_secs(15);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_ends_the_instance_wherever_its_command_is_carried_out() {
+    let m = mischievous().await;
+    for (number, command) in ["panic_at_once", "panic_looking", "panic_streaming"].into_iter().enumerate() {
+        let to: Address = TARGET.parse().unwrap();
+        let (outcome, text) = match command {
+            "panic_streaming" => {
+                let mut items = m.client.stream_json(&to, command, Bytes::from_static(b"{}"));
+                assert_eq!(items.next().await.as_deref(), Some(&b"1"[..]));
+                let answer = items.end().await;
+                (answer.outcome, answer.text())
+            }
+            _ => m.outcome(command, "{}", LONG).await,
+        };
+        assert_eq!((outcome, text.as_str()), (Outcome::Panicked, "panicked: as it was asked to"), "{command}");
+        let back = async |world: &World| {
+            let view = world.instance(TARGET).await;
+            view.is_some_and(|view| view.restarts as usize == number + 1 && view.state.name() == "active")
+        };
+        m.world.eventually("it was restarted", back).await;
+    }
+    m.end().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn panics_timeouts_refusals_and_cancellations_are_what_the_caller_gets() {
