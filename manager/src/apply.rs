@@ -18,8 +18,8 @@ use crate::{Core, push};
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
-/// How many pushes are begun before others get their turn: what they have to do with is still in the caches then, which
-/// saves a twentieth of what a push to 10,000 costs beside 256 (measured in docs/performance.md).
+/// How many pushes are begun before others get their turn. What few have to do with is still in the caches when they are
+/// written; with 256, a push to 10,000 costs more (docs/performance.md).
 const PUSHED_AT_ONCE: usize = 32;
 /// How often stations are asked before nothing else is applied meanwhile.
 const ROUNDS: usize = 3;
