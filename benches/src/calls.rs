@@ -258,6 +258,7 @@ pub(crate) async fn relay(all: &All, peers: Option<&Peers>) -> anyhow::Result<Ve
             (base, &bare.awake),
             Bound::None,
         ),
+        Row::new("relay-idle", "the same, cores may sleep", "us", &ours.idle, (base, &bare.idle), Bound::None),
         Row::new(
             "relay-64",
             "the same, 64 in flight on one connection",

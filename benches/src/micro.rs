@@ -209,7 +209,7 @@ fn session_calls(at_a_time: usize) -> Piece {
     let pass = move |from: &mut Session, to: &mut Session| {
         let bytes = from.poll_transmit().concat();
         from.transmitted(bytes.len());
-        to.handle_bytes(&bytes, now);
+        to.handle_bytes(&bytes.into(), now);
     };
     pass(&mut asker, &mut server);
     server.poll_event().expect("the greeting");
@@ -233,7 +233,7 @@ fn session_calls(at_a_time: usize) -> Piece {
         pass(&mut asker, &mut server);
         while let Some(event) = server.poll_event() {
             let Event::Request(number, _, body) = event else { panic!("no request") };
-            server.respond(number, Outcome::Reply, Encoding::Bincode, body);
+            server.respond(number, Outcome::Reply, Encoding::Bincode, body.pass_on());
         }
         pass(&mut server, &mut asker);
         for _ in 0..at_a_time {

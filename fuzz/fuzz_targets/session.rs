@@ -24,7 +24,7 @@ fuzz_target!(|data: (u8, Vec<Vec<u8>>)| {
         };
         let mut bytes = Vec::new();
         put_frame(&mut bytes, &Message::Hello(Box::new(hello)), &[]);
-        session.handle_bytes(&bytes, now);
+        session.handle_bytes(&bytes.into(), now);
         let welcome = Welcome {
             version: 0,
             software: "fuzz".into(),
@@ -37,10 +37,10 @@ fuzz_target!(|data: (u8, Vec<Vec<u8>>)| {
         session.accept(welcome, 0, "tool:fuzz".into(), now);
     }
     for part in parts {
-        session.handle_bytes(&part, now);
+        session.handle_bytes(&part.into(), now);
         while let Some(event) = session.poll_event() {
             if let Event::Request(number, _, body) = event {
-                session.respond(number, Outcome::Reply, Encoding::Json, body);
+                session.respond(number, Outcome::Reply, Encoding::Json, body.pass_on());
             }
         }
         let written = session.poll_transmit().concat().len();

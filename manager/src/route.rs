@@ -39,7 +39,7 @@ pub(crate) fn relay(session: &Session, inbound: Inbound) -> BoxFuture<'static, (
         return done();
     }
     let window = head.terms.credit.clamp(1, WINDOW_MAX);
-    let mut items = target.stream(head, body, window);
+    let mut items = target.stream(head, body.pass_on(), window);
     let mut sink = responder.items();
     Box::pin(async move {
         while let Some(item) = items.next().await {

@@ -8,15 +8,16 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use quilt_protocol::error::Violation;
 use quilt_protocol::message::{Refusal, RequestNumber};
-use quilt_protocol::session::Closed;
+use quilt_protocol::session::{Arrived, Closed};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Event, Hello, Limits, RequestHead, Session, Welcome};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
 
 use crate::handle::Handle;
 use crate::service::{Inbound, Responder, Service};
@@ -28,6 +29,8 @@ const WRITE_STALLED: Duration = Duration::from_secs(30);
 const FLUSH: Duration = Duration::from_secs(5);
 /// A stalled peer counts as reading again when it has taken so many bytes.
 const PROGRESS: usize = 64 * 1024;
+/// How much is read at a time at most, in bytes.
+const BLOCK: usize = 128 * 1024;
 /// How many reads one wake-up does before other tasks get their turn.
 const READS_PER_WAKE: usize = 16;
 /// How many events a connection that is alone hands out before it writes what they led to, and others get their turn: so the
@@ -35,8 +38,9 @@ const READS_PER_WAKE: usize = 16;
 const BURST: usize = 16;
 
 thread_local! {
-    /// Everything is read into this first, so that an idle connection owns no read buffer.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 128 * 1024]);
+    /// Everything is read into this first, so that an idle connection owns no read buffer, and short bodies are passed on from
+    /// where they lie in it.
+    static READ_INTO: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(BLOCK));
     /// What one connection has to do at a time; kept, so that it is not allocated each time.
     static DUE: RefCell<Vec<Due>> = const { RefCell::new(Vec::new()) };
     /// Whose connection had the last turn. Only ever compared: it may be gone by now.
@@ -126,17 +130,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
 
     /// Reads what is there.
     fn read(&mut self, cx: &mut Context<'_>) {
-        SCRATCH.with_borrow_mut(|scratch| {
+        READ_INTO.with_borrow_mut(|block| {
             for _ in 0..READS_PER_WAKE {
-                let mut buffer = ReadBuf::new(scratch);
-                match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                // From its beginning, unless bodies that were read before are still on their way through.
+                if !block.try_reclaim(BLOCK) && block.capacity() < BLOCK / 4 {
+                    block.reserve(BLOCK);
+                }
+                match poll_read_buf(Pin::new(&mut self.stream), cx, block) {
                     Poll::Pending => return,
-                    Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
+                    Poll::Ready(Ok(0)) => {
                         self.shared.with(|inner| inner.session.handle_end("the peer closed it"));
                         return;
                     }
-                    Poll::Ready(Ok(())) => {
-                        self.shared.with(|inner| inner.session.handle_bytes(buffer.filled(), now()));
+                    Poll::Ready(Ok(_)) => {
+                        let block = block.split().freeze();
+                        self.shared.with(|inner| inner.session.handle_bytes(&block, now()));
                     }
                     Poll::Ready(Err(error)) => {
                         self.shared.with(|inner| inner.session.handle_end(&error.to_string()));
@@ -211,7 +219,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    fn serve(&mut self, number: RequestNumber, head: RequestHead, body: Bytes) {
+    fn serve(&mut self, number: RequestNumber, head: RequestHead, body: Arrived) {
         // In its turn: an earlier request of this number may have been cancelled just before.
         self.shared.with(|inner| inner.serving.insert(number, Serving::default()));
         let responder = Responder::new(self.shared.clone(), number);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quilt_protocol::message::{Address, Delivered, RequestNumber};
-use quilt_protocol::session::{Closed, Counters, NotAsked, UNCHARGED_MAX};
+use quilt_protocol::session::{Arrived, Closed, Counters, NotAsked, UNCHARGED_MAX};
 use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -92,9 +92,9 @@ impl Handle {
 
     /// Asks on behalf of another session's peer: whatever the answer is, it is the answer to `responder`'s request too; and when
     /// that is given up, so is this.
-    pub fn relay(&self, head: &RequestHead, body: Bytes, responder: Responder) {
+    pub fn relay(&self, head: &RequestHead, body: Arrived, responder: Responder) {
         let (from, number) = responder.origin();
-        match self.shared.ask(head, body, Waiter::Relay(responder)) {
+        match self.shared.ask(head, body.pass_on(), Waiter::Relay(responder)) {
             Ok(as_number) => from.passed_on(number, &self.shared, as_number),
             Err((NotAsked(outcome), waiter)) => waiter.give(Answer::bare(outcome)),
         }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use quilt_protocol::error::DecodeError;
 use quilt_protocol::message::{Refusal, RequestNumber};
-use quilt_protocol::session::Closed;
+use quilt_protocol::session::{Arrived, Closed};
 use quilt_protocol::{Encoding, Hello, Outcome, RequestHead, Welcome, codec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,7 +69,7 @@ pub struct Inbound {
     /// What is asked, of whom.
     pub head: RequestHead,
     /// The body, as it came.
-    pub body: Bytes,
+    pub body: Arrived,
     /// Where the answer goes.
     pub responder: Responder,
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quilt_protocol::message::RequestNumber;
-use quilt_protocol::session::{Closed, NotAsked};
+use quilt_protocol::session::{Arrived, Closed, NotAsked};
 use quilt_protocol::{Event, Hello, RequestHead, Session, Welcome};
 use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -114,7 +114,7 @@ impl Serving {
 pub(crate) enum Due {
     Hello(Box<Hello>),
     Greeted(Result<Welcome, ConnectError>),
-    Serve(RequestNumber, RequestHead, Bytes),
+    Serve(RequestNumber, RequestHead, Arrived),
     Answer(Waiter, Answer),
     Wake(Waker),
     Cancel(RequestNumber),
@@ -140,17 +140,17 @@ impl Inner {
             Event::Refused(refusal) => Due::Greeted(Err(ConnectError::Refused(refusal))),
             Event::Request(number, head, body) => Due::Serve(number, head, body),
             Event::Answered(number, outcome, encoding, body) => {
-                let answer = Answer { outcome, encoding, body };
+                let answer = |body| Answer { outcome, encoding, body };
                 match self.waiting.get_mut(&number)? {
-                    waiter @ Waiter::Pending(..) => Due::Wake(waiter.keep(answer)?),
-                    _ => Due::Answer(self.waiting.remove(&number)?, answer),
+                    waiter @ Waiter::Pending(..) => Due::Wake(waiter.keep(answer(body.keep()))?),
+                    _ => Due::Answer(self.waiting.remove(&number)?, answer(body.pass_on())),
                 }
             }
             Event::Item(number, item) => {
                 let length = item.len();
                 // The channel is as long as the credit given, which the session enforces.
                 let sent = match self.waiting.get(&number) {
-                    Some(Waiter::Pending(_, Some(items))) => items.try_send(item).is_ok(),
+                    Some(Waiter::Pending(_, Some(items))) => items.try_send(item.keep()).is_ok(),
                     _ => false,
                 };
                 if !sent {

@@ -63,7 +63,7 @@ impl Service for TestService {
         let hanging = self.hanging.clone();
         Box::pin(async move {
             match head.terms.command.as_str() {
-                "echo" => responder.respond(Outcome::Reply, head.terms.encoding, body),
+                "echo" => responder.respond(Outcome::Reply, head.terms.encoding, body.keep()),
                 "panic" => panic!("as asked"),
                 "drop" => drop(responder),
                 "hang" => {
@@ -79,7 +79,7 @@ impl Service for TestService {
                 }
                 "slow" => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    responder.respond(Outcome::Reply, head.terms.encoding, body);
+                    responder.respond(Outcome::Reply, head.terms.encoding, body.keep());
                 }
                 "count" => {
                     let mut items = responder.items();
@@ -306,6 +306,45 @@ async fn what_arrives_while_a_burst_is_handed_out_is_read_as_well() {
     let began = tokio::time::Instant::now();
     tokio::spawn(asking).await.unwrap();
     assert_eq!(began.elapsed(), Duration::ZERO, "something lay there until a timer went off");
+}
+
+/// Tells where in memory the bodies lie that it is asked with.
+struct Where(mpsc::UnboundedSender<usize>);
+
+impl Service for Where {
+    fn hello(&self, hello: Hello) -> Result<(Welcome, SmolStr), Refusal> {
+        let closed = mpsc::unbounded_channel().0;
+        TestService { refuse: false, hanging: Arc::default(), closed }.hello(hello)
+    }
+
+    fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
+        let _ = self.0.send(inbound.body.as_ptr().addr());
+        quilt_net::done()
+    }
+
+    fn closed(&self, _: &Closed) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_bodies_lie_where_they_were_read() {
+    let (mut near, far) = tokio::io::duplex(1 << 20);
+    let (places, mut found) = mpsc::unbounded_channel();
+    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| Arc::new(Where(places))));
+    let mut bytes = Vec::new();
+    put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
+    near.write_all(&bytes).await.unwrap();
+    near.read_buf(&mut Vec::new()).await.unwrap();
+    bytes.clear();
+    for number in 0..8 {
+        put_frame(&mut bytes, &Message::request(number, &head("x"), 2000), &[7; 2000]);
+    }
+    near.write_all(&bytes).await.unwrap();
+    let mut before = found.recv().await.unwrap();
+    for _ in 1..8 {
+        let next = found.recv().await.unwrap();
+        assert_eq!(next - before, bytes.len() / 8, "as far from each other as they were on the wire");
+        before = next;
+    }
 }
 
 /// Passes everything on to another session.

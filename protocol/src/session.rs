@@ -9,6 +9,7 @@
 //! announces.
 
 mod arrival;
+mod arrived;
 mod limits;
 mod liveness;
 mod outbox;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use smol_str::SmolStr;
 
+pub use self::arrived::Arrived;
 pub use self::limits::{Budget, Limits};
 pub use self::liveness::{HEARTBEAT, MISSED_MAX};
 pub use self::requests::IN_FLIGHT_MAX;
@@ -42,8 +44,6 @@ pub const UNCHARGED_MAX: usize = 4096;
 pub const ITEM_MAX: usize = 1024 * 1024;
 /// How many bytes may wait to be written before streams pause, whatever credit they have.
 const STREAMED_MAX: usize = 1024 * 1024;
-/// With so many requests under way the terms of the next are kept by both sides, since more of the kind will follow.
-const BUSY: usize = 4;
 
 /// Something the owner of a session should know.
 #[derive(Clone, PartialEq, Debug)]
@@ -55,11 +55,11 @@ pub enum Event {
     /// The peer declined this side's greeting.
     Refused(Box<Refusal>),
     /// The peer asks; answer with [`Session::respond`].
-    Request(RequestNumber, RequestHead, Bytes),
+    Request(RequestNumber, RequestHead, Arrived),
     /// A request of this side ended.
-    Answered(RequestNumber, Outcome, Encoding, Bytes),
+    Answered(RequestNumber, Outcome, Encoding, Arrived),
     /// An item for a request of this side. It used up one credit.
-    Item(RequestNumber, Bytes),
+    Item(RequestNumber, Arrived),
     /// The peer takes more items of a request being served.
     Credit(RequestNumber),
     /// A request being served is no longer wanted; an answer to it is ignored.
@@ -231,10 +231,8 @@ impl Session {
             return Err(NotAsked(Outcome::Overloaded));
         };
         let (deadline, credit) = (deadline(head, now), head.terms.credit);
-        // Who asks little says all each time: then neither side keeps anything for it. Who was busy is believed to be again
-        // soon, until terms are forgotten. What waits for its turn may be overtaken, or given up before it is said.
-        let busy = self.asked.len() >= BUSY || !self.said.is_empty();
-        let terms = match busy && Outbox::is_inline(&body) {
+        // What waits for its turn may be overtaken, or given up before it is said.
+        let terms = match self.said.are_worth_keeping(self.asked.len()) && Outbox::is_inline(&body) {
             true => self.said.say(&head.terms),
             false => Said::Whole(head.terms.clone()),
         };
@@ -391,11 +389,12 @@ impl Session {
         }
     }
 
-    /// Forgets what terms were said, unless requests are under way: the next ones say all again. Call it now and then, but not
-    /// after each burst. What the peer said is kept for as long as the session, since it may say so again.
+    /// Forgets what terms were said, unless requests are under way or much was asked since the last time: the next ones say all
+    /// again. Call it now and then, but not after each burst. What the peer said is kept for as long as the session, since it
+    /// may say so again.
     pub fn forget_terms(&mut self) {
         if self.asked.len() == 0 {
-            self.said.clear();
+            self.said.forget();
         }
     }
 
@@ -467,7 +466,7 @@ impl Session {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         for number in self.asked.numbers(|asked| due(asked.deadline)) {
             self.cancel(number);
-            self.events.push_back(Event::Answered(number, Outcome::TimedOut, Encoding::Json, Bytes::new()));
+            self.events.push_back(Event::Answered(number, Outcome::TimedOut, Encoding::Json, Bytes::new().into()));
         }
         let overdue: Vec<_> = self.serving.iter().filter(|(_, s)| due(s.deadline)).map(|(n, _)| *n).collect();
         for number in overdue {
@@ -519,7 +518,7 @@ impl Session {
         for (number, left) in asked {
             let delivered = if left { Delivered::Unknown } else { Delivered::No };
             let lost = Outcome::PeerLost(delivered);
-            self.events.push_back(Event::Answered(number, lost, Encoding::Json, Bytes::from(why.to_string())));
+            self.events.push_back(Event::Answered(number, lost, Encoding::Json, Bytes::from(why.to_string()).into()));
         }
         for (number, serving) in std::mem::take(&mut self.serving) {
             if serving.arriving.is_none() {

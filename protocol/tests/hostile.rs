@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use quilt_protocol::codec::{from_bincode, put_frame, read_frame};
 use quilt_protocol::control::{Registration, Report, UpdateConfiguration, Verdict};
@@ -31,12 +32,12 @@ proptest! {
             let now = Instant::now();
             let mut session = Session::answer(Limits::default(), now);
             if greet {
-                session.handle_bytes(&greeting(), now);
+                session.handle_bytes(&greeting().into(), now);
                 let _ = session.poll_event();
             }
             let cut = cut.min(bytes.len());
-            session.handle_bytes(&bytes[..cut], now);
-            session.handle_bytes(&bytes[cut..], now);
+            session.handle_bytes(&Bytes::copy_from_slice(&bytes[..cut]), now);
+            session.handle_bytes(&Bytes::copy_from_slice(&bytes[cut..]), now);
             while session.poll_event().is_some() {}
         }
     }
@@ -48,7 +49,7 @@ proptest! {
         bytes[at] = value;
         let now = Instant::now();
         let mut session = Session::answer(Limits::default(), now);
-        session.handle_bytes(&bytes, now);
+        session.handle_bytes(&bytes.into(), now);
     }
 
     #[test]

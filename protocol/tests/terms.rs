@@ -1,15 +1,15 @@
 //! What a request says of itself on the wire: all, or by a number what was said before.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use quilt_protocol::message::{Address, Identity, RequestNumber};
-use quilt_protocol::session::HEARTBEAT;
-use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Encoding, Event, FleetId, Hello, Limits, Outcome, RequestHead, Session, Terms, Welcome};
+use common::pass;
+use quilt_protocol::message::{Address, RequestNumber};
+use quilt_protocol::{Encoding, Event, Outcome, RequestHead, Session, Terms};
 
 /// Whoever asks, whoever answers, and the terms that all requests are on.
 struct Peers {
@@ -19,33 +19,10 @@ struct Peers {
     now: Instant,
 }
 
-fn pass(from: &mut Session, to: &mut Session, now: Instant) -> usize {
-    let bytes = from.poll_transmit().concat();
-    from.transmitted(bytes.len());
-    to.handle_bytes(&bytes, now);
-    bytes.len()
-}
-
 impl Peers {
     fn established() -> Self {
-        let (now, extensions) = (Instant::now(), BTreeMap::new());
-        let identity = Identity::Tool("tool".parse().unwrap());
-        let software = "test".to_owned();
-        let hello = Hello { versions: SPOKEN, software, fleet: None, identity, features: vec![], extensions };
-        let mut asker = Session::open(hello, Limits::default(), now);
-        let mut answerer = Session::answer(Limits::default(), now);
-        pass(&mut asker, &mut answerer, now);
-        let welcome = Welcome {
-            version: 0,
-            software: "test".into(),
-            fleet: FleetId::random(),
-            assigned: None,
-            heartbeat_ms: HEARTBEAT.as_millis() as u32,
-            features: vec![],
-            extensions: BTreeMap::new(),
-        };
-        answerer.accept(welcome, SPOKEN.highest, "tool:test".into(), now);
-        pass(&mut answerer, &mut asker, now);
+        let now = Instant::now();
+        let [asker, answerer] = common::established(now);
         let terms = Arc::new(Terms::new(Address::Manager, "a_command_with_a_name_that_is_longer_than_all_else"));
         Self { asker, answerer, terms, now }
     }
@@ -88,7 +65,28 @@ fn a_session_that_was_busy_says_its_terms_by_number_until_it_forgets_them() {
     peers.answer_all();
 
     peers.asker.forget_terms();
+    assert!(peers.ask(1) < by_number + 8, "it was busy since terms were last forgotten");
+    peers.answer_all();
+    peers.asker.forget_terms();
     // Not to the byte: numbers of requests grow.
     assert!(peers.ask(1) + 8 > alone, "and then all is said again");
     peers.answer_all();
+}
+
+#[test]
+fn who_asks_one_at_a_time_but_often_says_terms_by_number_too() {
+    let mut peers = Peers::established();
+    let mut taken = Vec::new();
+    for _ in 0..100 {
+        taken.push(peers.ask(1));
+        peers.answer_all();
+    }
+    assert!(taken[99] + 50 < taken[0], "{taken:?}");
+    peers.asker.forget_terms();
+    for _ in 0..3 {
+        // Now and then is not often.
+        peers.asker.forget_terms();
+        assert!(peers.ask(1) + 8 > taken[0]);
+        peers.answer_all();
+    }
 }

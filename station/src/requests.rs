@@ -229,6 +229,8 @@ impl Requests {
     /// Calls a command of an instance. A retry of a call is not carried out twice.
     fn call(&self, key: &Key, inbound: Inbound) -> BoxFuture<'static, ()> {
         let Inbound { head, body, responder } = inbound;
+        // A role may keep what it is asked for as long as it likes.
+        let body = body.keep();
         let streaming = head.terms.credit > 0;
         let found = match self.find(key, &head, streaming) {
             Ok(found) => found,

@@ -207,7 +207,7 @@ impl Service for Answering {
                 Box::pin(async {})
             }
             (Address::Instance { .. }, _) => {
-                inbound.responder.respond(Outcome::Reply, inbound.head.terms.encoding, inbound.body);
+                inbound.responder.respond(Outcome::Reply, inbound.head.terms.encoding, inbound.body.pass_on());
                 Box::pin(async {})
             }
             (_, command::UPDATE_CONFIGURATION) => inbound.answer(move |update| light.update(update)),

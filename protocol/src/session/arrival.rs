@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::liveness::Liveness;
 use super::outbox::BUFFERED_MAX;
 use super::requests::{Answer, Arriving, IN_FLIGHT_MAX, Known, Serving};
-use super::{Closed, Event, ITEM_MAX, Session, State, UNCHARGED_MAX, deadline};
+use super::{Arrived, Closed, Event, ITEM_MAX, Session, State, UNCHARGED_MAX, deadline};
 use crate::codec::{self, FRAME_MAX, FRAME_MAX_GREETING, HEADER_MAX, LENGTH_BYTES};
 use crate::error::Violation;
 use crate::message::{BodyOf, Encoding, Message, Outcome, Refusal, RequestHead, RequestNumber};
@@ -17,26 +17,28 @@ use crate::version::SPOKEN;
 const BEGINNING: usize = HEADER_MAX + 1;
 
 impl Session {
-    /// Takes what arrived. After an error the session is closed and a [`Event::Closed`] says why.
-    pub fn handle_bytes(&mut self, mut input: &[u8], now: Instant) {
+    /// Takes what arrived, all of it. After an error the session is closed and a [`Event::Closed`] says why. Events may hold
+    /// `block` until they are taken.
+    pub fn handle_bytes(&mut self, block: &Bytes, now: Instant) {
         if self.state == State::Closed {
             return;
         }
         self.liveness.last_heard = now;
+        let mut input = &block[..];
         let result = if self.tail.is_empty() {
-            self.take_frames(&mut input, now)
+            self.take_frames(block, &mut input, now)
         } else {
             // Complete the one frame that is in pieces, then go on in place.
             let mut tail = std::mem::take(&mut self.tail);
             self.fill_tail(&mut tail, &mut input).and_then(|()| {
+                let tail = Bytes::from(tail);
                 let mut whole = &tail[..];
-                self.take_frames(&mut whole, now)?;
-                tail.drain(..tail.len() - whole.len());
-                if !tail.is_empty() {
-                    self.tail = tail;
+                self.take_frames(&tail, &mut whole, now)?;
+                if !whole.is_empty() {
+                    self.tail = tail.slice_ref(whole).into();
                     return Ok(());
                 }
-                self.take_frames(&mut input, now)
+                self.take_frames(block, &mut input, now)
             })
         };
         match result {
@@ -68,7 +70,8 @@ impl Session {
         if self.state == State::Established { FRAME_MAX } else { FRAME_MAX_GREETING }
     }
 
-    fn take_frames(&mut self, input: &mut &[u8], now: Instant) -> Result<(), Violation> {
+    /// `input` is what is left of `block`.
+    fn take_frames(&mut self, block: &Bytes, input: &mut &[u8], now: Instant) -> Result<(), Violation> {
         while self.state != State::Closed {
             if let Some((number, of, left)) = self.in_body.take() {
                 let (part, rest) = input.split_at(left.min(input.len()));
@@ -95,14 +98,14 @@ impl Session {
                 let (message, part) = codec::read_frame(&input[LENGTH_BYTES..], false)?;
                 *input = &[];
                 self.in_body = message.body_of().map(|(number, of)| (number, of, left));
-                self.handle_message(message, part, part.len() + left, now)?;
+                self.handle_message(message, block, part, part.len() + left, now)?;
                 continue;
             };
             *input = &input[LENGTH_BYTES + frame.len()..];
             self.tail_by = None;
             let greeting = matches!(self.state, State::Greeting | State::AwaitingHello);
             let (message, body) = codec::read_frame(frame, greeting)?;
-            self.handle_message(message, body, body.len(), now)?;
+            self.handle_message(message, block, body, body.len(), now)?;
             if self.outbox.buffered() > BUFFERED_MAX {
                 return Err(Violation::NotReading { queued: self.outbox.buffered(), limit: BUFFERED_MAX });
             }
@@ -115,6 +118,7 @@ impl Session {
     fn handle_message(
         &mut self,
         message: Message,
+        block: &Bytes,
         part: &[u8],
         in_frame: usize,
         now: Instant,
@@ -154,13 +158,13 @@ impl Session {
             }
             (State::Established, Message::Request { number, message_id, remaining_ms, trace, terms, body }) => {
                 let head = RequestHead { message_id, remaining_ms, trace, terms: self.heard.hear(terms)? };
-                self.handle_request(number, head, body as usize, part, now)?;
+                self.handle_request(number, head, body as usize, block, part, now)?;
             }
             (State::Established, Message::Response { number, outcome, encoding, body }) => {
-                self.handle_answer(number, Answer::Response(outcome, encoding), body as usize, part)?;
+                self.handle_answer(number, Answer::Response(outcome, encoding), body as usize, block, part)?;
             }
             (State::Established, Message::Item { number, body }) => {
-                self.handle_answer(number, Answer::Item, body as usize, part)?;
+                self.handle_answer(number, Answer::Item, body as usize, block, part)?;
             }
             (State::Established, Message::Chunk { number, of: BodyOf::Request }) => {
                 self.handle_request_chunk(number, part)?;
@@ -195,6 +199,7 @@ impl Session {
         number: RequestNumber,
         head: RequestHead,
         whole: usize,
+        block: &Bytes,
         part: &[u8],
         now: Instant,
     ) -> Result<(), Violation> {
@@ -243,7 +248,7 @@ impl Session {
         } else if waits {
             serving.arriving = Some((head, Arriving::new(whole, part)));
         } else {
-            self.events.push_back(Event::Request(number, head, Bytes::copy_from_slice(part)));
+            self.events.push_back(Event::Request(number, head, Arrived::within(block, part)));
         }
         Ok(())
     }
@@ -259,7 +264,7 @@ impl Session {
             let answer_by = serving.answer_by;
             serving.deadline = answer_by;
             self.note_deadline(answer_by);
-            self.events.push_back(Event::Request(number, head, body.into_bytes()));
+            self.events.push_back(Event::Request(number, head, body.into_bytes().into()));
         }
         Ok(())
     }
@@ -269,6 +274,7 @@ impl Session {
         number: RequestNumber,
         answer: Answer,
         whole: usize,
+        block: &Bytes,
         part: &[u8],
     ) -> Result<(), Violation> {
         let longest = if answer == Answer::Item { ITEM_MAX } else { self.limits.body };
@@ -286,7 +292,7 @@ impl Session {
             Known::Never => return Err(Violation::NotAsked(number)),
             Known::Late => self.counters.late += u64::from(answer != Answer::Item),
             Known::Waiting(_) if !waits && fits => {
-                self.deliver(number, answer, Bytes::copy_from_slice(part));
+                self.deliver(number, answer, Arrived::within(block, part));
             }
             Known::Waiting(_) if !fits => self.too_much(number),
             Known::Waiting(asked) => {
@@ -306,7 +312,7 @@ impl Session {
                 if arriving.is_whole() {
                     let (answer, body) = asked.arriving.take().expect("it was matched above");
                     self.release(body.whole());
-                    self.deliver(number, answer, body.into_bytes());
+                    self.deliver(number, answer, body.into_bytes().into());
                 }
                 Ok(())
             }
@@ -317,10 +323,10 @@ impl Session {
         let text =
             Bytes::from_static(b"the answer is too long, or too many long ones arrive at once on this connection");
         self.cancel(number);
-        self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text));
+        self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text.into()));
     }
 
-    fn deliver(&mut self, number: RequestNumber, answer: Answer, body: Bytes) {
+    fn deliver(&mut self, number: RequestNumber, answer: Answer, body: Arrived) {
         match answer {
             Answer::Item if body.len() > UNCHARGED_MAX && !self.charge(body.len()) => self.too_much(number),
             Answer::Item => self.events.push_back(Event::Item(number, body)),

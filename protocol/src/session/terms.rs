@@ -15,6 +15,10 @@ use crate::message::{Said, Terms};
 
 /// How many terms each side of a session keeps at most.
 pub const TERMS_KEPT: usize = 64;
+/// With so many requests under way the terms of the next are kept by both sides, since more of the kind will follow.
+const BUSY: usize = 4;
+/// And with so many asked since terms were last forgotten.
+const OFTEN: u32 = 16;
 
 /// What this side has said.
 #[derive(Default, Debug)]
@@ -22,6 +26,8 @@ pub(super) struct SaidTerms {
     kept: Vec<Option<Arc<Terms>>>,
     /// What was said last is mostly what is said next: then its number need not be found.
     last: u8,
+    /// How many requests were asked since terms were last forgotten, or were to be.
+    asked: u32,
 }
 
 impl SaidTerms {
@@ -47,13 +53,18 @@ impl SaidTerms {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+    /// Whether the terms of the next request should be kept, with so many others under way. Who asks little says all each time:
+    /// then neither side keeps anything for it.
+    pub(super) fn are_worth_keeping(&mut self, under_way: usize) -> bool {
+        self.asked = self.asked.saturating_add(1);
+        under_way >= BUSY || self.asked > OFTEN || !self.kept.is_empty()
     }
 
-    /// Forgets all: they are said again.
-    pub(super) fn clear(&mut self) {
-        self.kept = Vec::new();
+    /// Forgets all, so that they are said again, unless much was asked since the last time.
+    pub(super) fn forget(&mut self) {
+        if std::mem::take(&mut self.asked) <= OFTEN {
+            self.kept = Vec::new();
+        }
     }
 }
 

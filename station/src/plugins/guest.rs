@@ -328,7 +328,7 @@ fn call(inbound: Inbound) -> BoxFuture<'static, ()> {
         Encoding::Bincode => api::Encoding::Bincode,
     };
     let items = (head.terms.credit > 0).then(|| Box::new(Sink(responder.items())) as Box<dyn RawItems>);
-    let calling = catch(async move { handler(api::Call { encoding, body, items }).await });
+    let calling = catch(async move { handler(api::Call { encoding, body: body.keep(), items }).await });
     Box::pin(async move {
         let text = |outcome, text: String| (outcome, Encoding::Json, Bytes::from(text));
         let (outcome, encoding, body) = match calling.await {
