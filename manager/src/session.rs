@@ -1,7 +1,8 @@
 //! One connection: greeted as a station or a tool, and known by that from then on.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept, done};
@@ -19,6 +20,13 @@ use crate::{Core, register, route, tools};
 /// Bytes of bodies that are arriving, or wait for an answer or for whoever takes them, on all connections together: however
 /// many peers send large ones, memory stays bounded.
 pub(crate) const ARRIVING_MAX: usize = 256 << 20;
+
+/// For how long to look for what comes next before sleeping, where that comes soon: about as long as two wake-ups take, the
+/// peer's and that of its processor. Where there is one processor, whoever is looked for would not get it meanwhile.
+static WATCH: LazyLock<Duration> = LazyLock::new(|| match std::thread::available_parallelism() {
+    Ok(count) if count.get() > 1 => Duration::from_micros(200),
+    _ => Duration::ZERO,
+});
 
 /// How many characters of a person's name are kept.
 const PERSON_MAX: usize = 100;
@@ -49,7 +57,7 @@ where
     core.metrics.connections.inc();
     let limits = Limits { shared: core.arriving.clone(), ..Limits::default() };
     let core = core.clone();
-    accept(stream, limits, move |handle| {
+    accept(stream, limits, *WATCH, move |handle| {
         Arc::new(Session {
             core,
             handle,

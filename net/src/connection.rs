@@ -22,6 +22,7 @@ use tokio_util::io::poll_read_buf;
 use crate::handle::Handle;
 use crate::service::{Inbound, Responder, Service};
 use crate::shared::{Due, Serving, Shared, Working, now};
+use crate::watch::Watch;
 
 /// A peer that takes nothing for so long is cut.
 const WRITE_STALLED: Duration = Duration::from_secs(30);
@@ -77,15 +78,20 @@ where
     let (sender, greeted) = oneshot::channel();
     shared.with(|inner| inner.greeting = Some(sender));
     let handle = Handle { shared: shared.clone() };
-    tokio::spawn(Driver::new(stream, shared, service));
+    tokio::spawn(Driver::new(stream, shared, service, Duration::ZERO));
     let welcome = greeted.await.unwrap_or(Err(ConnectError::Closed(Closed::Broken("aborted".into()))))?;
     Ok((handle, welcome))
 }
 
 /// Takes a connection. `service` gets to know the session's [`Handle`] and decides about the peer's greeting.
+///
+/// For `watch` after something came or went the thread looks for more before it sleeps, if what came last on this connection
+/// came within such a time too. That saves the time of waking up, which is most of a short call's. A peer that becomes slow or
+/// silent costs one such look more, and none after it; with [`Duration::ZERO`] there is none.
 pub fn accept<T, S>(
     stream: T,
     limits: Limits,
+    watch: Duration,
     service: impl FnOnce(Handle) -> Arc<S>,
 ) -> impl Future<Output = Closed> + Send + 'static
 where
@@ -94,7 +100,7 @@ where
 {
     let shared = Shared::new(Session::answer(limits, now()));
     let service = service(Handle { shared: shared.clone() });
-    Driver::new(stream, shared, service)
+    Driver::new(stream, shared, service, watch)
 }
 
 struct Driver<T> {
@@ -110,10 +116,11 @@ struct Driver<T> {
     /// When flushing ends, once the session is over.
     flush_by: Option<Instant>,
     shutting_down: bool,
+    watch: Watch,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
-    fn new(stream: T, shared: Arc<Shared>, service: Arc<dyn Service>) -> Self {
+    fn new(stream: T, shared: Arc<Shared>, service: Arc<dyn Service>, watch: Duration) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
         Self {
             stream,
@@ -125,6 +132,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             written: 0,
             flush_by: None,
             shutting_down: false,
+            watch: Watch::new(watch),
         }
     }
 
@@ -143,6 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                         return;
                     }
                     Poll::Ready(Ok(_)) => {
+                        self.watch.came();
                         let block = block.split().freeze();
                         self.shared.with(|inner| inner.session.handle_bytes(&block, now()));
                     }
@@ -275,6 +284,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => {
                     inner.session.transmitted(count);
+                    self.watch.went();
                     self.written += count;
                     if self.written >= PROGRESS {
                         (self.write_blocked, self.written) = (None, 0);
@@ -373,6 +383,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
                 let _ = Pin::new(&mut this.stream).poll_shutdown(cx);
                 return Poll::Ready(this.shared.closed.get().cloned().unwrap_or(Closed::ByUs));
             }
+            return Poll::Pending;
+        }
+        if this.watch.look_again(cx) {
             return Poll::Pending;
         }
         if inner.session.is_small_and_idle() {

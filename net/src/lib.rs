@@ -3,7 +3,7 @@
 //! Absent on purpose: the meaning of any command. A [`Service`] answers what a peer asks; a [`Handle`] asks the peer.
 //!
 //! Read first: [`Handle`], [`Service`], [`connect`]. Modules in reading order: `service`, `handle`, `shared`,
-//! `connection`, `listener`, `reconnect`.
+//! `connection`, `watch`, `listener`, `reconnect`.
 
 mod connection;
 mod handle;
@@ -11,6 +11,7 @@ mod listener;
 mod reconnect;
 mod service;
 mod shared;
+mod watch;
 
 pub use connection::{ConnectError, accept, connect};
 pub use handle::{Answer, AskError, Handle, Items, Pending};

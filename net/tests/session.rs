@@ -112,7 +112,7 @@ async fn world() -> World {
     let (sender, closed) = mpsc::unbounded_channel();
     let hanging = Arc::new(AtomicUsize::new(0));
     let service = Arc::new(TestService { refuse: false, hanging: hanging.clone(), closed: sender });
-    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| service));
     let (asker, _) = quilt_net::connect(near, hello(), Arc::new(NoService)).await.unwrap();
     World { asker, server, hanging, closed }
 }
@@ -225,7 +225,7 @@ async fn a_peer_that_never_greets_or_speaks_something_else_is_cut() {
         let (mut near, far) = tokio::io::duplex(1024);
         let (sender, _closed) = mpsc::unbounded_channel();
         let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
-        let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+        let server = tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| service));
         near.write_all(garbage).await.unwrap();
         let why = server.await.unwrap();
         assert!(matches!(why, Closed::Violation(_)), "{garbage:?}: {why}");
@@ -239,7 +239,7 @@ async fn a_refused_peer_is_told_why() {
     let (near, far) = tokio::io::duplex(1024);
     let (sender, _closed) = mpsc::unbounded_channel();
     let service = Arc::new(TestService { refuse: true, hanging: Arc::default(), closed: sender });
-    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| service));
     match quilt_net::connect(near, hello(), Arc::new(NoService)).await {
         Err(ConnectError::Refused(refusal)) => assert_eq!(refusal.text, "go away"),
         other => panic!("{other:?}"),
@@ -251,7 +251,7 @@ async fn a_peer_that_stops_reading_is_cut_and_costs_bounded_memory() {
     let (mut near, far) = tokio::io::duplex(4096);
     let (sender, _closed) = mpsc::unbounded_channel();
     let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
-    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+    let server = tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| service));
     let mut bytes = Vec::new();
     put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
     near.write_all(&bytes).await.unwrap();
@@ -277,7 +277,7 @@ async fn what_arrives_while_a_burst_is_handed_out_is_read_as_well() {
     let (mut near, far) = tokio::io::duplex(1 << 20);
     let (sender, _closed) = mpsc::unbounded_channel();
     let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
-    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| service));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| service));
     let mut bytes = Vec::new();
     put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
     near.write_all(&bytes).await.unwrap();
@@ -329,7 +329,7 @@ impl Service for Where {
 async fn short_bodies_lie_where_they_were_read() {
     let (mut near, far) = tokio::io::duplex(1 << 20);
     let (places, mut found) = mpsc::unbounded_channel();
-    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| Arc::new(Where(places))));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| Arc::new(Where(places))));
     let mut bytes = Vec::new();
     put_frame(&mut bytes, &Message::Hello(Box::new(hello())), &[]);
     near.write_all(&bytes).await.unwrap();
@@ -369,7 +369,7 @@ impl Service for Relay {
 async fn asker_through_a_relay(world: &World) -> Handle {
     let (near, far) = tokio::io::duplex(256 * 1024);
     let relay = Arc::new(Relay(world.asker.clone()));
-    tokio::spawn(quilt_net::accept(far, Limits::default(), |_| relay));
+    tokio::spawn(quilt_net::accept(far, Limits::default(), Duration::ZERO, |_| relay));
     quilt_net::connect(near, hello(), Arc::new(NoService)).await.unwrap().0
 }
 

@@ -200,7 +200,8 @@ impl Child {
             Arc::new(Station { child: child.clone(), ready })
         };
         // It greets once its library is loaded.
-        let session = accept(ours, Limits { greeting: LOAD + READY, ..Limits::default() }, service);
+        let limits = Limits { greeting: LOAD + READY, ..Limits::default() };
+        let session = accept(ours, limits, Duration::ZERO, service);
         let (name, child_of_task) = (library.name.clone(), child.clone());
         #[allow(clippy::disallowed_methods, reason = "ends with the child, which is killed when it is dropped")]
         tokio::spawn(async move {
