@@ -37,7 +37,7 @@ use quilt_net::Listener;
 use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -79,6 +79,8 @@ pub(crate) struct Core {
     pub(crate) changed: watch::Sender<u64>,
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
+    /// Stations that come in take turns.
+    pub(crate) registering: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     heartbeat_ms: AtomicU64,
     /// Room for bodies, of all connections together.
@@ -148,6 +150,7 @@ impl Manager {
             state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
+            registering: Arc::new(Semaphore::new(register::REGISTERING)),
             tasks: tasks.clone(),
             heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
             arriving: Budget::new(session::ARRIVING_MAX),

@@ -11,25 +11,47 @@ use quilt_protocol::control::{
 };
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::session::Session;
 use crate::state::{Live, Newcomer, State, Station};
 use crate::store::{Change, StationRecord};
 use crate::{Core, desired, push};
 
+/// How many stations are taken into the fleet at a time. What that needs for a moment is free again when the next are: with
+/// all at once it would lie between what stays, and memory would have holes that nobody can be given.
+pub(crate) const REGISTERING: usize = 64;
+
 /// How long an older session of the same identity gets to show a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// A station introduces itself. Answered at once; what it should run follows as a request of its own.
-pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> BoxFuture<'static, ()> {
+pub(crate) fn register(session: &Session, id: StationId, mut inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, handle) = (session.core.clone(), session.handle.clone());
+    inbound.body = inbound.body.keep().into();
+    Box::pin(async move {
+        let turn = core.registering.clone().acquire_owned().await.expect("nobody closes it");
+        take(core, id, handle, turn, inbound).await;
+    })
+}
+
+fn take(
+    core: Arc<Core>,
+    id: StationId,
+    handle: Handle,
+    turn: OwnedSemaphorePermit,
+    inbound: Inbound,
+) -> BoxFuture<'static, ()> {
     inbound.answer(move |registration: Registration| async move {
+        let mut turn = Some(turn);
         if registration.id != id {
             return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
         }
         core.metrics.registrations.inc();
         let (registered, changes) = loop {
             if let Some(older) = older_session(&core, id, &handle) {
+                // That may take a while, which others need not wait for.
+                turn = None;
                 if is_alive(&older).await {
                     return Ok(quarantine(&core, registration, handle));
                 }
@@ -42,7 +64,9 @@ pub(crate) fn register(session: &Session, id: StationId, inbound: Inbound) -> Bo
                 break admitted;
             }
         };
+        drop(registration);
         core.store.commit(changes).await.map_err(|error| (Outcome::Overloaded, error.to_string()))?;
+        drop(turn);
         core.note_change();
         if registered.adopted {
             // On a task of its own: it must not be cut in two by the end of this session.
