@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quilt_core::time;
-use quilt_net::{BoxFuture, Handle, Inbound};
+use quilt_net::{BoxFuture, Handle, Inbound, done};
 use quilt_protocol::control::{
     Applied, Emitted, Facts, InstanceReport, Registered, Registration, Report, StateChange, StationEvent,
 };
@@ -19,31 +19,40 @@ use crate::store::{Change, StationRecord};
 use crate::{Core, desired, push};
 
 /// How many stations are taken into the fleet at a time. What that needs for a moment is free again when the next are: with
-/// all at once it would lie between what stays, and memory would have holes that nobody can be given.
-pub(crate) const REGISTERING: usize = 64;
+/// all at once it would lie between what stays, and memory would have holes that nobody can be given. Fewer would make a slow
+/// disk's waits too many.
+pub(crate) const REGISTERING: usize = 128;
 
 /// How long an older session of the same identity gets to show a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
-/// A station introduces itself. Answered at once; what it should run follows as a request of its own.
+/// A station introduces itself, once in a session. Answered when it is its turn; what it should run follows as a request of
+/// its own.
 pub(crate) fn register(session: &Session, id: StationId, mut inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, handle) = (session.core.clone(), session.handle.clone());
+    if session.registers_again() {
+        inbound.responder.fail(Outcome::Refused, "a station registers once in a session");
+        return done();
+    }
     inbound.body = inbound.body.keep().into();
     Box::pin(async move {
-        let turn = core.registering.clone().acquire_owned().await.expect("nobody closes it");
+        let turn = take_turn(&core).await;
         take(core, id, handle, turn, inbound).await;
     })
+}
+
+async fn take_turn(core: &Core) -> OwnedSemaphorePermit {
+    core.registering.clone().acquire_owned().await.expect("nobody closes it")
 }
 
 fn take(
     core: Arc<Core>,
     id: StationId,
     handle: Handle,
-    turn: OwnedSemaphorePermit,
+    mut turn: OwnedSemaphorePermit,
     inbound: Inbound,
 ) -> BoxFuture<'static, ()> {
     inbound.answer(move |registration: Registration| async move {
-        let mut turn = Some(turn);
         if registration.id != id {
             return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
         }
@@ -51,12 +60,13 @@ fn take(
         let (registered, changes) = loop {
             if let Some(older) = older_session(&core, id, &handle) {
                 // That may take a while, which others need not wait for.
-                turn = None;
+                drop(turn);
                 if is_alive(&older).await {
                     return Ok(quarantine(&core, registration, handle));
                 }
                 older.goodbye("replaced by a newer session of the same station");
                 older.closed().await;
+                turn = take_turn(&core).await;
             }
             let known_past = knows_past(&core, id, registration.applied).await;
             // Another session of the same identity may have come while this one waited: then it is the older one.

@@ -1,6 +1,7 @@
 //! One connection: greeted as a station or a tool, and known by that from then on.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,7 @@ where
             who: OnceLock::new(),
             principal: OnceLock::new(),
             person: OnceLock::new(),
+            registers: AtomicBool::new(false),
             ungreeted: Mutex::new(ungreeted),
         })
     })
@@ -80,6 +82,8 @@ pub(crate) struct Session {
     principal: OnceLock<SmolStr>,
     /// Which person a tool says it acts for.
     person: OnceLock<String>,
+    /// A station has asked to be registered.
+    registers: AtomicBool,
     /// Counts the connection as not greeted until it has.
     ungreeted: Mutex<Option<quilt_net::Ungreeted>>,
 }
@@ -101,6 +105,11 @@ impl Session {
     pub(crate) fn who(&self) -> String {
         let person = self.person.get().map_or_else(String::new, |person| format!(" ({person})"));
         format!("{}{person}", self.principal())
+    }
+
+    /// Notes that a station wants to be registered; whether it did before.
+    pub(crate) fn registers_again(&self) -> bool {
+        self.registers.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn station(&self) -> Option<StationId> {

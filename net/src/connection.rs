@@ -32,7 +32,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 const PROGRESS: usize = 64 * 1024;
 /// How much is read at a time at most, in bytes.
 const BLOCK: usize = 128 * 1024;
-/// How many reads one wake-up does before other tasks get their turn.
+/// How many reads one wake-up does before other tasks get their turn. Bodies that wait to be handed out hold what they were
+/// read with: at worst a block for each two of the requests that may be in flight.
 const READS_PER_WAKE: usize = 16;
 /// How many events a connection that is alone hands out before it writes what they led to, and others get their turn: so the
 /// peer, and whoever was waiting here, work on the first part of a burst while the rest of it is handed out.
@@ -85,9 +86,9 @@ where
 
 /// Takes a connection. `service` gets to know the session's [`Handle`] and decides about the peer's greeting.
 ///
-/// For `watch` after something came or went the thread looks for more before it sleeps, if what came last on this connection
-/// came within such a time too. That saves the time of waking up, which is most of a short call's. A peer that becomes slow or
-/// silent costs one such look more, and none after it; with [`Duration::ZERO`] there is none.
+/// For `watch` after something came or went the thread looks for more before it sleeps, if the peer's last answer to what was
+/// sent to it came within such a time. That saves the time of waking up, which is most of a short call's. A peer that becomes
+/// slow or silent costs one such look more, and none after it; with [`Duration::ZERO`] there is none.
 pub fn accept<T, S>(
     stream: T,
     limits: Limits,
@@ -171,7 +172,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn dispatch(&mut self) {
         // Where several connections take turns, their peers have enough to work on.
         let this = Arc::as_ptr(&self.shared);
-        let burst = if LAST.replace(this) == this { BURST } else { usize::MAX };
+        let burst = if LAST.get() == this { BURST } else { usize::MAX };
         let mut due = DUE.take();
         let mut events = 0;
         while events < burst {
@@ -187,6 +188,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             if due.is_empty() {
                 break;
             }
+            LAST.set(this);
             for due in due.drain(..) {
                 match due {
                     Due::Hello(hello) => self.decide(*hello),

@@ -22,24 +22,33 @@ pub(crate) struct Watch {
     time: Duration,
     /// When something last came or went.
     active: Option<Instant>,
-    /// What came last came within that time after what was before.
+    /// Something was sent since something came.
+    sent: bool,
+    /// What came first after something was sent came within that time, and nothing was waited for in vain since.
     prompt: bool,
 }
 
 impl Watch {
     pub(crate) fn new(time: Duration) -> Self {
-        Self { time, active: None, prompt: false }
+        Self { time, active: None, sent: false, prompt: false }
     }
 
     /// Something came from the peer.
     pub(crate) fn came(&mut self) {
         let before = self.active;
-        self.went();
-        self.prompt = before.zip(self.active).is_some_and(|(before, now)| now - before <= self.time);
+        self.note();
+        if std::mem::take(&mut self.sent) {
+            self.prompt = before.zip(self.active).is_some_and(|(before, now)| now - before <= self.time);
+        }
     }
 
     /// Something was sent to it.
     pub(crate) fn went(&mut self) {
+        self.note();
+        self.sent = true;
+    }
+
+    fn note(&mut self) {
         if !self.time.is_zero() {
             self.active = Some(Instant::now());
             LATEST.set(self);
@@ -47,12 +56,13 @@ impl Watch {
     }
 
     /// Has the task polled again once the thread has looked for input, unless it is time to sleep.
-    pub(crate) fn look_again(&self, cx: &mut Context<'_>) -> bool {
-        let looks = self.prompt
-            && std::ptr::eq(LATEST.get(), self)
-            && self.active.is_some_and(|active| active.elapsed() < self.time);
+    pub(crate) fn look_again(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.prompt || !std::ptr::eq(LATEST.get(), self) {
+            return false;
+        }
+        self.prompt = self.active.is_some_and(|active| active.elapsed() < self.time);
         // The runtime looks for input before it goes on with whoever yields.
-        looks && pin!(tokio::task::yield_now()).poll(cx).is_pending()
+        self.prompt && pin!(tokio::task::yield_now()).poll(cx).is_pending()
     }
 }
 
@@ -63,8 +73,19 @@ mod tests {
 
     use super::*;
 
-    async fn looks_again(watch: &Watch) -> bool {
+    async fn looks_again(watch: &mut Watch) -> bool {
         poll_fn(|cx| Poll::Ready(watch.look_again(cx))).await
+    }
+
+    fn answered(watch: &mut Watch) {
+        watch.went();
+        watch.came();
+    }
+
+    /// Until the clock has moved by more than the shortest of the watches.
+    fn let_time_pass() {
+        let now = Instant::now();
+        while now.elapsed() < Duration::from_micros(1) {}
     }
 
     #[tokio::test]
@@ -72,27 +93,39 @@ mod tests {
         let long = Duration::from_secs(3600);
         let (mut one, mut other) = (Watch::new(long), Watch::new(long));
         one.came();
-        assert!(!looks_again(&one).await, "nothing is known of it");
-        one.went();
         one.came();
-        assert!(looks_again(&one).await);
+        assert!(!looks_again(&mut one).await, "it speaks, but answers nothing");
+        answered(&mut one);
+        assert!(looks_again(&mut one).await);
         other.came();
-        assert!(!looks_again(&one).await, "one looks for all");
+        assert!(!looks_again(&mut one).await, "one looks for all");
         one.went();
-        assert!(looks_again(&one).await);
+        assert!(looks_again(&mut one).await);
     }
 
     #[tokio::test]
     async fn a_slow_peer_is_not_looked_for() {
         for time in [Duration::ZERO, Duration::from_nanos(1)] {
             let mut watch = Watch::new(time);
-            for _ in 0..3 {
-                watch.went();
-                let sent = Instant::now();
-                while sent.elapsed() < Duration::from_micros(1) {}
-                watch.came();
-            }
-            assert!(!looks_again(&watch).await, "{time:?}");
+            watch.went();
+            let_time_pass();
+            watch.came();
+            assert!(!looks_again(&mut watch).await, "{time:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_falls_silent_is_looked_for_once() {
+        let mut watch = Watch::new(Duration::from_secs(3600));
+        answered(&mut watch);
+        assert!(looks_again(&mut watch).await);
+        watch.time = Duration::from_nanos(1);
+        let_time_pass();
+        assert!(!looks_again(&mut watch).await, "in vain");
+        watch.time = Duration::from_secs(3600);
+        watch.went();
+        assert!(!looks_again(&mut watch).await, "until it answers in time again");
+        watch.came();
+        assert!(looks_again(&mut watch).await);
     }
 }

@@ -347,6 +347,30 @@ async fn short_bodies_lie_where_they_were_read() {
     }
 }
 
+#[tokio::test]
+async fn a_side_that_looks_before_it_sleeps_loses_nothing_of_what_comes_later() {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (sender, mut closed) = mpsc::unbounded_channel();
+    let service = Arc::new(TestService { refuse: false, hanging: Arc::default(), closed: sender });
+    let (handles, mut handle) = mpsc::unbounded_channel();
+    let accepting = quilt_net::accept(far, Limits::default(), Duration::from_millis(1), move |handle| {
+        handles.send(handle).unwrap();
+        service
+    });
+    tokio::spawn(accepting);
+    let asked = TestService { refuse: false, hanging: Arc::default(), closed: mpsc::unbounded_channel().0 };
+    let (asker, _) = quilt_net::connect(near, hello(), Arc::new(asked)).await.unwrap();
+    let accepted = handle.recv().await.unwrap();
+    for pause in [0, 0, 0, 5, 0, 0, 5] {
+        // Longer than it looks: what comes next has to wake it up.
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        assert_eq!(asker.request(&head("echo"), Bytes::from_static(b"there")).await.outcome, Outcome::Reply);
+        assert_eq!(accepted.request(&head("echo"), Bytes::from_static(b"back")).await.outcome, Outcome::Reply);
+    }
+    asker.goodbye("done");
+    assert!(matches!(closed.recv().await, Some(Closed::Goodbye(_))));
+}
+
 /// Passes everything on to another session.
 struct Relay(Handle);
 

@@ -1,15 +1,19 @@
 //! Whatever bytes come, a session neither panics nor takes much memory.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod common;
+
 use std::time::Instant;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use quilt_protocol::codec::{from_bincode, put_frame, read_frame};
 use quilt_protocol::control::{Registration, Report, UpdateConfiguration, Verdict};
-use quilt_protocol::message::Identity;
+use quilt_protocol::error::Violation;
+use quilt_protocol::message::{Address, Identity};
+use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Hello, Limits, Message, Session};
+use quilt_protocol::{Encoding, Event, Hello, Limits, Message, Outcome, RequestHead, Session, Terms};
 
 fn greeting() -> Vec<u8> {
     let hello = Hello {
@@ -23,6 +27,21 @@ fn greeting() -> Vec<u8> {
     let mut bytes = Vec::new();
     put_frame(&mut bytes, &Message::Hello(Box::new(hello)), &[]);
     bytes
+}
+
+#[test]
+fn a_number_is_in_use_until_its_answer_is_written() {
+    let now = Instant::now();
+    let [_, mut answerer] = common::established(now);
+    let mut asked = Vec::new();
+    put_frame(&mut asked, &Message::request(5, &RequestHead::new(Terms::new(Address::Manager, "x")), 0), &[]);
+    let asked = Bytes::from(asked);
+    answerer.handle_bytes(&asked, now);
+    assert!(matches!(answerer.poll_event(), Some(Event::Request(5, ..))));
+    answerer.respond(5, Outcome::Reply, Encoding::Json, vec![0; 1 << 20].into());
+    answerer.handle_bytes(&asked, now);
+    let closed = answerer.poll_event();
+    assert_eq!(closed, Some(Event::Closed(Closed::Violation(Violation::NumberInUse(5)))));
 }
 
 proptest! {

@@ -17,8 +17,8 @@ use crate::version::SPOKEN;
 const BEGINNING: usize = HEADER_MAX + 1;
 
 impl Session {
-    /// Takes what arrived, all of it. After an error the session is closed and a [`Event::Closed`] says why. Events may hold
-    /// `block` until they are taken.
+    /// Takes what arrived, all of it. After an error the session is closed and a [`Event::Closed`] says why. A body
+    /// holds `block` until it is kept or dropped.
     pub fn handle_bytes(&mut self, block: &Bytes, now: Instant) {
         if self.state == State::Closed {
             return;
@@ -203,7 +203,8 @@ impl Session {
         part: &[u8],
         now: Instant,
     ) -> Result<(), Violation> {
-        if self.serving.contains_key(&number) {
+        // Also while its answer is being written: otherwise answers of one number could queue up without end.
+        if self.serving.contains_key(&number) || self.outbox.holds((number, BodyOf::Answer)) {
             return Err(Violation::NumberInUse(number));
         }
         let streaming = head.terms.credit > 0;

@@ -9,11 +9,13 @@ use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes};
 
+use super::UNCHARGED_MAX;
 use crate::codec::{self, Encode};
 use crate::message::{BodyOf, Message, RequestNumber};
 
 /// Bodies up to here are copied into the write buffer; a copy of this size costs less than keeping track of it.
 const INLINE_BODY: usize = 4 * 1024;
+const _: () = assert!(INLINE_BODY >= UNCHARGED_MAX, "what is passed on as it lies is copied here");
 /// The size of one chunk: what a small message may have to wait for.
 pub(super) const CHUNK: usize = 64 * 1024;
 /// How many bytes of small messages may go before a waiting chunk gets its turn.
@@ -106,6 +108,8 @@ impl Outbox {
                 out.extend_from_slice(&body);
             });
         }
+        // It may have to wait for long, and holds what it was read with until it is copied.
+        let body = if Self::is_inline(&body) { Bytes::copy_from_slice(&body) } else { body };
         self.bulk_bytes += body.len();
         let mut bytes = Vec::new();
         codec::put_header(&mut bytes, header);
@@ -123,6 +127,11 @@ impl Outbox {
         let (_, queue) = self.bulk.remove(at).expect("position is in range");
         self.bulk_bytes -= queue.iter().map(|bulk| bulk.body.len()).sum::<usize>();
         queue.front().is_some_and(|bulk| bulk.header.is_some())
+    }
+
+    /// Whether something waits under `key`.
+    pub(super) fn holds(&self, key: Key) -> bool {
+        self.bulk.iter().any(|(waiting, _)| *waiting == key)
     }
 
     pub(super) fn has_left(&self, placed: Placed) -> bool {

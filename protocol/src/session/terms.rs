@@ -17,7 +17,7 @@ use crate::message::{Said, Terms};
 pub const TERMS_KEPT: usize = 64;
 /// With so many requests under way the terms of the next are kept by both sides, since more of the kind will follow.
 const BUSY: usize = 4;
-/// And with so many asked since terms were last forgotten.
+/// And with so many asked since terms were last forgotten, or would have been if nothing had been under way.
 const OFTEN: u32 = 16;
 
 /// What this side has said.

@@ -1,28 +1,34 @@
 //! Peers that send garbage, announce the impossible, never read or never speak: only their own connection ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use quilt_net::NoService;
 use quilt_protocol::codec::put_frame;
+use quilt_protocol::control::{Facts, Registration};
 use quilt_protocol::message::{Address, Identity};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Hello, Message, RequestHead, Terms};
+use quilt_protocol::{Encoding, Hello, Labels, Message, Outcome, RequestHead, StationId, Terms};
 use quilt_role_counter::api::Increment;
 use quilt_tests::{Fleet, World};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-fn hello() -> Vec<u8> {
-    let hello = Hello {
+fn greeting() -> Hello {
+    Hello {
         versions: SPOKEN,
         software: "hostile".into(),
         fleet: None,
         identity: Identity::Tool("hostile".parse().unwrap()),
         features: vec![],
         extensions: Default::default(),
-    };
+    }
+}
+
+fn hello() -> Vec<u8> {
     let mut bytes = Vec::new();
-    put_frame(&mut bytes, &Message::Hello(Box::new(hello)), &[]);
+    put_frame(&mut bytes, &Message::Hello(Box::new(greeting())), &[]);
     bytes
 }
 
@@ -164,4 +170,46 @@ async fn tools_may_not_do_what_only_the_manager_may() {
         let answer = fleet.call_json(&to, command, bytes::Bytes::from_static(b"{}"), &options).await;
         assert_eq!(answer.outcome, quilt_client::Outcome::Denied, "{command}");
     }
+}
+
+#[tokio::test]
+async fn registrations_that_are_given_up_or_repeated_keep_nobody_from_having_a_turn() {
+    let mut world = World::new().await;
+    let head = RequestHead::new(Terms {
+        encoding: Encoding::Bincode,
+        ..Terms::new(Address::Manager, quilt_protocol::control::command::REGISTER)
+    });
+    let (mut sessions, mut wanted) = (Vec::new(), Vec::new());
+    // More than are taken at a time.
+    for number in 0..400 {
+        let id = StationId::random();
+        let stream = TcpStream::connect(&world.address).await.unwrap();
+        let hello = Hello { identity: Identity::Station(id), ..greeting() };
+        let (session, _) = quilt_net::connect(stream, hello, Arc::new(NoService)).await.unwrap();
+        let registration = Registration {
+            id,
+            wished_name: format!("hostile-{number}").parse().unwrap(),
+            facts: Facts::default(),
+            labels: Labels::default(),
+            roles: vec![],
+            blocked: vec![],
+            applied: None,
+            applying: false,
+            instances: vec![],
+        };
+        let asked = session.request(&head, quilt_net::encode(Encoding::Bincode, &registration));
+        match number % 4 {
+            0 => wanted.push((session.clone(), asked)),
+            1 => session.goodbye("not interested"),
+            _ => drop(asked),
+        }
+        sessions.push(session);
+    }
+    for (session, asked) in wanted {
+        let answer = asked.await;
+        assert_eq!(answer.outcome, Outcome::Reply, "{}", answer.text());
+        let again = session.request(&head, bytes::Bytes::new()).await;
+        assert_eq!(again.outcome, Outcome::Refused, "{}", again.text());
+    }
+    world.station("cam-1", &[]).await;
 }
