@@ -16,13 +16,13 @@ use tokio::sync::Semaphore;
 
 use crate::exit::{Failure, PARTLY, code_of};
 use crate::output::{self, Format, plain};
-use crate::{Session, complete};
+use crate::{Session, complete, reference};
 
 /// Arguments of `call`.
 #[derive(Args)]
 pub(crate) struct Call {
     /// station/role/instance, station/role, manager, client:NAME, or a selector such as "room=a and role=counter"
-    #[arg(add = complete::instances())]
+    #[arg(add = complete::instances(), value_parser = reference::target)]
     target: String,
     /// The command, or group:command
     #[arg(add = complete::commands())]
@@ -53,6 +53,19 @@ struct Result1 {
     code: u8,
 }
 
+impl Result1 {
+    /// Whether the target does not offer the command: it has none of that name, or takes no commands now.
+    fn is_not_offered(&self) -> bool {
+        [Outcome::NoCommand.name(), Outcome::NoTarget.name()].contains(&self.outcome)
+    }
+
+    /// The target as it is written.
+    fn place(&self) -> String {
+        let place: Vec<_> = [&self.station, &self.role, &self.instance].into_iter().flatten().cloned().collect();
+        place.join("/")
+    }
+}
+
 /// How many calls are under way at once; the session takes 1,024.
 const AT_ONCE: usize = 256;
 
@@ -61,7 +74,7 @@ impl Call {
         let body = self.read_body()?;
         let until = Instant::now() + session.timeout;
         let client = session.connect().await?;
-        let is_selector = self.target.contains('=');
+        let is_selector = reference::is_selector(&self.target);
         let mut targets = match self.targets(&client).await {
             Ok(targets) => targets,
             Err(AskError::Ended { outcome, text }) if session.format.is_for_programs() => {
@@ -80,8 +93,9 @@ impl Call {
         }
         let limit = self.limit.map_or(usize::MAX, |limit| limit.of(targets.len()));
         let mut results = Vec::new();
-        // A selector means the instances that offer the command: those that do not are passed over, and others take their
-        // place under the limit.
+        let mut passed_over = Vec::new();
+        // A selector means the instances that offer the command: those that do not, because their role has no such command
+        // or because they do not run now, are passed over, and others take their place under the limit.
         while !targets.is_empty() && results.len() < limit {
             let later = targets.split_off(targets.len().min(limit - results.len()));
             let asked = std::mem::replace(&mut targets, later);
@@ -95,15 +109,30 @@ impl Call {
                 results.extend(self.call_all(&client, asked, &body, until).await);
             }
             if is_selector {
-                results.retain(|result| result.outcome != Outcome::NoCommand.name());
+                passed_over.extend(results.extract_if(.., |result| result.is_not_offered()));
             }
         }
+        self.tell_passed_over(&passed_over);
         if results.is_empty() {
-            let text = format!("no instance that {:?} means offers {:?}", self.target, self.command);
+            let text = format!("no instance that {:?} means offers {:?} now", self.target, self.command);
             return Err(Failure::with_code(crate::exit::REFUSED, text));
         }
         print(session.format, &results, is_selector)?;
         Ok(ExitCode::from(overall(&results)))
+    }
+
+    /// Says which instances were not asked because they do not run. That others have no such command needs no words.
+    fn tell_passed_over(&self, passed_over: &[Result1]) {
+        const NAMED_MAX: usize = 5;
+        let idle: Vec<_> = passed_over.iter().filter(|result| result.outcome == Outcome::NoTarget.name()).collect();
+        if idle.is_empty() {
+            return;
+        }
+        let mut names: Vec<_> = idle.iter().take(NAMED_MAX).map(|result| result.place()).collect();
+        if idle.len() > NAMED_MAX {
+            names.push(format!("{} more", idle.len() - NAMED_MAX));
+        }
+        eprintln!("quiltctl: passed over, because they take no commands now: {}", names.join(", "));
     }
 
     /// Calls all of them, side by side; the results are in the same order.
@@ -233,10 +262,9 @@ fn print(format: Format, results: &[Result1], many: bool) -> Result<(), Failure>
         };
     }
     output::list(format, results, &["TARGET", "OUTCOME", "ANSWER", "MS"], |result| {
-        let place: Vec<_> = [&result.station, &result.role, &result.instance].into_iter().flatten().cloned().collect();
         let answer = result.reply.as_ref().map(ToString::to_string);
         let answer = answer.or_else(|| result.error.as_ref().map(text_of)).unwrap_or_default();
-        vec![place.join("/"), result.outcome.into(), plain(&answer), format!("{:.1}", result.elapsed_ms)]
+        vec![result.place(), result.outcome.into(), plain(&answer), format!("{:.1}", result.elapsed_ms)]
     })
 }
 

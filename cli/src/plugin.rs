@@ -68,7 +68,7 @@ pub(crate) struct Push {
     /// The library, a file that ends in .so
     file: PathBuf,
     /// Which stations, such as "room=a" or "name=*", instead of those that an earlier push of the plugin named
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, value_name = "SELECTOR", value_parser = reference::selector)]
     on: String,
     #[command(flatten)]
     rollout: Rollout,

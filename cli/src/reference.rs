@@ -1,8 +1,9 @@
-//! Stations named in other words than their names.
+//! Stations named in other words than their names, and targets.
 
 use quilt_client::Client;
 use quilt_client::control::StationView;
-use quilt_protocol::Name;
+use quilt_manager::selector::Selector;
+use quilt_protocol::{Address, Name};
 
 use crate::exit::{Failure, REFUSED, USAGE};
 
@@ -39,6 +40,35 @@ pub(crate) async fn name(client: &Client, reference: &str) -> Result<Name, Failu
         return Ok(views(client, reference).await?.swap_remove(0).name);
     }
     reference.parse().map_err(|error| Failure::with_code(USAGE, format!("{error}")))
+}
+
+/// Checks a selector, so that a mistake in it is one of usage. Empty for all stations.
+pub(crate) fn selector(text: &str) -> Result<String, String> {
+    if !text.is_empty() {
+        text.parse::<Selector>()?;
+    }
+    Ok(text.to_owned())
+}
+
+/// Checks the shape of a target: whether there is such an instance is for the manager to say.
+pub(crate) fn target(text: &str) -> Result<String, String> {
+    if is_selector(text) {
+        return selector(text);
+    }
+    match text.parse() {
+        Ok(Address::Manager | Address::Client(_) | Address::Instance { .. }) => Ok(text.to_owned()),
+        // The station may be meant by `id:` or `mac:`, which are no names.
+        _ if matches!(text.split('/').collect::<Vec<_>>()[..], [_, _] | [_, _, _]) => Ok(text.to_owned()),
+        _ => {
+            Err("expected station/role/instance, station/role, manager, client:NAME or a selector such as room=a"
+                .into())
+        }
+    }
+}
+
+/// Whether a target is a selector, and may mean any number of instances.
+pub(crate) fn is_selector(target: &str) -> bool {
+    target.contains('=')
 }
 
 fn refused(text: String) -> Failure {

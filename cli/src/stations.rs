@@ -13,7 +13,7 @@ use crate::{Session, complete, reference};
 #[derive(Args)]
 pub(crate) struct Stations {
     /// Only those that match, such as room=a or name=cam-*
-    #[arg(value_name = "SELECTOR", default_value = "")]
+    #[arg(value_name = "SELECTOR", default_value = "", value_parser = reference::selector)]
     selector: String,
 }
 

@@ -18,7 +18,7 @@ mod register;
 mod rollout;
 mod route;
 mod schemas;
-mod selector;
+pub mod selector;
 mod session;
 mod state;
 pub mod store;

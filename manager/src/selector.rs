@@ -1,20 +1,31 @@
 //! Expressions over stations: `room=a and role=process`, `name=cam-* and not (room=b or room=c)`.
 //!
 //! A term is `KEY=PATTERN`, or `KEY!=PATTERN` for its contrary; `*` in a pattern stands for any text. Keys are `name`, `id`, `hostname`, `mac`, `ip`,
-//! `role` (a role the station can run), `state`, and otherwise labels. `not` binds closest, then `and`, then `or`.
+//! `role` (a role the station can run), `state`, and otherwise labels. `not` binds closest, then `and`, then `or`. Quotes, `"` or `'`,
+//! go around a whole pattern, which may then hold spaces and parentheses as well.
 
+use quilt_protocol::control::StationState;
 use winnow::ascii::multispace0;
-use winnow::combinator::{alt, cut_err, delimited, eof, preceded, repeat, terminated};
+use winnow::combinator::{alt, cut_err, delimited, eof, fail, not, peek, preceded, repeat, terminated};
 use winnow::error::{ContextError, ErrMode, StrContext, StrContextValue};
 use winnow::prelude::*;
-use winnow::token::take_while;
+use winnow::token::{one_of, take_while};
 
 /// A parsed expression.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Selector {
-    Term { key: String, pattern: String },
+pub enum Selector {
+    /// A key has a value that fits the pattern.
+    Term {
+        /// The key.
+        key: String,
+        /// Text in which `*` stands for any text.
+        pattern: String,
+    },
+    /// The contrary.
     Not(Box<Selector>),
+    /// All of them.
     And(Vec<Selector>),
+    /// At least one of them.
     Or(Vec<Selector>),
 }
 
@@ -78,11 +89,22 @@ impl std::str::FromStr for Selector {
         if text.len() > LENGTH_MAX || nesting > DEPTH_MAX {
             return Err(format!("a selector of at most {LENGTH_MAX} bytes and {DEPTH_MAX} levels is expected"));
         }
-        delimited(multispace0, any_of, (multispace0, eof)).parse(text).map_err(|error| {
-            let at = error.offset();
-            let expected = error.inner().to_string();
-            let expected = if expected.is_empty() { "expected `and`, `or` or the end".to_owned() } else { expected };
-            format!("selector {text:?}: at character {}: {expected}", at + 1).replace('\n', ", ")
+        let parsed =
+            delimited(multispace0, any_of, (multispace0, eof.context(expected("`and`, `or` or the end")))).parse(text);
+        parsed.map_err(|error| {
+            let at = text[..error.offset()].chars().count() + 1;
+            let contexts: Vec<_> = error.inner().context().collect();
+            // The innermost place that says what belongs there knows best.
+            let expected = contexts.iter().find_map(|context| match context {
+                StrContext::Expected(expected) => Some(expected.to_string()),
+                _ => None,
+            });
+            let expected = expected.unwrap_or_else(|| "KEY=VALUE".into());
+            let found = match text[error.offset()..].chars().next() {
+                Some(found) => format!("`{found}`"),
+                None => "the end".into(),
+            };
+            format!("selector {text:?}: at character {at}: expected {expected}, found {found}")
         })
     }
 }
@@ -90,11 +112,9 @@ impl std::str::FromStr for Selector {
 type Parsed<T> = Result<T, ErrMode<ContextError>>;
 
 fn word<'i>(word: &'static str) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>> {
-    delimited(
-        multispace0,
-        terminated(word, winnow::combinator::peek(winnow::token::one_of([' ', '\t', '(']))),
-        multispace0,
-    )
+    // A word that ends the text is one as well: what must follow it is then what is missing.
+    let ends = peek(alt((one_of([' ', '\t', '\n', '(']).void(), eof.void())));
+    delimited(multispace0, terminated(word, ends), multispace0)
 }
 
 fn any_of(input: &mut &str) -> Parsed<Selector> {
@@ -112,10 +132,14 @@ fn all_of(input: &mut &str) -> Parsed<Selector> {
 fn one(input: &mut &str) -> Parsed<Selector> {
     alt((
         preceded(word("not"), cut_err(one)).map(|inner| Selector::Not(Box::new(inner))),
-        delimited(('(', multispace0), any_of, (multispace0, cut_err(')').context(expected("`)`")))),
+        delimited(
+            ('(', multispace0),
+            cut_err(any_of),
+            (multispace0, cut_err(')').context(expected("`and`, `or` or `)`"))),
+        ),
         term,
+        fail.context(expected("KEY=VALUE, `not` or `(`")),
     ))
-    .context(expected("KEY=VALUE, `not` or `(`"))
     .parse_next(input)
 }
 
@@ -123,13 +147,38 @@ fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
+/// Neither the end of a word nor a sign that means something.
+fn is_plain(c: char) -> bool {
+    !c.is_whitespace() && !"=()\"'".contains(c)
+}
+
 fn term(input: &mut &str) -> Parsed<Selector> {
-    let text = |c: char| !c.is_whitespace() && !"=()".contains(c);
-    let key = take_while(1.., |c| text(c) && c != '!');
-    let pattern = cut_err(take_while(1.., text)).context(expected("a value"));
-    let (key, is, pattern): (&str, &str, &str) = (key, alt(("=", "!=")), pattern).parse_next(input)?;
+    let key: &str = take_while(1.., |c| is_plain(c) && c != '!').parse_next(input)?;
+    let equals = alt(("=", "!=")).context(expected("`=` or `!=` right after the key"));
+    let is = cut_err(equals).parse_next(input)?;
+    let pattern = cut_err(pattern(key)).parse_next(input)?;
     let term = Selector::Term { key: key.into(), pattern: pattern.into() };
     Ok(if is == "=" { term } else { Selector::Not(Box::new(term)) })
+}
+
+/// The text behind `=`, without its quotes.
+fn pattern<'i>(key: &str) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>> {
+    let is_state = key == "state";
+    let quoted = |quote: char| {
+        delimited(quote, take_while(0.., move |c| c != quote), cut_err(quote).context(expected("the closing quote")))
+    };
+    let bare = take_while(1.., is_plain);
+    let text = alt((quoted('"'), quoted('\''), bare, fail.context(expected("a value right after the `=`"))));
+    let whole = not(one_of(['"', '\''])).context(expected("the end of the value: quotes go around all of it"));
+    terminated(text, whole).verify(move |pattern: &str| !is_state || names_a_state(pattern)).context(expected(STATES))
+}
+
+const STATES: &str = "connected, disconnected, unknown, unadopted or quarantined as a state";
+
+/// Whether some state fits the pattern: a word that is none matches no station, ever.
+fn names_a_state(pattern: &str) -> bool {
+    use StationState::{Connected, Disconnected, Quarantined, Unadopted, Unknown};
+    [Connected, Disconnected, Unknown, Unadopted, Quarantined].iter().any(|state| glob(pattern, state.name()))
 }
 
 #[cfg(test)]
@@ -183,14 +232,45 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_where_and_what_was_expected() {
-        for (bad, at) in [("room", 5), ("room=", 6), ("room=a and", 7), ("(room=a", 8), ("room=a room=b", 8), ("", 1)] {
+    fn an_error_says_where_what_was_expected_and_what_is_there() {
+        for (bad, at, expected) in [
+            ("", 1, "KEY=VALUE, `not` or `(`, found the end"),
+            ("room", 5, "`=` or `!=` right after the key, found the end"),
+            ("room=", 6, "a value right after the `=`, found the end"),
+            ("room = a", 5, "`=` or `!=` right after the key, found ` `"),
+            ("room==a", 6, "a value right after the `=`, found `=`"),
+            ("room=a and", 11, "KEY=VALUE, `not` or `(`, found the end"),
+            ("room=a or ", 11, "KEY=VALUE, `not` or `(`, found the end"),
+            ("not", 4, "KEY=VALUE, `not` or `(`, found the end"),
+            ("room=ä and (", 13, "KEY=VALUE, `not` or `(`, found the end"),
+            ("(room=a", 8, "`and`, `or` or `)`, found the end"),
+            ("room=a room=b", 8, "`and`, `or` or the end, found `r`"),
+            ("room=a)", 7, "`and`, `or` or the end, found `)`"),
+            ("room=a AND role=b", 8, "`and`, `or` or the end, found `A`"),
+            ("room=\"a", 8, "the closing quote, found the end"),
+            ("room=a\"b\"", 7, "the end of the value: quotes go around all of it, found `\"`"),
+            ("room='a'\"b\"", 9, "the end of the value: quotes go around all of it, found `\"`"),
+            ("\"room\"=a", 1, "KEY=VALUE, `not` or `(`, found `\"`"),
+            ("state=conected", 7, "connected, disconnected, unknown, unadopted or quarantined as a state, found `c`"),
+        ] {
             let error = bad.parse::<Selector>().unwrap_err();
-            assert!(error.contains("expected"), "{error}");
-            assert!(error.contains(&format!("character {at}")) || bad == "room=a and", "{bad}: {error}");
+            assert_eq!(error, format!("selector {bad:?}: at character {at}: expected {expected}"));
         }
         assert!("(".repeat(100_000).parse::<Selector>().is_err());
         assert!("not ".repeat(1000).parse::<Selector>().is_err());
+        assert!("state=*connected".parse::<Selector>().is_ok());
+    }
+
+    #[test]
+    fn quotes_around_a_value_are_not_part_of_it() {
+        let pattern = |text: &str| match text.parse() {
+            Ok(Selector::Term { pattern, .. }) => pattern,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pattern("name=\"cam-*\""), "cam-*");
+        assert_eq!(pattern("room='lecture hall (a)'"), "lecture hall (a)");
+        assert_eq!(pattern("room=\"it's = 1\""), "it's = 1");
+        assert!(matches("room=\"a\" and(name='cam-1')"));
     }
 
     #[test]

@@ -75,7 +75,7 @@ async fn a_frozen_station_times_out_and_is_answered_again_afterwards() {
 }
 
 #[tokio::test]
-async fn selectors_reach_every_instance_that_offers_the_command() {
+async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistakes_are_usage() {
     let mut world = counting_world().await;
     world.station("cam-2", &["--label", "room=a"]).await;
     let fleet = Fleet::new()
@@ -91,6 +91,18 @@ async fn selectors_reach_every_instance_that_offers_the_command() {
     // The limit counts instances that offer the command; cam-1 has no program.
     let one = world.ctl(&["-o", "json", "call", "name=cam-*", "status", "--limit", "1"]).await.with_code(0).json();
     assert_eq!((one[0]["station"].as_str(), one.as_array().unwrap().len()), (Some("cam-2"), 1));
+    // Nor does one that does not run: it is passed over, and named.
+    world.ctl(&["stop", "cam-2/counter/main"]).await.with_code(0);
+    let others = world.ctl(&["-o", "json", "call", "name=\"cam-*\"", "value"]).await.with_code(0);
+    assert_eq!((others.json()[0]["station"].as_str(), others.json().as_array().unwrap().len()), (Some("cam-1"), 1));
+    let told = "quiltctl: passed over, because they take no commands now: cam-2/counter/main\n";
+    assert_eq!(others.err, told);
+    world.ctl(&["call", "name=cam-2 and role=counter", "value"]).await.with_code(4);
+    world.ctl(&["start", "cam-2/counter/main"]).await.with_code(0);
+    for mistake in [&["call", "room=a and", "value"][..], &["stations", "room"], &["call", "cam-2", "value"]] {
+        let refused = world.ctl(mistake).await.with_code(2);
+        assert!(refused.err.contains("expected "), "{refused:?}");
+    }
     world.ctl(&["call", "cam-2/counter", "value"]).await.with_code(0);
     world.ctl(&["call", "room=nowhere", "value"]).await.with_code(4);
     let commands = world.ctl(&["commands", "cam-1", "-o", "json"]).await.with_code(0).json();
