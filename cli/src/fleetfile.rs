@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quilt_client::control::{FleetFile, Problem};
+use quilt_core::settings::{self, line_and_column};
 use toml::de::{DeTable, DeValue};
 
 use crate::exit::Failure;
@@ -24,11 +25,7 @@ impl Source {
             false => fs::read_to_string(path),
         };
         let text = text.map_err(|error| failed(&error))?;
-        let fleet = toml::from_str(&text).map_err(|error: toml::de::Error| {
-            let at = error.span().map(|span| line_and_column(&text, span.start));
-            let place = at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
-            Failure::new(format!("{}{place}: {}", path.display(), error.message()))
-        })?;
+        let fleet = settings::parse(path, &text).map_err(|error| Failure::new(error.to_string()))?;
         Ok(Self { path: path.to_owned(), text, fleet })
     }
 
@@ -83,13 +80,6 @@ impl Source {
         keys.extend(problem.key.iter().flat_map(|key| key.split('.')));
         self.place(&keys)
     }
-}
-
-fn line_and_column(text: &str, at: usize) -> (usize, usize) {
-    let before = &text[..at.min(text.len())];
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    (line, column)
 }
 
 #[cfg(test)]

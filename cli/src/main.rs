@@ -24,7 +24,8 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use quilt_client::Client;
 use quilt_core::settings;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use exit::Failure;
 use output::Format;
@@ -40,7 +41,7 @@ struct Cli {
     #[arg(short, long, global = true, env = "QUILT_OUTPUT", value_enum)]
     output: Option<Format>,
     /// How long to wait for an answer, in seconds (or as 500ms, 2m); 15 s unless a configuration file says otherwise
-    #[arg(long, global = true, env = "QUILT_TIMEOUT", value_name = "S", value_parser = seconds)]
+    #[arg(long, global = true, env = "QUILT_TIMEOUT", value_name = "S", value_parser = timeout)]
     timeout: Option<Duration>,
     #[command(subcommand)]
     verb: Verb,
@@ -101,31 +102,36 @@ pub(crate) struct Session {
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct Section {
+    #[serde(deserialize_with = "read_address")]
     manager: Option<String>,
-    #[serde(with = "humantime_serde")]
+    #[serde(deserialize_with = "read_timeout")]
     timeout: Option<Duration>,
-    output: Option<String>,
+    #[serde(deserialize_with = "read_format")]
+    output: Option<Format>,
+}
+
+fn read_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    address(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+}
+
+fn read_timeout<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    timeout(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+}
+
+fn read_format<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Format>, D::Error> {
+    let name = String::deserialize(value)?;
+    let wrong = |_| D::Error::custom(format!("{name:?} is no way to print; expected table, wide, json, jsonl or yaml"));
+    Format::from_str(&name, true).map(Some).map_err(wrong)
 }
 
 impl Session {
     /// What flags and environment say, over what the files say.
     fn new(manager: Option<String>, timeout: Option<Duration>, format: Option<Format>) -> Result<Self, Failure> {
         let file: Section = settings::read(None, "client").map_err(|error| Failure::new(error.to_string()))?;
-        let of_file = file.output.map(|name| {
-            Format::from_str(&name, true).map_err(|_| {
-                Failure::new(format!(
-                    "output = {name:?} in section [client], expected table, wide, json, jsonl or yaml"
-                ))
-            })
-        });
-        let manager = match manager.or(file.manager) {
-            None => "127.0.0.1:7440".into(),
-            Some(manager) => address(&manager).map_err(|error| Failure::with_code(2, error))?,
-        };
         Ok(Self {
-            manager,
+            manager: manager.or(file.manager).unwrap_or_else(|| "127.0.0.1:7440".into()),
             timeout: timeout.or(file.timeout).unwrap_or(Duration::from_secs(15)),
-            format: format.or(of_file.transpose()?).unwrap_or(Format::Table),
+            format: format.or(file.output).unwrap_or(Format::Table),
         })
     }
 
@@ -147,9 +153,20 @@ fn address(text: &str) -> Result<String, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
-        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    duration.ok_or_else(|| format!("expected a time such as 15 (seconds), 500ms or 2m, got {text:?}"))
+}
+
+/// A time in which there can be an answer.
+fn timeout(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        Duration::ZERO => {
+            Err(format!("expected a time such as 15 (seconds), 500ms or 2m, got {text:?}, in which nobody can answer"))
+        }
+        some => Ok(some),
     }
 }
 

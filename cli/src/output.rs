@@ -91,6 +91,11 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// How long ago a time was. Documents have the time itself; people would have to reckon.
+pub(crate) fn age(then: &str) -> String {
+    plain(&quilt_core::time::age_text(then, std::time::SystemTime::now()))
+}
+
 /// Text from a fleet member, made safe for a terminal: control characters are shown, not obeyed.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()

@@ -66,7 +66,7 @@ fn row(station: &StationView, wide: bool) -> Vec<String> {
         or_dash(&station.ip),
         station.id.to_string(),
         plain(&labels.join(",")),
-        or_dash(&station.last_seen),
+        station.last_seen.as_deref().map_or_else(|| "-".into(), output::age),
         notes,
     ];
     start.into_iter().chain(rest).collect()
@@ -135,7 +135,8 @@ fn show(station: &StationView) -> String {
     add("hostname", station.hostname.clone());
     add("mac", or_dash(&station.mac));
     add("ip", or_dash(&station.ip));
-    add("last seen", or_dash(&station.last_seen));
+    let with_age = |time: &String| format!("{} ({time})", output::age(time));
+    add("last seen", station.last_seen.as_ref().map_or_else(|| "-".into(), with_age));
     let labels: Vec<_> = station.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     add("labels", labels.join(", "));
     add("roles", station.roles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
@@ -153,7 +154,7 @@ fn show(station: &StationView) -> String {
     station.flags.iter().for_each(|flag| add("note", flag.clone()));
     station.facts.more.iter().for_each(|(name, value)| add(name, value.to_owned()));
     for instance in &station.instances {
-        let mut text = format!("{} since {}", instance.state, instance.since);
+        let mut text = format!("{} since {}", instance.state, with_age(&instance.since));
         if let Some(pid) = instance.pid {
             text += &format!(", pid {pid}");
         }

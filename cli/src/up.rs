@@ -40,8 +40,8 @@ pub(crate) struct Up {
     /// A folder of plugins, watched; by default `plugins` in the configuration folder
     #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
     plugin_dir: Vec<PathBuf>,
-    /// What to log: error, warn, info, debug, trace, or a filter
-    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL", default_value = "warn")]
+    /// What to log: off, error, warn, info, debug, trace, or a filter
+    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL", default_value = "warn", value_parser = log::check_level)]
     log_level: String,
 }
 

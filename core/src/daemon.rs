@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::log;
+
 /// Flags of a daemon, whichever it is; each is an environment variable and a key of its section as well.
 #[derive(Args, Debug, Clone, Default)]
 pub struct DaemonArgs {
@@ -19,8 +21,8 @@ pub struct DaemonArgs {
     /// File that holds the process id while the daemon runs
     #[arg(long, env = "QUILT_PID_FILE", value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// What to log: error, warn, info, debug, trace, or a filter such as quilt_net=debug,info
-    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL")]
+    /// What to log: off, error, warn, info, debug, trace, or a filter such as quilt_net=debug,info
+    #[arg(long, env = "QUILT_LOG_LEVEL", value_name = "LEVEL", value_parser = log::check_level)]
     pub log_level: Option<String>,
 }
 

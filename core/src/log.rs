@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::de::{Deserialize as _, Deserializer, Error as _};
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
 /// The log file of this process.
@@ -80,8 +81,58 @@ pub fn on_change(heard: fn()) {
 }
 
 fn parse(level: &str) -> io::Result<EnvFilter> {
-    EnvFilter::try_new(level)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("log level {level:?}: {error}")))
+    let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+    let filter = filter(level).map_err(invalid)?;
+    EnvFilter::try_new(&filter).map_err(|error| invalid(format!("log level {level:?}: {error}")))
+}
+
+/// Checks a log level, for whoever reads command lines and configuration files.
+///
+/// # Errors
+///
+/// It is no level and no filter; the text says what there is.
+pub fn check_level(level: &str) -> Result<String, String> {
+    parse(level).map_err(|error| error.to_string())?;
+    Ok(level.to_owned())
+}
+
+/// Reads a log level from a configuration file, checked while the parser knows its place.
+///
+/// # Errors
+///
+/// As [`check_level`].
+pub fn deserialize_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    check_level(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+/// The filter in the subscriber's own words. The subscriber takes a word that it does not know for the name of a module, and
+/// then logs nothing else: so each part must be a level, or say of which module it is one.
+fn filter(level: &str) -> Result<String, String> {
+    let wrong = |part: &str| {
+        let levels = "off, error, warn, info, debug, trace, or a filter such as quilt_net=debug,info";
+        format!("log level {part:?}: expected {levels}")
+    };
+    let parts = level.split(',').map(|part| match part.trim().rsplit_once('=') {
+        None => Ok(level_of(part.trim()).ok_or_else(|| wrong(part))?.to_owned()),
+        Some((module, part)) if !module.is_empty() => {
+            Ok(format!("{module}={}", level_of(part).ok_or_else(|| wrong(part))?))
+        }
+        Some(_) => Err(wrong(part)),
+    });
+    Ok(parts.collect::<Result<Vec<_>, _>>()?.join(","))
+}
+
+/// The level that a word means, in whatever case: the subscriber's, and what other programs call the same.
+fn level_of(word: &str) -> Option<&'static str> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "off" | "none" => "off",
+        "error" | "critical" => "error",
+        "warn" | "warning" => "warn",
+        "info" | "notice" => "info",
+        "debug" | "verbose" => "debug",
+        "trace" => "trace",
+        _ => return None,
+    })
 }
 
 /// Starts logging: to `file` if given, else to stderr. `level` is a filter such as `info` or `quilt_net=debug,info`.
@@ -114,4 +165,38 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_words_that_people_use_and_any_other_word_is_refused() {
+        for (level, meant) in [
+            ("info", "info"),
+            ("WARNING", "warn"),
+            ("verbose", "debug"),
+            ("none", "off"),
+            ("quilt_net=Debug, warning", "quilt_net=debug,warn"),
+            ("quilt_net::connection=trace,quilt=off,info", "quilt_net::connection=trace,quilt=off,info"),
+        ] {
+            assert_eq!(filter(level).as_deref(), Ok(meant), "{level}");
+            check_level(level).unwrap();
+        }
+        // Each of these but the last was a filter once: for a module of that name, or for nothing.
+        for (level, named) in [
+            ("", ""),
+            ("inof", "inof"),
+            ("quilt_net", "quilt_net"),
+            ("info,", ""),
+            ("quilt_net=", ""),
+            ("=info", "=info"),
+            ("quilt_net=loud", "loud"),
+        ] {
+            let error = check_level(level).unwrap_err();
+            let start = format!("log level {named:?}: expected off, error, warn, info, debug, trace");
+            assert!(error.starts_with(&start), "{error}");
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! Settings from files: `quilt.toml`, then `quilt.local.toml`, then `conf.d/*.toml` in name order, each over the one
 //! before. Environment variables and flags go over them; that is clap's part.
 
+use std::fmt;
 use std::fs;
 use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 /// Why settings cannot be read.
@@ -20,19 +23,49 @@ pub enum SettingsError {
         #[source]
         error: io::Error,
     },
-    /// A file is not TOML, or a key is unknown or of the wrong type. The text shows the line.
-    #[error("{path}: {text}")]
+    /// A file is not TOML, or a key is unknown or of the wrong type.
+    #[error("{place}: {text}")]
     Invalid {
-        /// The file, or the files that were put together.
-        path: PathBuf,
+        /// The file with line and column.
+        place: String,
         /// What the parser says.
         text: String,
     },
 }
 
+impl SettingsError {
+    fn invalid(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let at = error.span().map(|span| line_and_column(text, span.start));
+        let at = at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
+        Self::Invalid { place: format!("{}{at}", path.display()), text: error.message().to_owned() }
+    }
+}
+
+/// The line and column of a byte of a text, both from 1 on.
+pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
+}
+
+/// Parses the text of a TOML file.
+///
+/// # Errors
+///
+/// [`SettingsError::Invalid`], with line and column.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SettingsError> {
+    toml::from_str(text).map_err(|error| SettingsError::invalid(path, text, &error))
+}
+
 /// The folder of configuration files: `$QUILT_CFG_DIR`, or `/etc/quilt`.
 pub fn config_dir() -> PathBuf {
     std::env::var_os("QUILT_CFG_DIR").map_or_else(|| "/etc/quilt".into(), PathBuf::from)
+}
+
+/// Where plugins are unless somebody says otherwise.
+pub fn default_plugin_dir() -> PathBuf {
+    config_dir().join("plugins")
 }
 
 /// Reads section `section` of the settings. `file` replaces `quilt.toml` and must exist; the default files need not.
@@ -57,23 +90,65 @@ pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str) -> Result<T
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => continue,
             Err(error) => return Err(SettingsError::Io { path, error }),
         };
-        let invalid = |text: String| SettingsError::Invalid { path: path.clone(), text };
-        let table: Table = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        // Each file is checked alone, so that an error names the file it is in.
-        section_of::<T>(&table, section).map_err(invalid)?;
-        merge(&mut merged, table);
+        // Each file is checked alone, so that an error names the place it is in.
+        check::<T>(&text, section).map_err(|error| SettingsError::invalid(&path, &text, &error))?;
+        merge(&mut merged, parse(&path, &text)?);
         last = path;
     }
-    section_of(&merged, section).map_err(|text| SettingsError::Invalid { path: last, text })
+    let section = merged.remove(section).unwrap_or_else(|| Value::Table(Table::new()));
+    section.try_into().map_err(|error| SettingsError::invalid(&last, "", &error))
 }
 
-fn section_of<T: DeserializeOwned>(table: &Table, section: &str) -> Result<T, String> {
-    let known = ["manager", "station", "client"];
-    if let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(format!("unknown section [{unknown}], expected one of [{}]", known.join("], [")));
+/// The sections that there are.
+const SECTIONS: [&str; 3] = ["manager", "station", "client"];
+
+/// Whether a file has known sections only, and `section` in it is a `T`.
+fn check<T: DeserializeOwned>(text: &str, section: &str) -> Result<(), toml::de::Error> {
+    SectionOf::<T> { section, is: PhantomData }.deserialize(toml::Deserializer::parse(text)?)
+}
+
+/// Reads one section where it stands in the text: errors then know their place.
+struct SectionOf<'a, T> {
+    section: &'a str,
+    is: PhantomData<T>,
+}
+
+impl<'de, T: DeserializeOwned> DeserializeSeed<'de> for SectionOf<'_, T> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, file: D) -> Result<(), D::Error> {
+        file.deserialize_map(self)
     }
-    let section = table.get(section).cloned().unwrap_or_else(|| Value::Table(Table::new()));
-    section.try_into().map_err(|error: toml::de::Error| error.to_string())
+}
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for SectionOf<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sections [{}]", SECTIONS.join("], ["))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut file: A) -> Result<(), A::Error> {
+        while let Some(Section(section)) = file.next_key()? {
+            if section == self.section {
+                drop(file.next_value::<T>()?);
+            } else {
+                file.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a section, checked while the parser knows where it stands.
+struct Section(&'static str);
+
+impl<'de> Deserialize<'de> for Section {
+    fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(key)?;
+        let known = SECTIONS.into_iter().find(|known| *known == name);
+        let unknown = || format!("unknown section [{name}], expected one of [{}]", SECTIONS.join("], ["));
+        known.map(Self).ok_or_else(|| D::Error::custom(unknown()))
+    }
 }
 
 /// The `*.toml` files of a folder in name order; none if there is no such folder.
@@ -106,8 +181,6 @@ fn merge(below: &mut Table, above: Table) {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Deserialize, Default, Debug)]
@@ -115,25 +188,42 @@ mod tests {
     struct Station {
         name: String,
         manager: String,
+        lanes: u16,
+        #[serde(deserialize_with = "crate::log::deserialize_level")]
+        log_level: Option<String>,
     }
 
     #[test]
-    fn a_misspelt_key_is_an_error_that_names_the_file() {
+    fn a_mistake_in_a_file_is_told_with_its_line_and_column() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("quilt.toml");
-        fs::write(&path, "[station]\nnmae = \"x\"\n").unwrap();
-        let error = read::<Station>(Some(&path), "station").unwrap_err().to_string();
-        assert!(error.contains("quilt.toml") && error.contains("nmae"), "{error}");
-        fs::write(&path, "[sation]\nname = \"x\"\n").unwrap();
-        let error = read::<Station>(Some(&path), "station").unwrap_err().to_string();
-        assert!(error.contains("unknown section [sation]"), "{error}");
+        for (text, told) in [
+            ("[station]\n\nnmae = 'x'\n", ":3:1: unknown field `nmae`, expected one of"),
+            (
+                "[client]\n[sation]\nname = 'x'\n",
+                ":2:2: unknown section [sation], expected one of [manager], [station]",
+            ),
+            ("[station]\nname = 1\n", ":2:8: invalid type: integer `1`, expected a string"),
+            ("[station]\nlanes = 70000\n", ":2:9: invalid value: integer `70000`, expected u16"),
+            ("[station]\nname = 'x\n", ":2:10: "),
+            ("[station]\nlog_level = 'inof'\n", ":2:13: log level \"inof\": expected off, error, warn"),
+            ("station = 1\n", ":1:11: invalid type: integer `1`"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = read::<Station>(Some(&path), "station").unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}{told}", path.display())), "{error}");
+        }
+        fs::write(&path, "[client]\nx = 1\n[station]\nname = 'a'\nlog_level = 'warning'\n").unwrap();
+        let read = read::<Station>(Some(&path), "station").unwrap();
+        assert_eq!((read.name.as_str(), read.log_level.as_deref()), ("a", Some("warning")));
     }
 
     #[test]
     fn later_tables_go_over_earlier_ones_key_by_key() {
         let mut below: Table = toml::from_str("[station]\nname = 'a'\nmanager = 'm'\n").unwrap();
         merge(&mut below, toml::from_str("[station]\nname = 'b'\n").unwrap());
-        let station: Station = section_of(&below, "station").unwrap();
+        let station: Station = below.remove("station").unwrap().try_into().unwrap();
         assert_eq!((station.name.as_str(), station.manager.as_str()), ("b", "m"));
+        assert_eq!(station.lanes, 0);
     }
 }

@@ -23,13 +23,36 @@ pub fn ms_text(ms: u64) -> String {
     rfc3339(UNIX_EPOCH + Duration::from_millis(ms.min(END_OF_9999)))
 }
 
-/// How long ago that was, as people say it: `3m`, `2h`, `5d`.
-pub fn age_text(ms: u64) -> String {
-    let seconds = now_ms().saturating_sub(ms) / 1000;
+/// How long before `now` an [`rfc3339`] time was, as people say it: `3m ago`, `2h ago`, `5d ago`. A time to come, as another
+/// host's clock may have it, was just now; what is no time is given back as it is.
+pub fn age_text(then: &str, now: SystemTime) -> String {
+    let Ok(time) = humantime::parse_rfc3339(then) else { return then.to_owned() };
+    let seconds = now.duration_since(time).unwrap_or_default().as_secs();
     match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
+        0 => "just now".into(),
+        1..60 => format!("{seconds}s ago"),
+        60..3600 => format!("{}m ago", seconds / 60),
+        3600..86_400 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_told_in_the_largest_whole_unit() {
+        let now = humantime::parse_rfc3339("2026-03-02T12:00:00Z").unwrap();
+        for (then, age) in [
+            ("2026-03-02T12:00:09.000Z", "just now"),
+            ("2026-03-02T11:59:59.500Z", "just now"),
+            ("2026-03-02T11:59:01.000Z", "59s ago"),
+            ("2026-03-02T10:00:01.000Z", "1h ago"),
+            ("2026-02-28T11:59:00.000Z", "2d ago"),
+            ("-", "-"),
+        ] {
+            assert_eq!(age_text(then, now), age);
+        }
     }
 }

@@ -30,6 +30,7 @@ struct Section {
     http: Option<String>,
     log_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
+    #[serde(deserialize_with = "quilt_core::log::deserialize_level")]
     log_level: Option<String>,
 }
 

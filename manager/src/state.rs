@@ -333,15 +333,23 @@ impl State {
         if let Some(wished) = wished.filter(|wished| self.names.contains_key(*wished)) {
             flags.push(format!("the name {wished} is taken by another station"));
         }
-        let same_mac = record.facts.mac.as_deref().and_then(|mac| macs.get(mac)).into_iter().flatten();
-        let others: Vec<_> = same_mac.filter(|name| ***name != record.name).map(ToString::to_string).collect();
-        if !others.is_empty() {
-            flags.push(format!("same MAC as {}", others.join(", ")));
-        }
+        let sharing = record.facts.mac.as_deref().and_then(|mac| macs.get(mac)).into_iter().flatten();
+        let others: Vec<_> = sharing.filter(|name| ***name != record.name).map(ToString::to_string).collect();
+        flags.extend(same_mac(&others));
         if self.quarantined.iter().any(|newcomer| newcomer.registration.id == record.id) {
             flags.push("another machine claims its identity; see `quiltctl station replace` and `renew`".into());
         }
         flags
+    }
+}
+
+/// What is said of a station whose MAC others have as well. On a host with many stations all names would be a page for each.
+fn same_mac(others: &[String]) -> Option<String> {
+    const NAMED_MAX: usize = 3;
+    match others.len() {
+        0 => None,
+        1..=NAMED_MAX => Some(format!("same MAC as {}", others.join(", "))),
+        many => Some(format!("same MAC as {many} others")),
     }
 }
 
@@ -395,5 +403,18 @@ fn instance_view(report: &InstanceReport) -> InstanceView {
         restarts: report.restarts,
         since: time::ms_text(report.since_ms),
         attributes: attributes.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_stations_with_one_mac_are_counted_and_a_few_are_named() {
+        let others = |count: usize| (0..count).map(|number| format!("cam-{number}")).collect::<Vec<_>>();
+        assert_eq!(same_mac(&others(0)), None);
+        assert_eq!(same_mac(&others(2)).as_deref(), Some("same MAC as cam-0, cam-1"));
+        assert_eq!(same_mac(&others(59)).as_deref(), Some("same MAC as 59 others"));
     }
 }

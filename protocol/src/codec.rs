@@ -82,14 +82,18 @@ pub(crate) fn put_header(out: &mut Vec<u8>, header: &impl Encode) {
 ///
 /// # Errors
 ///
-/// [`Violation::EmptyFrame`], [`Violation::FrameTooLong`].
+/// [`Violation::EmptyFrame`], [`Violation::FrameTooLong`], [`Violation::Http`].
 pub fn find_frame(input: &[u8], limit: usize) -> Result<Option<&[u8]>, Violation> {
     let Some(length) = input.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let is_http = matches!(length, b"HTTP" | b"GET " | b"HEAD" | b"POST" | b"PUT ");
     let length = u32::from_le_bytes(*length) as usize;
     if length == 0 {
         return Err(Violation::EmptyFrame);
     }
     if length > limit {
+        if is_http {
+            return Err(Violation::Http);
+        }
         return Err(Violation::FrameTooLong { length, limit });
     }
     Ok(input.get(LENGTH_BYTES..LENGTH_BYTES + length))

@@ -41,6 +41,12 @@ pub enum Violation {
         /// What is allowed now.
         limit: usize,
     },
+    /// Not a frame: the peer asks or answers in HTTP.
+    #[error(
+        "the peer speaks HTTP and not quilt's protocol; use the manager's protocol port (7440 by default), not its HTTP \
+         port (7441)"
+    )]
+    Http,
     /// A frame of no bytes.
     #[error("an empty frame")]
     EmptyFrame,

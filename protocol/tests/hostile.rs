@@ -44,6 +44,20 @@ fn a_number_is_in_use_until_its_answer_is_written() {
     assert_eq!(closed, Some(Event::Closed(Closed::Violation(Violation::NumberInUse(5)))));
 }
 
+#[test]
+fn a_peer_that_speaks_http_is_told_from_one_whose_frames_are_too_long() {
+    for (bytes, violation) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n"[..], Violation::Http),
+        (b"GET / HTTP/1.1\r\n", Violation::Http),
+        (b"abcd", Violation::FrameTooLong { length: 0x6463_6261, limit: 16 << 10 }),
+    ] {
+        let now = Instant::now();
+        let mut session = Session::answer(Limits::default(), now);
+        session.handle_bytes(&Bytes::from_static(bytes), now);
+        assert_eq!(session.poll_event(), Some(Event::Closed(Closed::Violation(violation))));
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic_a_session(bytes in proptest::collection::vec(any::<u8>(), 0..3000), cut in 0usize..3000) {

@@ -44,18 +44,19 @@ pub struct StationArgs {
 struct Section {
     data_dir: Option<PathBuf>,
     manager: Option<OneOrMany>,
-    name: Option<String>,
+    name: Option<Name>,
     label: BTreeMap<String, String>,
-    block: Vec<String>,
+    block: Vec<Name>,
     plugin_dir: Vec<PathBuf>,
     plugin_trust: Vec<String>,
     log_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
+    #[serde(deserialize_with = "quilt_core::log::deserialize_level")]
     log_level: Option<String>,
 }
 
 #[derive(Deserialize, Debug)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected HOST:PORT, or a list of them")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -113,16 +114,16 @@ impl StationArgs {
             };
             labels.insert(key.into(), value.into());
         }
-        let name = match self.name.or(file.name) {
+        let name = match self.name {
             Some(name) => name.parse().context("the station's name")?,
-            None => host_name(),
+            None => file.name.unwrap_or_else(host_name),
         };
-        let blocked = or(self.block, file.block);
-        let blocked: Result<_, _> = blocked.iter().map(|role| role.parse()).collect();
+        let blocked: Result<Vec<Name>, _> = self.block.iter().map(|role| role.parse()).collect();
+        let blocked = blocked.context("a role to block")?;
         let trust = or(self.plugin_trust, file.plugin_trust);
         let mut plugin_dirs = if self.plugin_dir.is_empty() { file.plugin_dir } else { self.plugin_dir };
         if plugin_dirs.is_empty() {
-            plugin_dirs.push(settings::config_dir().join("plugins"));
+            plugin_dirs.push(settings::default_plugin_dir());
         }
         let data_dir = self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir);
         Ok(StationConfig {
@@ -132,7 +133,7 @@ impl StationArgs {
             managers,
             name,
             labels,
-            blocked: blocked.context("a role to block")?,
+            blocked: if blocked.is_empty() { file.block } else { blocked },
             plugin_dirs,
             trust: Trust::read(&trust)?,
             log_file: self.daemon.log_file.or(file.log_file),

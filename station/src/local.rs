@@ -52,7 +52,6 @@ pub(crate) fn read(folder: &Path) -> Local {
 
 fn read_file(path: &Path) -> anyhow::Result<Document> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let roles: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    serde_json::from_value(serde_json::json!({ "roles": roles }))
-        .with_context(|| format!("{}: expected [ROLE.INSTANCE] sections", path.display()))
+    let roles = settings::parse(path, &text).context("expected [ROLE.INSTANCE] sections")?;
+    Ok(Document { roles, ..Document::default() })
 }

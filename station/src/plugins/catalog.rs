@@ -146,7 +146,9 @@ impl Catalog {
 
     /// Looks at the folders for ever.
     pub(crate) async fn watch(self: Arc<Self>) {
-        for folder in self.setup.dirs.iter().filter(|folder| !folder.is_dir()) {
+        // Nobody asked for the default one.
+        let default = quilt_core::settings::default_plugin_dir();
+        for folder in self.setup.dirs.iter().filter(|folder| **folder != default && !folder.is_dir()) {
             tracing::warn!(folder = %folder.display(), "there is no such plugin folder; it is looked for until there is one");
         }
         // What is there at the start is taken as it is.

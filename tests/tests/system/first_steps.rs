@@ -148,6 +148,15 @@ async fn the_json_of_stations_has_the_fields_that_scripts_depend_on() {
 async fn exit_codes_tell_usage_from_refusal_from_silence() {
     let mut world = World::new().await;
     world.ctl(&["stations", "--nonsense"]).await.with_code(2);
+    world.ctl(&["stations", "--timeout", "0"]).await.with_code(2);
+    let other_port = world.command("quiltctl").args(["--manager", &world.http, "stations"]).output().await.unwrap();
+    let told = String::from_utf8(other_port.stderr).unwrap();
+    assert!(other_port.status.code() == Some(5) && told.contains("speaks HTTP") && told.contains("7440"), "{told}");
+    let settings = world.folder().join("config/quilt.toml");
+    std::fs::write(&settings, "[client]\ntimeout = '0s'\n").unwrap();
+    let wrong = world.ctl(&["stations"]).await.with_code(1).err;
+    assert!(wrong.contains("quilt.toml:2:11: expected a time"), "{wrong}");
+    std::fs::remove_file(settings).unwrap();
     world.ctl(&["station", "show", "nobody"]).await.with_code(4);
     let error = world.ctl(&["apply", "-f", "/no/such/file"]).await.with_code(1).err;
     assert!(error.contains("/no/such/file"), "{error}");
