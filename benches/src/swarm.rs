@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use quilt_net::{Handle, Reconnect, dial};
+use quilt_net::{Backoff, Handle, dial};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::{Semaphore, watch};
 
@@ -90,7 +90,7 @@ async fn stay(
     registered: watch::Sender<usize>,
     session: watch::Sender<Option<Handle>>,
 ) {
-    let mut reconnect = Reconnect::new(RECONNECT.0, RECONNECT.1);
+    let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
     loop {
         let connected = async {
             let _permit = at_once.acquire().await?;
@@ -99,7 +99,7 @@ async fn stay(
         };
         match connected.await {
             Ok(handle) => {
-                reconnect.reset();
+                backoff.reset();
                 session.send_replace(Some(handle.clone()));
                 registered.send_modify(|registered| *registered += 1);
                 handle.closed().await;
@@ -107,7 +107,7 @@ async fn stay(
             }
             Err(error) => tracing::debug!(%error, "not connected"),
         }
-        tokio::time::sleep(reconnect.next_delay()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 

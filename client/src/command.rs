@@ -177,7 +177,7 @@ impl Client {
             if !matches!(answer.outcome, Outcome::PeerLost(Delivered::No | Delivered::Unknown)) {
                 return answer;
             }
-            let new = || quilt_net::Reconnect::new(Duration::from_millis(20), Duration::from_secs(1));
+            let new = || quilt_net::Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
             let delay = pause.get_or_insert_with(new).next_delay();
             if Instant::now() + delay >= until {
                 return answer;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use quilt_net::Backoff;
 
 use crate::spec::{Policy, Restart};
 
@@ -15,7 +15,7 @@ const HEALTHY: Duration = Duration::from_secs(10);
 pub(crate) struct Restarts {
     settings: Restart,
     failures: VecDeque<Instant>,
-    delays: ExponentialBackoff,
+    backoff: Backoff,
 }
 
 /// What to do with an instance that ended.
@@ -31,14 +31,14 @@ pub(crate) enum Next {
 
 impl Restarts {
     pub(crate) fn new(settings: &Restart) -> Self {
-        Self { settings: settings.clone(), failures: VecDeque::new(), delays: delays(settings) }
+        Self { settings: settings.clone(), failures: VecDeque::new(), backoff: backoff(settings) }
     }
 
     /// Takes changed settings; past failures stay counted.
     pub(crate) fn change(&mut self, settings: &Restart) {
         if *settings != self.settings {
             self.settings = settings.clone();
-            self.delays = delays(settings);
+            self.backoff = backoff(settings);
         }
     }
 
@@ -53,7 +53,7 @@ impl Restarts {
     /// It failed, after having been active for `worked`.
     pub(crate) fn failed(&mut self, worked: Duration, now: Instant) -> Next {
         if worked >= HEALTHY {
-            self.delays = delays(&self.settings);
+            self.backoff.reset();
         }
         if self.settings.policy == Policy::Temporary {
             return Next::GiveUp;
@@ -68,24 +68,18 @@ impl Restarts {
         }
         // With no limit the window need not grow for ever.
         self.failures.truncate(10_000);
-        Next::Again(self.delays.next().unwrap_or(self.settings.max_delay))
+        Next::Again(self.backoff.next_delay())
     }
 
     /// An operator starts it: what was is forgotten.
     pub(crate) fn forgive(&mut self) {
         self.failures.clear();
-        self.delays = delays(&self.settings);
+        self.backoff.reset();
     }
 }
 
-fn delays(settings: &Restart) -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(settings.delay)
-        .with_max_delay(settings.max_delay)
-        .with_factor(2.0)
-        .without_max_times()
-        .with_jitter()
-        .build()
+fn backoff(settings: &Restart) -> Backoff {
+    Backoff::new(settings.delay, settings.max_delay)
 }
 
 #[cfg(test)]
@@ -112,6 +106,16 @@ mod tests {
         assert_eq!(restarts.failed(Duration::ZERO, now), Next::GiveUp);
         restarts.forgive();
         assert!(matches!(restarts.failed(Duration::ZERO, now), Next::Again(delay) if delay <= 200 * MS));
+    }
+
+    #[test]
+    fn no_delay_is_longer_than_max_delay_nor_shorter_than_delay() {
+        let settings = Restart { delay: 1500 * MS, max_delay: 2000 * MS, intensity: 0, ..Restart::default() };
+        let (mut restarts, now) = (Restarts::new(&settings), Instant::now());
+        for _ in 0..1000 {
+            let next = restarts.failed(Duration::ZERO, now);
+            assert!(matches!(next, Next::Again(delay) if (1500 * MS..=2000 * MS).contains(&delay)), "{next:?}");
+        }
     }
 
     #[test]

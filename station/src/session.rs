@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quilt_net::{Handle, Reconnect, dial};
+use quilt_net::{Backoff, Handle, dial};
 use quilt_plugin_api::CallAnswer;
 use quilt_protocol::control::{Registered, Registration, Report, command};
 use quilt_protocol::message::{Delivered, Hello, Identity};
@@ -21,7 +21,7 @@ use crate::config::StationConfig;
 use crate::identity;
 use crate::requests::Requests;
 
-/// The first delay between attempts, and about the longest.
+/// The shortest delay between attempts, and the longest.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How long a connection attempt may take.
 const DIAL: Duration = Duration::from_secs(5);
@@ -105,7 +105,7 @@ pub(crate) async fn keep(
     board: Arc<Board>,
     stop: CancellationToken,
 ) {
-    let mut reconnect = Reconnect::new(RECONNECT.0, RECONNECT.1);
+    let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
     let mut managers = config.managers.iter().cycle();
     let mut quiet = false;
     while !stop.is_cancelled() {
@@ -119,7 +119,7 @@ pub(crate) async fn keep(
                 tracing::info!(manager, name = %registered.name, "registered");
                 registered.notes.iter().for_each(|note| tracing::warn!("{note}"));
                 *link.name.lock().unwrap_or_else(PoisonError::into_inner) = registered.name;
-                reconnect.reset();
+                backoff.reset();
                 quiet = false;
                 link.connected(Some(handle.clone()));
                 service.push.connected();
@@ -137,7 +137,7 @@ pub(crate) async fn keep(
             Err(error) => tracing::debug!(manager, error, "no manager"),
         }
         tokio::select! {
-            () = tokio::time::sleep(reconnect.next_delay()) => {}
+            () = tokio::time::sleep(backoff.next_delay()) => {}
             () = stop.cancelled() => {}
         }
     }

@@ -84,10 +84,10 @@ const KEYS: [&str; 5] = ["restart", "needs", "ready", "stop_timeout", "isolation
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Restart {
     pub(crate) policy: Policy,
-    /// The first delay; it doubles with every failure in a row, with jitter.
+    /// The shortest delay, and the first; it doubles with every failure in a row, with jitter.
     #[serde(with = "humantime_serde")]
     pub(crate) delay: Duration,
-    /// The longest delay.
+    /// The longest delay, jitter included. Without the key it is 30 s, or `delay` if that is longer.
     #[serde(with = "humantime_serde")]
     pub(crate) max_delay: Duration,
     /// More failures than this within `period` and the instance is given up; 0 for never.
@@ -208,9 +208,10 @@ impl Spec {
             whole.iter().map(|(k, v)| (k.clone(), v.clone())).partition(|(k, _)| KEYS.contains(&k.as_str()));
         let (mut settings, mut wrong) = (Settings::default(), Vec::new());
         for (key, value) in ours {
+            let max_delay_is_given = key == "restart" && value.get("max_delay").is_some();
             // One key at a time, so that an error has the key's name.
             let alone = Map::from_iter([(key.clone(), value)]);
-            let read: Settings = match serde_path_to_error::deserialize(Value::Object(alone)) {
+            let mut read: Settings = match serde_path_to_error::deserialize(Value::Object(alone)) {
                 Ok(read) => read,
                 Err(error) => {
                     wrong.push(WrongSettings { key: error.path().to_string(), text: error.inner().to_string() });
@@ -222,6 +223,16 @@ impl Spec {
                 let text = format!("{got}, expected times of at most {}", humantime::format_duration(TIME_MAX));
                 wrong.push(WrongSettings { key, text });
                 continue;
+            }
+            let Restart { delay, max_delay, .. } = &mut read.restart;
+            if delay > max_delay {
+                if max_delay_is_given {
+                    let [got, least] = [*max_delay, *delay].map(humantime::format_duration);
+                    let text = format!("{got}, expected at least `delay`, which is {least}");
+                    wrong.push(WrongSettings { key: "restart.max_delay".into(), text });
+                    continue;
+                }
+                *max_delay = *delay;
             }
             match key.as_str() {
                 "restart" => settings.restart = read.restart,
@@ -239,6 +250,23 @@ impl Spec {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(keys: &str) -> (Spec, Vec<WrongSettings>) {
+        let key = Key { role: "a".parse().unwrap(), instance: "c".parse().unwrap() };
+        Spec::read(key, Owner::Fleet, &serde_json::from_str(keys).unwrap())
+    }
+
+    #[test]
+    fn a_long_delay_alone_is_its_own_maximum_and_beyond_a_given_one_it_is_wrong() {
+        let (spec, wrong) = read(r#"{"restart":{"delay":"1m"}}"#);
+        assert!(wrong.is_empty());
+        assert_eq!(spec.settings.restart.max_delay, Duration::from_secs(60));
+        let (_, wrong) = read(r#"{"restart":{"delay":"10s","max_delay":"5s"}}"#);
+        assert_eq!(
+            (&*wrong[0].key, &*wrong[0].text),
+            ("restart.max_delay", "5s, expected at least `delay`, which is 10s")
+        );
+    }
 
     #[test]
     fn what_an_instance_is_to_be_can_be_kept_and_read_again() {
