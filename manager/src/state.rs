@@ -54,11 +54,20 @@ pub(crate) struct Live {
     pub(crate) instances: BTreeMap<(Name, Name), InstanceReport>,
     /// Why it is not adopted, if it is not.
     pub(crate) unadopted: Option<String>,
-    /// Since when it runs this revision well.
-    pub(crate) healthy_since: Option<(Revision, Instant)>,
+    /// Since when it runs its desired configuration well.
+    pub(crate) healthy: Option<Healthy>,
     /// A push is under way; another is wanted after it.
     pub(crate) pushing: bool,
     pub(crate) push_again: bool,
+}
+
+/// A time in which a station runs a revision well. An instance that is restarted ends it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Healthy {
+    pub(crate) revision: Revision,
+    /// How often instances had been restarted.
+    pub(crate) restarts: u64,
+    pub(crate) since: Instant,
 }
 
 /// A connected tool.
@@ -130,15 +139,32 @@ impl Station {
         refused || (applied && live.instances.values().any(|one| one.owner == Owner::Fleet && failed(one)))
     }
 
-    /// Whether it runs every instance of its desired configuration, healthy and as configured.
+    /// Whether it has every instance of its desired configuration as configured, and each runs well unless an operator stopped it.
     pub(crate) fn runs_well(&self, known: &mut KnownInstances) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
         live.applied.is_some_and(|applied| applied.digest == desired.digest)
             && known.of(desired).is_some_and(|instances| {
                 instances.iter().all(|(key, digest)| {
-                    live.instances.get(key).is_some_and(|report| report.state.is_healthy() && report.digest == *digest)
+                    live.instances
+                        .get(key)
+                        .is_some_and(|report| report.state.is_as_wanted() && report.digest == *digest)
                 })
             })
+    }
+
+    fn reports(&self) -> impl Iterator<Item = &InstanceReport> {
+        self.live.iter().flat_map(|live| live.instances.values())
+    }
+
+    /// How often its instances were restarted, all together: more than before means that one failed, also if nobody saw it down.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.reports().map(|report| u64::from(report.restarts)).sum()
+    }
+
+    /// The instance that was restarted most often, in words.
+    pub(crate) fn most_restarted(&self) -> Option<String> {
+        let most = self.reports().filter(|report| report.restarts > 0).max_by_key(|report| report.restarts)?;
+        Some(format!("{}/{} was restarted {} times", most.role, most.instance, most.restarts))
     }
 }
 

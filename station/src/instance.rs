@@ -110,6 +110,9 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
     sender
 }
 
+/// The detail of an instance that an operator stopped.
+const STOPPED: &str = "stopped by an operator";
+
 struct Runner {
     key: Key,
     around: Surroundings,
@@ -120,6 +123,7 @@ struct Runner {
     resuming: bool,
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
     left_over: bool,
+    /// An operator stopped it: it runs again when one starts it.
     stopped: bool,
 }
 
@@ -165,10 +169,8 @@ impl Runner {
     /// What an order means to an instance that has nothing running.
     async fn rest(&mut self, order: Order) -> Phase {
         match order {
-            Order::Update(spec, _, done)
-                if self.state() == Some(State::Stopped) && differs_in_build(&self.spec, &spec) =>
-            {
-                // Nobody asked for anything but another build: what an operator stopped stays so.
+            Order::Update(spec, _, done) if self.stopped => {
+                // A configuration says what the instance is, an operator whether it runs.
                 self.take(*spec);
                 let _ = done.send(Updated::InPlace);
                 Phase::Idle
@@ -181,6 +183,12 @@ impl Runner {
                 let _ = done.send(Updated::Paused);
                 Phase::Paused
             }
+            Order::Go if self.stopped => {
+                // Its stop may have been cut short by the end of the earlier station.
+                self.abandon().await;
+                self.show(State::Stopped, STOPPED);
+                Phase::Idle
+            }
             Order::Go => Phase::Needs,
             Order::End { detach, done } => {
                 if !detach {
@@ -190,12 +198,14 @@ impl Runner {
                 Phase::Over
             }
             Order::Operator(Action::Stop, done) => {
+                self.stopped = true;
                 self.abandon().await;
-                self.show(State::Stopped, "stopped by an operator");
+                self.show(State::Stopped, STOPPED);
                 let _ = done.send(());
                 Phase::Idle
             }
             Order::Operator(Action::Start | Action::Restart, done) => {
+                self.stopped = false;
                 self.restarts.forgive();
                 let _ = done.send(());
                 Phase::Needs
@@ -223,14 +233,7 @@ impl Runner {
         loop {
             match self.inbox.recv().await {
                 None => return Phase::Over,
-                Some(Order::Go) if self.stopped => {
-                    self.stopped = false;
-                    // Its stop may have been cut short by the end of the earlier station.
-                    self.abandon().await;
-                    self.show(State::Stopped, "stopped by an operator");
-                    return Phase::Idle;
-                }
-                Some(Order::Go) if self.resuming && self.given_up().why(&self.spec).is_some() => {
+                Some(Order::Go) if !self.stopped && self.resuming && self.given_up().why(&self.spec).is_some() => {
                     // An earlier station gave it up, with this configuration: it is not tried again by itself.
                     let why = self.given_up().why(&self.spec).unwrap_or_default();
                     self.abandon().await;
@@ -332,9 +335,7 @@ impl Runner {
             Ok(()) => match self.restarts.completed() {
                 Next::Again(delay) => {
                     self.stop_role(started, false).await;
-                    // A pause between two runs that end well is no trouble.
-                    self.show(State::Completed, until(delay, if how.is_empty() { "done" } else { &how }));
-                    Phase::Backoff(delay)
+                    self.back_off(delay, if how.is_empty() { "it ended" } else { &how })
                 }
                 Next::Rest | Next::GiveUp => {
                     self.show(State::Completed, how);
@@ -365,17 +366,20 @@ impl Runner {
 
     fn after_failure(&mut self, next: Next, text: String) -> Phase {
         match next {
-            Next::Again(delay) => {
-                self.around.board.update(&self.key, |report| report.restarts += 1);
-                self.show(State::Backoff, until(delay, &text));
-                Phase::Backoff(delay)
-            }
+            Next::Again(delay) => self.back_off(delay, &text),
             Next::GiveUp | Next::Rest => {
                 self.given_up().set(&self.spec, &text);
                 self.show(State::Failed, text);
                 Phase::Idle
             }
         }
+    }
+
+    /// It is started again after `delay`. Also an end that was no failure counts as a restart: it is not what was asked for.
+    fn back_off(&self, delay: Duration, why: &str) -> Phase {
+        self.around.board.update(&self.key, |report| report.restarts += 1);
+        self.show(State::Backoff, until(delay, why));
+        Phase::Backoff(delay)
     }
 
     fn given_up(&self) -> GivenUp {
@@ -443,7 +447,6 @@ impl Runner {
             Some(Order::End { detach, done }) => {
                 self.show(State::Stopping, "");
                 let ended = self.stop_role(started, detach).await;
-                self.show(State::Stopped, "");
                 let _ = done.send(ended);
                 Phase::Over
             }
@@ -465,9 +468,10 @@ impl Runner {
                 Phase::Needs
             }
             Some(Order::Operator(Action::Stop, done)) => {
+                self.stopped = true;
                 self.show(State::Stopping, "");
                 self.stop_role(started, false).await;
-                self.show(State::Stopped, "stopped by an operator");
+                self.show(State::Stopped, STOPPED);
                 let _ = done.send(());
                 Phase::Idle
             }
@@ -485,11 +489,6 @@ pub(crate) fn moves(from: &Spec, to: &Spec) -> bool {
         && to.carrier.is_some()
         && from.carrier != to.carrier
         && from.settings.isolation == to.settings.isolation
-}
-
-/// Whether a specification asks for another build of its plugin and nothing else.
-pub(crate) fn differs_in_build(from: &Spec, to: &Spec) -> bool {
-    moves(from, to) && Spec { carrier: to.carrier.clone(), ..from.clone() } == *to
 }
 
 fn until(delay: Duration, why: &str) -> String {

@@ -21,7 +21,7 @@ use self::ending::sweep;
 use self::handle::{Message, Orders, lock};
 use crate::board::Board;
 use crate::commands::Commands;
-use crate::instance::{self, Beginning, Ended, Order, Surroundings, Unwilling, Updated, differs_in_build, moves};
+use crate::instance::{self, Beginning, Ended, Order, Surroundings, Unwilling, Updated, moves};
 use crate::plan::RoleTable;
 use crate::plugins::Catalog;
 use crate::saved::Stopped;
@@ -323,7 +323,6 @@ impl Supervisor {
         for level in self.levels(&changed) {
             let mut answers = Vec::new();
             for key in level {
-                self.starts_again(&key);
                 let answer = self.order(&key, wanted[&key].clone(), Unwilling::GoesOn).await;
                 answers.push((key, answer));
             }
@@ -346,10 +345,8 @@ impl Supervisor {
         self.until_begun(&keys).await?;
         // What runs comes first, since only that can say no: the rest is not touched before all of it has moved.
         let runs = |key: &Key| self.around.board.get(key).is_some_and(|report| report.state.is_healthy());
-        let (first, mut last): (Vec<Key>, Vec<Key>) =
+        let (first, last): (Vec<Key>, Vec<Key>) =
             keys.into_iter().partition(|key| runs(key) && moves(&self.instances[key].spec, &wanted[key]));
-        // Going back would start what an operator stopped.
-        last.sort_by_key(|key| self.stopped.contains(&key.to_string()));
         let (mut paused, mut ordered) = (BTreeSet::new(), Vec::new());
         for key in first.iter().chain(&last) {
             let before = self.instances[key].spec.clone();
@@ -378,11 +375,8 @@ impl Supervisor {
             }
             ordered.push((key.clone(), before));
         }
-        for (key, before) in ordered {
+        for (key, _) in ordered {
             self.around.board.update(&key, |report| report.held_back = None);
-            if !differs_in_build(&before, &wanted[&key]) {
-                self.starts_again(&key);
-            }
         }
         self.is_done(Some(plugin));
         Ok(paused)
@@ -407,13 +401,6 @@ impl Supervisor {
         }
     }
 
-    /// A changed configuration starts what an operator stopped.
-    fn starts_again(&self, key: &Key) {
-        if let Err(error) = self.stopped.set(&key.to_string(), false) {
-            tracing::error!(%error, "cannot record what is stopped");
-        }
-    }
-
     fn entry(&mut self, key: &Key) -> &mut Entry {
         self.instances.get_mut(key).expect("orders go to instances that are there")
     }
@@ -434,3 +421,6 @@ impl Supervisor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,7 +128,7 @@ pub enum State {
     Completed,
     /// On its way down.
     Stopping,
-    /// Not running, because somebody said so.
+    /// Not running, because an operator stopped it.
     Stopped,
     /// Not running, because it failed too often or cannot start.
     Failed,
@@ -152,9 +152,14 @@ impl State {
         }
     }
 
-    /// Whether an apply that waits may take this for success.
+    /// Whether it works or has done its work.
     pub fn is_healthy(self) -> bool {
         matches!(self, Self::Active | Self::Completed)
+    }
+
+    /// Whether an apply that waits may take this for success: it is healthy, or stays stopped because an operator stopped it.
+    pub fn is_as_wanted(self) -> bool {
+        self.is_healthy() || self == Self::Stopped
     }
 }
 
@@ -411,7 +416,7 @@ pub struct Control {
 pub enum Action {
     /// Start it if it is stopped, failed or completed.
     Start,
-    /// Stop it until it is started again or its configuration changes.
+    /// Stop it until it is started again, whatever becomes of its configuration or its station meanwhile.
     Stop,
     /// Stop it if it runs, then start it.
     Restart,

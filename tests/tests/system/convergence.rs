@@ -195,7 +195,11 @@ async fn operators_stop_start_and_restart_instances() {
     world.ctl(&["stop", "cam-1/process/clock"]).await.with_code(0);
     world.until_state("cam-1/process/clock", "stopped").await;
     assert!(!is_alive(pid));
-    // Stopped is stopped, also for a station that starts anew.
+    // Stopped is stopped, whatever it is configured to be, and no failure of what is applied.
+    let slower = Fleet::new().shell("cam-1/process/clock", "while date; do sleep 2; done");
+    let applied = world.apply(slower.text()).await.with_code(0);
+    assert!(applied.err.contains("process/clock is stopped (stopped by an operator)"), "{}", applied.err);
+    // Also for a station that starts anew.
     world.end_station("cam-1", nix::sys::signal::Signal::SIGTERM).await;
     world.station("cam-1", &[]).await;
     world.until_state("cam-1/process/clock", "stopped").await;
@@ -339,13 +343,17 @@ async fn a_rollback_leaves_alone_what_others_applied_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_program_that_runs_from_time_to_time_is_healthy_between_runs() {
+async fn a_program_that_ends_again_and_again_is_not_settled_however_it_ends() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let keys = "command = [\"true\"]\nrestart = { policy = \"permanent\", delay = \"100ms\" }\n";
-    world.apply(Fleet::new().with("cam-1/process/disk", keys).text()).await.with_code(0);
-    let view = world.until_state("cam-1/process/disk", "completed").await;
-    assert_eq!(view.restarts, 0);
+    for script in ["exit 0", "sleep 0.02; exit 0"] {
+        let restart = "restart = { policy = \"permanent\", delay = \"20ms\", intensity = 0 }\n";
+        let keys = format!("command = [\"sh\", \"-c\", {script:?}]\n{restart}");
+        let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/flaps", &keys).text());
+        let waited = world.ctl(&["apply", "-f", &file, "--wait", "1", "--settle", "1"]).await.with_code(5);
+        assert!(waited.err.contains("not healthy in time: process/flaps"), "{}", waited.err);
+    }
+    assert!(world.instance("cam-1/process/flaps").await.unwrap().restarts > 1);
 }
 
 #[tokio::test]

@@ -1,0 +1,143 @@
+//! Supervision in memory: a toy role, a paused clock, no sockets and no processes.
+
+use std::time::Duration;
+
+use quilt_plugin_api::{RoleContext, RoleError, Work, factory, role};
+use quilt_protocol::StationId;
+use quilt_protocol::control::{Action, InstanceReport};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::*;
+use crate::plan;
+use crate::saved::Saved;
+
+/// How long everything that it does takes, in milliseconds.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(default, deny_unknown_fields)]
+struct ToyConfig {
+    start: u64,
+    update: u64,
+    /// Its work ends well after this time.
+    work: Option<u64>,
+}
+
+struct Toy {
+    work: Option<u64>,
+}
+
+/// Takes its time.
+#[role(name = "toy")]
+impl Toy {
+    async fn start(config: ToyConfig, cx: &RoleContext) -> Result<Self, RoleError> {
+        cx.sleep(Duration::from_millis(config.start)).await;
+        Ok(Self { work: config.work })
+    }
+
+    async fn update(&mut self, config: ToyConfig, cx: &RoleContext) -> Result<(), RoleError> {
+        cx.sleep(Duration::from_millis(config.update)).await;
+        Ok(())
+    }
+
+    fn run(&mut self, cx: &RoleContext) -> Option<Work> {
+        let (work, cx) = (Duration::from_millis(self.work?), cx.clone());
+        Some(Box::pin(async move {
+            cx.sleep(work).await;
+            Ok(())
+        }))
+    }
+}
+
+/// A supervisor without a station around it.
+struct Bench {
+    handle: Handle,
+    board: Arc<Board>,
+    roles: Arc<RoleTable>,
+    _folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let roles = Arc::new(RoleTable::new(vec![factory::<Toy>()], Vec::new()));
+        let board = Arc::new(Board::default());
+        let handle = start(Setup {
+            folder: folder.path().join("instances"),
+            roles: roles.clone(),
+            board: board.clone(),
+            commands: Arc::default(),
+            link: Arc::new(Link::new(StationId::random(), "s".parse().unwrap())),
+            stopped: Saved::open(folder.path()).unwrap().stopped(),
+        });
+        Self { handle, board, roles, _folder: folder }
+    }
+
+    /// Has the toys of these names and configurations run, and no others.
+    async fn commit(&self, toys: &[(&str, &str)]) {
+        let toys = toys.iter().map(|(name, keys)| format!(r#""{name}":{keys}"#)).collect::<Vec<_>>().join(",");
+        let document = format!(r#"{{"roles":{{"toy":{{{toys}}}}}}}"#);
+        let specs = plan::plan("s", &document, Owner::Fleet, &[], &self.roles).await.unwrap();
+        let target = Target {
+            specs,
+            impossible: Vec::new(),
+            resuming: false,
+            digest: None,
+            plugins: None,
+            given_up: BTreeMap::new(),
+            complete: true,
+        };
+        self.handle.commit(target).await;
+    }
+
+    /// Waits until a toy is as `seen` wants it.
+    async fn until(&self, name: &str, seen: impl Fn(&InstanceReport) -> bool) -> InstanceReport {
+        let mut changes = self.board.subscribe();
+        loop {
+            if let Some(report) = self.board.get(&key(name)).filter(&seen) {
+                return report;
+            }
+            let waited = tokio::time::timeout(Duration::from_secs(600), changes.changed()).await;
+            assert!(waited.is_ok(), "waited in vain: {:?}", self.board.get(&key(name)));
+        }
+    }
+
+    async fn until_state(&self, name: &str, state: State) -> InstanceReport {
+        self.until(name, |report| report.state == state).await
+    }
+
+    async fn operate(&self, name: &str, action: Action) {
+        self.handle.operate(key(name), action).await.unwrap();
+    }
+}
+
+fn key(name: &str) -> Key {
+    Key { role: "toy".parse().unwrap(), instance: name.parse().unwrap() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_under_permanent_is_counted_and_no_success() {
+    let bench = Bench::new();
+    let keys = r#"{"work":10,"restart":{"policy":"permanent","delay":"1s"}}"#;
+    bench.commit(&[("periodic", keys), ("once", r#"{"work":10}"#)]).await;
+    let report = bench.until("periodic", |report| report.restarts == 20).await;
+    assert_eq!(report.state, State::Backoff);
+    assert!(report.detail.contains("again at"), "{}", report.detail);
+    assert_eq!(bench.until_state("once", State::Completed).await.restarts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_stopped_stays_stopped_whatever_its_configuration_becomes() {
+    let bench = Bench::new();
+    bench.commit(&[("a", "{}")]).await;
+    let before = bench.until_state("a", State::Active).await.digest;
+    bench.operate("a", Action::Stop).await;
+    for keys in [r#"{"start":1}"#, r#"{"start":1,"stop_timeout":"1s"}"#] {
+        bench.commit(&[("a", keys), (&"b".repeat(keys.len()), "{}")]).await;
+        bench.until_state(&"b".repeat(keys.len()), State::Active).await;
+        let report = bench.until("a", |report| report.digest != before).await;
+        assert_eq!((report.state, &*report.detail), (State::Stopped, "stopped by an operator"));
+    }
+    bench.operate("a", Action::Start).await;
+    bench.until_state("a", State::Active).await;
+}
