@@ -22,6 +22,8 @@ use crate::{apply, events};
 const LOCAL: &str = "local";
 /// How long a fleet file gets to become healthy before it is shown as it is.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it must stay healthy: a program that ends again and again is healthy for moments.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Arguments of `up`.
 #[derive(Args)]
@@ -137,7 +139,11 @@ async fn follow(
             fleet: source.fleet.clone(),
             dry_run: false,
             force: false,
-            wait: Some(Wait { within_ms: PATIENCE.as_millis() as u64, settle_ms: 0, rollback: false }),
+            wait: Some(Wait {
+                within_ms: PATIENCE.as_millis() as u64,
+                settle_ms: SETTLE.as_millis() as u64,
+                rollback: false,
+            }),
             batch: None,
         };
         let mut applying = client.apply(&request);
@@ -148,6 +154,7 @@ async fn follow(
         bars.finish();
         let reply = applying.reply().await?;
         apply::remark(Some(source), &reply);
+        reply.failures.values().for_each(|failure| eprintln!("{LOCAL}: {}", plain(failure)));
         if let Some(mistake) = reply.mistakes.first() {
             let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
             let place = source.place(&keys).map_or_else(String::new, |place| format!("{place}: "));

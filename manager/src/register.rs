@@ -14,7 +14,7 @@ use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::session::Session;
-use crate::state::{Live, Newcomer, State, Station};
+use crate::state::{Healthy, Live, Newcomer, State, Station};
 use crate::store::{Change, StationRecord};
 use crate::{Core, desired, push};
 
@@ -213,7 +213,7 @@ pub(crate) fn admit(
         applying: registration.applying,
         instances: by_key(&registration.instances),
         unadopted: (!adopted).then(|| reason.unwrap_or_else(|| "this manager has no record of it".into())),
-        healthy_since: None,
+        healthy: None,
         pushing: false,
         push_again: false,
     };
@@ -351,32 +351,33 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
     if station.desired.as_ref().is_none_or(|desired| desired.good) {
         return;
     }
-    let healthy = station.runs_well(instances);
+    let (runs_well, restarts) = (station.runs_well(instances), station.restarts());
     let (Some(live), Some(desired)) = (station.live.as_mut(), station.desired.as_ref()) else { return };
-    match (healthy, live.healthy_since) {
-        (false, _) => live.healthy_since = None,
-        (true, Some((revision, _))) if revision == desired.revision => {}
-        (true, _) => {
-            let since = (desired.revision, Instant::now());
-            live.healthy_since = Some(since);
-            let core_of_task = core.clone();
-            core.spawn(async move {
-                if core_of_task.pause(SETTLED).await {
-                    mark_good(&core_of_task, id, since);
-                }
-            });
-        }
+    if !runs_well {
+        live.healthy = None;
+        return;
+    }
+    let goes_on = |healthy: &Healthy| healthy.revision == desired.revision && healthy.restarts == restarts;
+    if live.healthy.as_ref().is_none_or(|healthy| !goes_on(healthy)) {
+        let healthy = Healthy { revision: desired.revision, restarts, since: Instant::now() };
+        live.healthy = Some(healthy);
+        let core_of_task = core.clone();
+        core.spawn(async move {
+            if core_of_task.pause(SETTLED).await {
+                mark_good(&core_of_task, id, healthy);
+            }
+        });
     }
 }
 
-fn mark_good(core: &Core, id: StationId, since: (Revision, Instant)) {
+fn mark_good(core: &Core, id: StationId, healthy: Healthy) {
     let unbroken = {
         let state = core.state();
         let live = state.stations.get(&id).and_then(|station| station.live.as_ref());
-        live.is_some_and(|live| live.healthy_since == Some(since))
+        live.is_some_and(|live| live.healthy == Some(healthy))
     };
     if unbroken {
-        note_good(core, id, since.0);
+        note_good(core, id, healthy.revision);
     }
 }
 

@@ -142,7 +142,7 @@ impl<'a> Rollout<'a> {
                     register::note_good(self.core, target.id, desired.revision);
                 }
             }
-            applied.reply.timed_out |= failures.values().any(|failure| failure == TIME_IS_OVER);
+            applied.reply.timed_out |= failures.values().any(|failure| failure.starts_with(TIME_IS_OVER));
             applied.reply.failures.extend(failures);
             if !applied.reply.failures.is_empty() {
                 break;
@@ -191,7 +191,7 @@ impl<'a> Rollout<'a> {
                 let state = self.core.state();
                 let judged = |target: &Target| {
                     let station = state.stations.get(&target.id).map(|station| &**station);
-                    (judge(station, target, &self.wanted[&target.id]), restarts(station))
+                    (judge(station, target, &self.wanted[&target.id]), station.map_or(0, Station::restarts))
                 };
                 batch.iter().map(|target| (target, judged(target))).collect()
             };
@@ -232,10 +232,18 @@ impl<'a> Rollout<'a> {
                 return failures;
             }
             if Instant::now() >= until {
-                let late = batch.iter().filter(|target| {
-                    !matches!(self.shown.get(target.name.as_str()), Some((Phase::Settled | Phase::Away, _)))
+                let state = self.core.state();
+                let late = batch.iter().filter_map(|target| {
+                    let why = match self.shown.get(target.name.as_str()) {
+                        Some((Phase::Settled | Phase::Away, _)) => return None,
+                        Some((Phase::Healthy, _)) => state.stations.get(&target.id).and_then(|it| it.most_restarted()),
+                        Some((_, detail)) => Some(detail.clone()).filter(|detail| !detail.is_empty()),
+                        None => None,
+                    };
+                    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+                    Some((target.name.to_string(), format!("{TIME_IS_OVER}{why}")))
                 });
-                return late.map(|target| (target.name.to_string(), TIME_IS_OVER.to_owned())).collect();
+                return late.collect();
             }
             // In a large fleet something changes all the time: looking takes a tenth of the time and not all of it.
             tokio::time::sleep((9 * began.elapsed()).min(LOOK_AGAIN)).await;
@@ -261,12 +269,6 @@ impl<'a> Rollout<'a> {
             }
         }
     }
-}
-
-/// How often instances of a station were restarted, all together.
-fn restarts(station: Option<&Station>) -> u64 {
-    let live = station.and_then(|station| station.live.as_ref());
-    live.map_or(0, |live| live.instances.values().map(|report| u64::from(report.restarts)).sum())
 }
 
 /// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it.
@@ -316,7 +318,7 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Pha
     if live.applied.map(|applied| applied.digest) != digest_of_all || live.applying {
         return (Phase::Applying, String::new());
     }
-    let mut waiting = Vec::new();
+    let (mut waiting, mut beside) = (Vec::new(), Vec::new());
     for (key, digest) in wanted {
         let name = format!("{}/{}", key.0, key.1);
         if let Some(InstanceReport { held_back: Some((asked, why)), .. }) = live.instances.get(key)
@@ -328,10 +330,8 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Pha
             Some(report) if report.state == InstanceState::Failed => {
                 return (Phase::Failed, format!("{name}: {}", report.detail));
             }
-            Some(report) if report.state == InstanceState::Stopped => {
-                return (Phase::Failed, format!("{name}: {}", report.detail));
-            }
-            Some(report) if report.state.is_healthy() => {}
+            Some(report) if report.state == InstanceState::Active => {}
+            Some(report) if report.state.is_as_wanted() => beside.push(describe(&name, report)),
             Some(report) => waiting.push(describe(&name, report)),
             None => waiting.push(format!("{name} is to come")),
         }
@@ -340,9 +340,18 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Pha
         live.instances.iter().filter(|(key, report)| report.owner == Owner::Fleet && !wanted.contains_key(*key));
     waiting.extend(leaving.map(|((role, instance), _)| format!("{role}/{instance} is to go")));
     match waiting.is_empty() {
-        true => (Phase::Healthy, format!("{} instances", wanted.len())),
+        true => (Phase::Healthy, healthy(wanted.len(), &beside)),
         false => (Phase::Applying, waiting.join(", ")),
     }
+}
+
+/// How many instances there are, and those that do not run any more although nothing is wrong with them.
+fn healthy(instances: usize, beside: &[String]) -> String {
+    const SHOWN_MAX: usize = 5;
+    let all = format!("{instances} instance{}", if instances == 1 { "" } else { "s" });
+    let more = beside.len().checked_sub(SHOWN_MAX).filter(|more| *more > 0);
+    let more = more.map(|more| format!("and {more} more that do not run"));
+    std::iter::once(all).chain(beside.iter().take(SHOWN_MAX).cloned()).chain(more).collect::<Vec<_>>().join(", ")
 }
 
 fn describe(name: &str, report: &InstanceReport) -> String {

@@ -106,17 +106,27 @@ pub(crate) struct Exit {
     pub(crate) code: Option<i32>,
     pub(crate) signal: Option<i32>,
     pub(crate) at_ms: u64,
+    /// How many processes it left running when it ended by itself; they were ended.
+    #[serde(default)]
+    pub(crate) left: usize,
 }
 
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.code, self.signal) {
-            (Some(code), _) => write!(f, "exit code {code}"),
+            (Some(code), _) => write!(f, "exit code {code}")?,
             (_, Some(signal)) => match Signal::try_from(signal) {
-                Ok(signal) => write!(f, "killed by {signal}"),
-                Err(_) => write!(f, "killed by signal {signal}"),
+                Ok(signal) => write!(f, "killed by {signal}")?,
+                Err(_) => write!(f, "killed by signal {signal}")?,
             },
-            _ => f.write_str("ended with its keeper"),
+            _ => f.write_str("ended with its keeper")?,
+        }
+        match self.left {
+            0 => Ok(()),
+            1 => f.write_str("; it left 1 process running, which was ended: a program must stay in the foreground"),
+            left => {
+                write!(f, "; it left {left} processes running, which were ended: a program must stay in the foreground")
+            }
         }
     }
 }

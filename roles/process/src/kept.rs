@@ -37,7 +37,8 @@ pub(crate) enum Found {
 impl Found {
     /// A run whose keeper is gone.
     pub(crate) fn ended(paths: &Paths, run: Run) -> Self {
-        let unknown = || Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms() };
+        let unknown =
+            || Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms(), left: 0 };
         let exit = paths.read_exit().filter(|exit| exit.run == run.id).unwrap_or_else(unknown);
         Self::Ended(run, exit)
     }
@@ -56,7 +57,7 @@ impl Ears {
         }
         match paths.read_exit() {
             Some(exit) if exit.run == run.id => exit,
-            _ => Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms() },
+            _ => Exit { run: run.id.clone(), code: None, signal: None, at_ms: quilt_core::time::now_ms(), left: 0 },
         }
     }
 }
@@ -135,7 +136,7 @@ impl Kept {
             Ok(exit) => exit,
             Err(_) => {
                 keeper::force_end(paths).await;
-                Exit { run: run.id, code: None, signal: None, at_ms: quilt_core::time::now_ms() }
+                Exit { run: run.id, code: None, signal: None, at_ms: quilt_core::time::now_ms(), left: 0 }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use quilt_tests::{World, clock, is_alive};
+use quilt_tests::{Fleet, World, clock, is_alive};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const HELLO: &str = include_str!("../../../examples/hello.toml");
@@ -43,6 +43,27 @@ async fn up_shows_the_example_running_answers_a_call_and_ends_without_a_trace() 
     let status = tokio::time::timeout(Duration::from_secs(5), up.wait()).await.expect("it ends within 5 s").unwrap();
     assert!(status.success(), "{status}");
     assert!(!pids.into_iter().any(is_alive), "programs were left after {:?}", interrupted.elapsed());
+}
+
+#[tokio::test]
+async fn up_does_not_call_a_crash_loop_settled() {
+    let world = World::empty();
+    let keys = "command = ['sh', '-c', 'sleep 0.05; exit 3']\nrestart = { delay = '10ms', intensity = 3 }\n";
+    let file = world.fleet_file("f.toml", Fleet::new().with("local/process/crashes", keys).text());
+    let mut command = world.command("quiltctl");
+    command.args(["up", &file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
+    let mut up = command.arg(world.folder().join("data")).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(up.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        said.push(line);
+        if said.last().is_some_and(|line| line.starts_with("local: process/crashes: exit code 3")) {
+            break;
+        }
+    }
+    assert!(!said.iter().any(|line| line.contains("settled")), "{said:?}");
+    kill(Pid::from_raw(up.id().unwrap() as i32), Signal::SIGINT).unwrap();
+    up.wait().await.unwrap();
 }
 
 #[tokio::test]

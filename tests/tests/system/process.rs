@@ -281,6 +281,20 @@ fn daemonizing(world: &World, name: &str) -> (String, std::path::PathBuf) {
     (keys, pid)
 }
 
+#[tokio::test]
+async fn what_a_program_leaves_in_the_background_is_counted_and_told_to_whoever_waits() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = [\"sh\", \"-c\", \"setsid sleep 1000 & sleep 1000 & exit 0\"]\n";
+    let fleet = Fleet::new().with("cam-1/process/main", keys);
+    world.apply(fleet.text()).await.with_code(0);
+    let hint = "exit code 0; it left 2 processes running, which were ended";
+    let completed = world.until_state("cam-1/process/main", "completed").await;
+    assert!(completed.detail.contains(hint), "{}", completed.detail);
+    let waited = world.apply(fleet.text()).await.with_code(0);
+    assert!(waited.err.contains(hint), "{}", waited.err);
+}
+
 async fn pid_in(world: &World, file: &std::path::Path) -> u32 {
     let read = || std::fs::read_to_string(file).ok().and_then(|text| text.parse().ok());
     world.eventually("the pid is written", async |_| read().is_some()).await;

@@ -77,16 +77,27 @@ fn carries(pid: u32, mark: &[u8]) -> bool {
     environment.split(|byte| *byte == 0).any(|variable| variable == mark)
 }
 
-/// Kills all descendants of this process: a keeper is the parent of whatever its program has left (it is a subreaper).
+/// This process and all its descendants: a keeper is the parent of whatever its program has left (it is a subreaper).
+fn family() -> Vec<u32> {
+    let all = all();
+    let mut family = vec![std::process::id()];
+    let mut at = 0;
+    while let Some(parent) = family.get(at).copied() {
+        family.extend(all.iter().filter(|seen| seen.parent == parent).map(|seen| seen.pid));
+        at += 1;
+    }
+    family
+}
+
+/// How many descendants this process has.
+pub(super) fn descendants() -> usize {
+    family().len() - 1
+}
+
+/// Kills all descendants of this process.
 pub(super) fn kill_descendants() {
     for _ in 0..ROUNDS {
-        let all = all();
-        let mut family = vec![std::process::id()];
-        let mut at = 0;
-        while let Some(parent) = family.get(at).copied() {
-            family.extend(all.iter().filter(|seen| seen.parent == parent).map(|seen| seen.pid));
-            at += 1;
-        }
+        let family = family();
         if family.len() == 1 {
             return;
         }

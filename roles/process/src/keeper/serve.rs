@@ -106,7 +106,9 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     let (ended, kill_at) = supervise(&run, &spec, events, &inbox);
 
     let Ended { code, signal } = ended;
-    let exit = Exit { run: run.id.clone(), code, signal, at_ms: time::now_ms() };
+    // One that was told to stop may leave to the keeper what it started; one that ended by itself may have meant to go on.
+    let left = if kill_at.is_none() { leftovers::descendants() } else { 0 };
+    let exit = Exit { run: run.id.clone(), code, signal, at_ms: time::now_ms(), left };
     // What the program left in its group was asked to stop too, and has its time; then it ends, and lets go of the pipes.
     let group = Pid::from_raw(run.pid as i32);
     while let Some(left) = kill_at.map(|at| at.saturating_duration_since(Instant::now())) {
