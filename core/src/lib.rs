@@ -3,6 +3,7 @@
 //! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`], [`log`],
 //! [`signals`], [`lines`], [`time`].
 
+mod append;
 pub mod daemon;
 pub mod files;
 pub mod lines;

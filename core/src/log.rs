@@ -8,6 +8,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::de::{Deserialize as _, Deserializer, Error as _};
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
+use crate::append::{Losses, is_torn};
+use crate::time;
+
 /// The log file of this process.
 static LOG: OnceLock<LogFile> = OnceLock::new();
 
@@ -24,19 +27,32 @@ struct LogFile {
 
 impl LogFile {
     fn open(&self) -> io::Result<()> {
-        let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         Ok(())
     }
 }
 
-/// Writes to whatever file is the log now.
+/// The events that could not be written. Standard error counts too: it is mostly a file or a pipe to one.
+static LOSSES: Mutex<Option<Losses>> = Mutex::new(None);
+
+/// Writes to whatever file is the log now, or to standard error. One call of `write` is one event.
 struct Appender;
 
 impl io::Write for Appender {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let file = LOG.get().map(|log| log.file.lock().unwrap_or_else(PoisonError::into_inner));
-        file.as_deref().and_then(Option::as_ref).map_or(Ok(bytes.len()), |mut file| file.write(bytes))
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let mut losses = LOSSES.lock().unwrap_or_else(PoisonError::into_inner);
+        let losses = losses.get_or_insert_default();
+        let notice = |text: &str| format!("{} WARN {text}\n", time::now_text()).into_bytes();
+        match LOG.get().map(|log| log.file.lock().unwrap_or_else(PoisonError::into_inner)) {
+            Some(mut file) => {
+                let Some(file) = file.as_mut() else { return Ok(event.len()) };
+                let torn = is_torn(file, file.metadata()?.len());
+                losses.append(file, Some(torn), event, notice)?;
+            }
+            None => losses.append(&mut io::stderr().lock(), None, event, notice)?,
+        }
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -145,24 +161,18 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
     let builder = fmt::Subscriber::builder().with_env_filter(parse(level)?).with_target(false);
     // A log that cannot be written must not end whoever writes it.
     let builder = builder.log_internal_errors(false);
-    match file {
+    let colour = match file {
         Some(path) => {
             let log = LOG.get_or_init(|| LogFile { path: path.to_owned(), file: Mutex::new(None) });
             log.open()?;
-            let builder = builder.with_ansi(false).with_writer(|| Appender).with_filter_reloading();
-            let reload = builder.reload_handle();
-            if builder.try_init().is_ok() {
-                let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
-            }
+            false
         }
-        None => {
-            let colour = io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-            let builder = builder.with_ansi(colour).with_writer(io::stderr).with_filter_reloading();
-            let reload = builder.reload_handle();
-            if builder.try_init().is_ok() {
-                let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
-            }
-        }
+        None => io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none(),
+    };
+    let builder = builder.with_ansi(colour).with_writer(|| Appender).with_filter_reloading();
+    let reload = builder.reload_handle();
+    if builder.try_init().is_ok() {
+        let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
     }
     Ok(())
 }

@@ -150,7 +150,7 @@ impl Host for InstanceHost {
         }
         if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             // A full disk must not end the role; the daemon's own log has the line.
-            let _ = log.append("quilt", text.as_bytes());
+            let _ = log.append("quilt", text);
         }
     }
 

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quilt_core::lines::Position;
 use quilt_core::time;
 use quilt_plugin_api::{Host as _, LogLevel};
 use quilt_protocol::control::{Action, State};
@@ -274,18 +275,22 @@ impl Runner {
     async fn start(&mut self) -> Phase {
         self.show(State::Starting, "");
         self.given_up().clear();
-        let began = time::now_text();
+        let log = self.log_dir();
+        let before = Position::end(&log);
         let mut started = match self.start_role().await {
             Ok(started) => started,
             Err(text) => return self.failed_to_start(text),
         };
         started.host.take_over();
         let found = started.host.found_since_ms();
-        let began = found.map_or(began, time::ms_text);
+        let begin = match (Position::of_run(&log), found) {
+            (Some(begin), _) => begin,
+            (None, Some(_)) => Position::START,
+            (None, None) => before.unwrap_or_default(),
+        };
         while let Some(ready) = self.spec.settings.ready.clone() {
-            let log = self.log_dir();
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &log, &began) => outcome,
+                outcome = ready::wait(&ready, &log, begin) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.

@@ -1,12 +1,14 @@
 //! Whether a started instance is ready.
 
+mod output;
+
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use quilt_core::lines;
+use quilt_core::lines::Position;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -16,13 +18,13 @@ use crate::spec::{Check, Ready};
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// Waits until the check passes; `Err` says what was wrong last when the time is over.
-pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), String> {
+/// Waits until the check passes; `Err` says what was wrong last when the time is over. The run's output begins at `begin` in `log`.
+pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position) -> Result<(), String> {
     let mut last = "the first attempt got no answer".to_owned();
     let trying = async {
         if let Check::Log(text) = &ready.check {
-            last = format!("no line of its log contains {text:?}");
-            return match wait_for_line(log, text, since).await {
+            last = format!("its output does not contain {text:?}");
+            return match output::wait_for_text(log, begin, text).await {
                 Ok(()) => (),
                 Err(error) => {
                     last = format!("its log cannot be read: {error}");
@@ -46,18 +48,6 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, since: &str) -> Result<(), S
     };
     let passed = tokio::time::timeout(ready.within, trying).await.is_ok();
     if passed { Ok(()) } else { Err(format!("not ready within {:?}: {last}", ready.within)) }
-}
-
-/// Waits for a line of this run: lines from before `since` belong to earlier ones.
-async fn wait_for_line(log: &Path, text: &str, since: &str) -> std::io::Result<()> {
-    let mut reader = lines::Reader::open(log, usize::MAX)?;
-    loop {
-        let lines = reader.next().await?;
-        // RFC 3339 in UTC sorts as text.
-        if lines.iter().any(|line| line.at.as_str() >= since && line.text.contains(text)) {
-            return Ok(());
-        }
-    }
 }
 
 async fn tcp(address: &str) -> Result<(), String> {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quilt_core::lines;
+use quilt_core::{lines, time};
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, done};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
@@ -196,7 +196,7 @@ fn refer<'a>(schemas: impl Iterator<Item = &'a mut serde_json::Value>) {
 }
 
 impl Requests {
-    /// Streams the log of an instance.
+    /// Streams the log of an instance. One who follows is told when the instance is removed.
     fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let (folder, board) = (self.folder.clone(), self.board.clone());
         let mut items = inbound.responder.items();
@@ -204,21 +204,43 @@ impl Requests {
         inbound.answer(move |Logs { role, instance, lines, follow }: Logs| async move {
             let key = Key { role, instance };
             let log = instance::log_dir(&folder, &key);
-            if board.get(&key).is_none() && !log.exists() {
+            let mut changes = board.subscribe();
+            let was_there = board.get(&key).is_some();
+            if !was_there && !log.exists() {
                 return Err((Outcome::NoTarget, format!("this station has no instance {key}")));
             }
             if !streaming {
                 return Err((Outcome::Refused, "logs are a stream; ask for one".into()));
             }
             let failed = |error: std::io::Error| (Outcome::Refused, error.to_string());
+            let removed = async { while changes.changed().await.is_ok() && board.get(&key).is_some() {} };
+            let mut removed = std::pin::pin!(removed);
+            // The log of an instance that is gone already does not grow.
+            let mut grows = follow && was_there;
             let mut reader = lines::Reader::open(&log, lines as usize).map_err(failed)?;
             loop {
-                let lines = if follow { reader.next().await } else { reader.more() }.map_err(failed)?;
+                let mut lines = reader.more().map_err(failed)?;
+                if lines.is_empty() && grows {
+                    lines = tokio::select! {
+                        lines = reader.next() => lines.map_err(failed)?,
+                        () = &mut removed => {
+                            grows = false;
+                            continue;
+                        }
+                    };
+                }
+                if lines.is_empty() && follow {
+                    let text = format!("{key} is removed from this station; its log ends here");
+                    let (at, stream) = (time::now_text(), "quilt".to_owned());
+                    let _ = items.send_json(&LogLine { at, stream, text, continues: false, bytes: None }).await;
+                }
                 if lines.is_empty() {
                     return Ok(());
                 }
-                for lines::Line { at, stream, text } in lines {
-                    if items.send_json(&LogLine { at, stream, text }).await.is_err() {
+                for line in lines {
+                    let (text, bytes) = (line.text().into_owned(), line.raw().map(<[u8]>::to_vec));
+                    let lines::Line { at, stream, continues, .. } = line;
+                    if items.send_json(&LogLine { at, stream, text, continues, bytes }).await.is_err() {
                         return Ok(());
                     }
                 }

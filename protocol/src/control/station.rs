@@ -448,8 +448,14 @@ pub struct LogLine {
     pub at: String,
     /// `out`, `err`, or `quilt` for the role's own lines.
     pub stream: String,
-    /// The line, without its end.
+    /// The line without its end, or a piece of it. Bytes that are not UTF-8 appear as U+FFFD.
     pub text: String,
+    /// No line break followed: the line goes on in the next item of its stream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
+    /// The bytes, if they are not UTF-8. With these and `continues` the items of a stream can be joined to what was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Vec<u8>>,
 }
 
 /// A role as discovery shows it.

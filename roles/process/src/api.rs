@@ -110,6 +110,10 @@ pub struct OutputLine {
     pub at: String,
     /// `out` or `err`.
     pub stream: String,
-    /// The line.
+    /// The line, or a piece of it. Bytes that are not UTF-8 appear as U+FFFD.
     pub text: String,
+    /// No line break followed: the line goes on in the next item of its stream.
+    pub continues: bool,
+    /// The bytes, if they are not UTF-8.
+    pub bytes: Option<Vec<u8>>,
 }

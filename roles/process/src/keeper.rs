@@ -12,6 +12,7 @@
 //! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves (`leftovers`), so a program
 //! is never run twice. What a program leaves behind when it ends is ended too.
 
+mod copy;
 mod exec;
 pub(crate) mod leftovers;
 mod serve;

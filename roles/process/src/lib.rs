@@ -144,7 +144,7 @@ impl Process {
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match exit.code {
                 Some(code) if success.contains(&code) => Ok(()),
-                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log, run.started_ms)))),
+                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log)))),
             }
         }))
     }
@@ -209,8 +209,10 @@ impl Process {
             loop {
                 let lines = if request.follow { reader.next().await } else { reader.more() };
                 let Some(lines) = lines.ok().filter(|lines| !lines.is_empty()) else { return Ok(()) };
-                for lines::Line { at, stream, text } in lines {
-                    if items.send(&OutputLine { at, stream, text }).await.is_err() {
+                for line in lines {
+                    let (text, bytes) = (line.text().into_owned(), line.raw().map(<[u8]>::to_vec));
+                    let lines::Line { at, stream, continues, .. } = line;
+                    if items.send(&OutputLine { at, stream, text, continues, bytes }).await.is_err() {
                         return Ok(());
                     }
                 }
@@ -321,22 +323,33 @@ fn signal_number(name: &str) -> Option<i32> {
     by_name().or_else(by_number).map(|signal| signal as i32)
 }
 
-fn last_error_lines(log: &std::path::Path, since_ms: u64) -> String {
-    let since = time::ms_text(since_ms);
-    let mut lines = Vec::new();
-    if let Ok(mut reader) = lines::Reader::open(log, 200) {
+/// The last lines on standard error of the run that ended, for its reason. The run's begin is a position in the log: the clock
+/// may have been set back.
+fn last_error_lines(log: &std::path::Path) -> String {
+    let begin = lines::Position::of_run(log).unwrap_or(lines::Position::START);
+    let mut errors = Vec::new();
+    if let Ok(mut reader) = lines::Reader::open_since(log, 200, begin) {
+        let mut line = Vec::new();
         while let Ok(more) = reader.more()
             && !more.is_empty()
         {
-            lines.extend(more);
+            for piece in more.iter().filter(|piece| piece.stream == "err") {
+                line.extend_from_slice(&piece.bytes);
+                if !piece.continues {
+                    errors.push(std::mem::take(&mut line));
+                }
+            }
+        }
+        if !line.is_empty() {
+            errors.push(line);
         }
     }
-    let errors: Vec<_> =
-        lines.iter().filter(|line| line.stream == "err" && line.at >= since).map(|line| line.text.as_str()).collect();
     match &errors[errors.len().saturating_sub(LAST_LINES)..] {
         [] => String::new(),
         last => {
-            let cut = |line: &&str| line.chars().take(LAST_LINE_MAX).collect::<String>();
+            let cut = |line: &Vec<u8>| {
+                String::from_utf8_lossy(line).trim_end().chars().take(LAST_LINE_MAX).collect::<String>()
+            };
             format!("; last lines of its errors: {}", last.iter().map(cut).collect::<Vec<_>>().join(" | "))
         }
     }

@@ -156,15 +156,16 @@ impl Runner {
 
     /// Starts the role and waits until it is ready.
     async fn start_ready(&mut self) -> Result<Started, String> {
-        let began = quilt_core::time::now_text();
+        let log = log_dir(&self.around.folder, &self.key);
+        let before = lines::Position::end(&log);
         let resuming = std::mem::take(&mut self.resuming);
         let started = self.start_role().await;
         self.resuming = resuming;
         let mut started = started?;
         if let Some(check) = self.spec.settings.ready.clone() {
-            let log = log_dir(&self.around.folder, &self.key);
+            let begin = lines::Position::of_run(&log).unwrap_or(before.unwrap_or_default());
             let outcome = tokio::select! {
-                outcome = crate::ready::wait(&check, &log, &began) => outcome,
+                outcome = crate::ready::wait(&check, &log, begin) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
             };
             if let Err(why) = outcome {

@@ -1,8 +1,7 @@
 //! The keeper's own work: start the program, copy its output, answer the station, record the end.
 
 use std::fs::OpenOptions;
-use std::io::{self, BufRead as _, BufReader, Read, Write as _};
-use std::os::fd::AsFd;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -12,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{self, WaitStatus};
 use nix::unistd::Pid;
 use quilt_core::{files, lines, time};
 
+use super::copy::copy;
 use super::{EXEC, Exit, FromKeeper, Paths, Run, Spec, ToKeeper, boot_id, leftovers};
 
 /// How long output may still come after the program has ended: descendants that left its group hold the pipe open.
@@ -59,6 +58,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
         return Err(io::Error::other("the station ended before its program began"));
     }
     paths.forget()?;
+    lines::Position::begin_run(log)?;
     let (_folder, socket) = paths.socket()?;
     match std::fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -256,48 +256,4 @@ fn accept(listener: &UnixListener, station: &Station, events: &Sender<Event>, ru
 fn same_peer(one: &UnixStream, other: &UnixStream) -> bool {
     let inode = |stream: &UnixStream| nix::sys::stat::fstat(stream).map(|stat| stat.st_ino).ok();
     inode(one) == inode(other)
-}
-
-/// How many milliseconds the rest of a line may take to come.
-const LINE_ENDS: u16 = 1000;
-
-/// Waits a little for more.
-fn is_readable(pipe: &impl AsFd) -> bool {
-    let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-    !matches!(poll(&mut polled, PollTimeout::from(LINE_ENDS)), Ok(0))
-}
-
-/// Copies one pipe to the log until its end. Lines that cannot be written are lost rather than holding up the program.
-fn copy(
-    stream: &'static str,
-    pipe: Option<impl Read + AsFd + Send + 'static>,
-    log: &Path,
-) -> io::Result<mpsc::Receiver<()>> {
-    let mut writer = lines::Writer::open(log)?;
-    let mut pipe = pipe.expect("it was piped");
-    let (done, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let (mut buffer, mut partial) = (vec![0; 64 * 1024], Vec::new());
-        loop {
-            if !partial.is_empty() && !is_readable(&pipe) {
-                // A prompt, or a progress bar: shown as it is rather than never.
-                let _ = writer.append(stream, &partial);
-                partial.clear();
-            }
-            let Ok(count @ 1..) = pipe.read(&mut buffer) else { break };
-            partial.extend_from_slice(&buffer[..count]);
-            let whole = match partial.iter().rposition(|byte| *byte == b'\n') {
-                Some(at) => at + 1,
-                None if partial.len() >= lines::LINE_MAX => partial.len(),
-                None => continue,
-            };
-            let _ = writer.append(stream, &partial[..whole]);
-            partial.drain(..whole);
-        }
-        if !partial.is_empty() {
-            let _ = writer.append(stream, &partial);
-        }
-        drop(done);
-    });
-    Ok(receiver)
 }

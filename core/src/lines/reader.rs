@@ -1,0 +1,253 @@
+//! Reading a log.
+
+use std::fs::{self, File};
+use std::future::poll_fn;
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_core::Stream as _;
+use inotify::{EventMask, EventStream, Inotify, WatchMask};
+
+use super::{CURRENT, FileId, Line, OLDER, Position, QUILT, open, parse, parse_head};
+use crate::{files, time};
+
+/// How many bytes are read at a time.
+pub(super) const PIECE: usize = 64 << 10;
+
+/// How many of a file's first bytes tell it from what took its place: they hold the time of its first record.
+const BEGINNING: usize = 64;
+
+/// How often a log is looked at where inotify is not to be had.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Reads a log from near its end on, a piece at a time, and follows it. What it holds in memory does not depend on how much
+/// is read.
+pub struct Reader {
+    folder: PathBuf,
+    source: Option<Source>,
+    /// The part of a record that has been read.
+    partial: Vec<u8>,
+    watch: Option<Watch>,
+}
+
+/// The file that is read.
+struct Source {
+    file: File,
+    inode: u64,
+    /// How much of it has been read, in bytes.
+    at: u64,
+    /// Its first bytes.
+    beginning: Vec<u8>,
+}
+
+/// How a reader hears of new lines.
+enum Watch {
+    Inotify(Box<EventStream<[u8; 1024]>>),
+    /// The machine is out of inotify instances (128 a user by default): look from time to time.
+    Poll,
+}
+
+impl Source {
+    fn new(file: File, inode: u64, at: u64) -> io::Result<Self> {
+        let mut source = Self { file, inode, at, beginning: Vec::new() };
+        source.beginning = source.read(0, BEGINNING)?;
+        Ok(source)
+    }
+
+    fn read(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        let count = self.file.read_at(&mut bytes, at)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
+
+    /// Whether it was emptied in place since the last call: it is shorter than what has been read, or begins otherwise because
+    /// it has grown again.
+    fn was_emptied(&mut self) -> io::Result<bool> {
+        let now = self.read(0, BEGINNING)?;
+        let emptied = !now.starts_with(&self.beginning) || self.file.metadata()?.len() < self.at;
+        self.beginning = now;
+        Ok(emptied)
+    }
+}
+
+impl Reader {
+    /// A reader of the log in `folder` that begins with its last `count` lines, or later ones.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn open(folder: &Path, count: usize) -> io::Result<Self> {
+        Self::open_since(folder, count, Position::START)
+    }
+
+    /// As [`Reader::open`], but leaves out what was logged before a position.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn open_since(folder: &Path, count: usize, since: Position) -> io::Result<Self> {
+        let mut left = count;
+        let mut source = None;
+        for name in [CURRENT, OLDER] {
+            let Some((file, inode)) = open(folder, name)? else { continue };
+            let now = file.metadata()?;
+            let reached = FileId::of(&now) == since.file;
+            // A file shorter than that was emptied.
+            let since = if reached && since.offset <= now.len() { since.offset } else { 0 };
+            let (at, lines) = last_lines(&file, left)?;
+            if lines > 0 || source.is_none() {
+                source = Some(Source::new(file, inode, at.max(since))?);
+            }
+            left -= lines;
+            if left == 0 || reached {
+                break;
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None })
+    }
+
+    /// The records that come next, as many as are read at once; none if there are no more now.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn more(&mut self) -> io::Result<Vec<Line>> {
+        loop {
+            if self.source.is_none() {
+                let Some((file, inode)) = open(&self.folder, CURRENT)? else { return Ok(Vec::new()) };
+                self.source = Some(Source::new(file, inode, 0)?);
+            }
+            let source = self.source.as_mut().expect("it was opened above");
+            if source.was_emptied()? {
+                source.at = 0;
+                self.partial.clear();
+                return Ok(vec![notice("the log was emptied here")]);
+            }
+            // Whether it was rotated is asked before reading, so that its last lines are read.
+            let rotated = fs::metadata(self.folder.join(CURRENT)).is_ok_and(|now| now.ino() != source.inode);
+            let piece = source.read(source.at, PIECE)?;
+            source.at += piece.len() as u64;
+            self.partial.extend_from_slice(&piece);
+            let complete = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let lines: Vec<_> = self.partial[..complete].split(|byte| *byte == b'\n').filter_map(parse).collect();
+            self.partial.drain(..complete);
+            if !lines.is_empty() {
+                return Ok(lines);
+            }
+            if !piece.is_empty() {
+                continue;
+            }
+            if !rotated {
+                return Ok(lines);
+            }
+            // The file that was read should be the older one now; if it is gone, so is what came between.
+            let older = fs::metadata(self.folder.join(OLDER)).map(|older| older.ino());
+            let lost = older.is_ok_and(|older| older != source.inode);
+            self.source = None;
+            self.partial.clear();
+            if lost {
+                return Ok(vec![notice("lines were lost here: they came faster than they were read")]);
+            }
+        }
+    }
+
+    /// As [`Reader::more`], but waits for at least one record.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: records are taken only when they are returned.
+    pub async fn next(&mut self) -> io::Result<Vec<Line>> {
+        loop {
+            // Read after the watch exists, so that nothing falls between.
+            let lines = self.more()?;
+            if !lines.is_empty() {
+                return Ok(lines);
+            }
+            match &mut self.watch {
+                None => self.watch = Some(watch(&self.folder)?),
+                Some(Watch::Poll) => tokio::time::sleep(LOOK).await,
+                Some(Watch::Inotify(watch)) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
+                    Some(event) => {
+                        if event?.mask.contains(EventMask::IGNORED) {
+                            // Somebody removed the folder, and the kernel the watch with it.
+                            self.watch = None;
+                        }
+                    }
+                    None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                },
+            }
+        }
+    }
+}
+
+fn notice(text: &str) -> Line {
+    Line { at: time::now_text(), stream: QUILT.into(), bytes: text.into(), continues: false }
+}
+
+fn watch(folder: &Path) -> io::Result<Watch> {
+    files::create_private_dir(folder)?;
+    let wanted = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+    let watch = Inotify::init().and_then(|inotify| {
+        inotify.watches().add(folder, wanted)?;
+        inotify.into_event_stream([0; 1024])
+    });
+    Ok(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))))
+}
+
+/// Where the last `count` lines of a file begin, and how many there are: `count`, or all. Reads from its end. A record that says
+/// that its line goes on does not count, unless it is the last.
+fn last_lines(file: &File, count: usize) -> io::Result<(u64, usize)> {
+    let mut lines = 0;
+    // Where the record begins that follows in the file.
+    let mut next = None;
+    let mut take = |begins: u64, head: &[u8]| {
+        let goes_on = next.is_some() && parse_head(head).is_some_and(|(_, _, continues, _)| continues);
+        if !goes_on {
+            if lines == count {
+                return Some((next.unwrap_or(begins), lines));
+            }
+            lines += 1;
+        }
+        next = Some(begins);
+        None
+    };
+    let mut end = file.metadata()?.len();
+    let mut bytes = vec![0; PIECE + BEGINNING];
+    // The break that ends the last record; what follows it is a record that is being written.
+    let mut ends_whole = false;
+    let mut last_break = end;
+    while end > 0 {
+        let begin = end.saturating_sub(PIECE as u64);
+        // With the beginning of what follows, for a record whose head lies across the edge.
+        let read = file.read_at(&mut bytes, begin)?;
+        let length = ((end - begin) as usize).min(read);
+        for offset in (0..length).rev().filter(|offset| bytes[*offset] == b'\n') {
+            let break_at = begin + offset as u64;
+            if ends_whole {
+                if let Some(found) = take(break_at + 1, &bytes[offset + 1..read]) {
+                    return Ok(found);
+                }
+            } else if count == 0 {
+                return Ok((break_at + 1, 0));
+            }
+            ends_whole = true;
+            last_break = break_at;
+        }
+        end = begin;
+    }
+    if ends_whole && last_break > 0 {
+        let read = file.read_at(&mut bytes, 0)?;
+        if let Some(found) = take(0, &bytes[..read]) {
+            return Ok(found);
+        }
+    }
+    Ok((0, lines))
+}

@@ -1,0 +1,91 @@
+//! Looking for a text in what an instance writes.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use anstream::adapter::StripBytes;
+use quilt_core::lines::{Line, Position, Reader};
+
+/// Waits until a text appears in what was logged since `begin`.
+pub(super) async fn wait_for_text(log: &Path, begin: Position, text: &str) -> io::Result<()> {
+    let mut reader = Reader::open_since(log, usize::MAX, begin)?;
+    let mut search = Search::new(text);
+    loop {
+        if reader.next().await?.iter().any(|line| search.finds_in(line)) {
+            return Ok(());
+        }
+    }
+}
+
+/// Looks for a text in each stream of a log, as a terminal would show the streams: without escape sequences, and
+/// regardless of where records begin and end.
+struct Search {
+    text: Vec<u8>,
+    /// A text that has escape sequences itself is looked for among those of the output.
+    raw: bool,
+    streams: HashMap<String, Stream>,
+}
+
+#[derive(Default)]
+struct Stream {
+    strip: StripBytes,
+    /// The last bytes, in which the text may have begun.
+    tail: Vec<u8>,
+}
+
+impl Search {
+    fn new(text: &str) -> Self {
+        Self { text: text.into(), raw: text.contains('\x1b'), streams: HashMap::new() }
+    }
+
+    /// Whether the text ends in this record. To be called for every record, in their order.
+    fn finds_in(&mut self, line: &Line) -> bool {
+        if !self.streams.contains_key(&line.stream) {
+            self.streams.insert(line.stream.clone(), Stream::default());
+        }
+        let stream = self.streams.get_mut(&line.stream).expect("it was added above");
+        let end: &[u8] = if line.continues { b"" } else { b"\n" };
+        for bytes in [&line.bytes, end] {
+            if self.raw {
+                stream.tail.extend_from_slice(bytes);
+            } else {
+                stream.strip.strip_next(bytes).for_each(|shown| stream.tail.extend_from_slice(shown));
+            }
+        }
+        let found = stream.tail.windows(self.text.len()).any(|window| window == self.text);
+        let done = stream.tail.len().saturating_sub(self.text.len().saturating_sub(1));
+        stream.tail.drain(..done);
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(stream: &str, text: &str, continues: bool) -> Line {
+        Line { at: String::new(), stream: stream.into(), bytes: text.into(), continues }
+    }
+
+    fn found(text: &str, lines: &[Line]) -> bool {
+        let mut search = Search::new(text);
+        lines.iter().any(|line| search.finds_in(line))
+    }
+
+    #[test]
+    fn a_text_is_found_in_the_stream_however_it_came() {
+        let pieces = [line("out", "load", true), line("err", "warning", false), line("out", "ed: server ready", false)];
+        assert!(found("loaded: server", &pieces));
+        assert!(!found("loadwarning", &pieces));
+        let progress = [line("out", "10%\r20%\r", true), line("out", "server ready\r", false)];
+        assert!(found("server ready", &progress));
+        let coloured = [line("out", "\x1b[1;32mserver\x1b[", true), line("out", "0m \x1b[4mready\x1b[0m", false)];
+        assert!(found("server ready", &coloured));
+        assert!(found("\x1b[1;32mserver", &coloured));
+        assert!(!found("32m", &coloured));
+        let two_lines = [line("out", "server", false), line("out", "ready", false)];
+        assert!(!found("serverready", &two_lines));
+        assert!(found("server\nready\n", &two_lines));
+    }
+}
