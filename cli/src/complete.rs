@@ -53,18 +53,6 @@ pub(crate) fn instances() -> ArgValueCompleter {
     })
 }
 
-/// Completes `role/instance` of any station.
-pub(crate) fn role_instances() -> ArgValueCompleter {
-    candidates(async |client| {
-        let stations = client.stations("").await.unwrap_or_default();
-        let instances = stations.into_iter().flat_map(|station| station.instances);
-        let mut names: Vec<_> = instances.map(|one| format!("{}/{}", one.role, one.instance)).collect();
-        names.sort();
-        names.dedup();
-        names
-    })
-}
-
 /// Completes command names; of the station named earlier on the line if there is one.
 pub(crate) fn commands() -> ArgValueCompleter {
     candidates(async |client| {

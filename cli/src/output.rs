@@ -1,10 +1,15 @@
 //! Results on standard output: tables for people, JSON and YAML for programs. Everything else goes to standard error.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use crate::exit::Failure;
 
@@ -82,12 +87,64 @@ pub(crate) fn json_line<T: Serialize + ?Sized>(item: &T) -> Result<(), Failure> 
     line(&serde_json::to_string(item).expect("views have text keys"))
 }
 
-/// Prints a line at once. A reader that has gone away ends the program quietly, as `head` expects.
-pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => Ok(result?),
+/// Prints a line at once, as [`text`] does.
+pub(crate) fn line(line: &str) -> Result<(), Failure> {
+    text(&format!("{line}\n"));
+    Ok(())
+}
+
+/// Prints text at once. If it cannot be written, the verb goes on all the same and ends as it would have: nobody may be there to
+/// read (`| head`), or the disk be full. The first failure that is not a reader's leaving is told on standard error.
+pub(crate) fn text(text: &str) {
+    let mut out = io::stdout().lock();
+    if IS_CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
+    let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
+    IS_CLOSED.store(true, Ordering::Relaxed);
+    CLOSED.notify_one();
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        IS_INCOMPLETE.store(true, Ordering::Relaxed);
+        eprintln!("quiltctl: standard output cannot be written, what follows is lost: {error}");
+    }
+}
+
+/// Standard output takes nothing any more.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
+/// It was not its reader that closed it.
+static IS_INCOMPLETE: AtomicBool = AtomicBool::new(false);
+
+/// Whether output was lost that somebody wanted.
+pub(crate) fn is_incomplete() -> bool {
+    IS_INCOMPLETE.load(Ordering::Relaxed)
+}
+
+/// Works on a stream until nobody can read standard output any more: [`reader_left`], or a write has failed. That is noticed also
+/// while there is nothing to print; the verb then ends with success.
+pub(crate) async fn while_read(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    tokio::select! {
+        done = work => done,
+        () = reader_left() => Ok(ExitCode::SUCCESS),
+        () = CLOSED.notified() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Hears of a write that failed.
+static CLOSED: Notify = Notify::const_new();
+
+/// Waits until the reader of standard output is gone: the pipe's other end is closed, or the terminal. To be called once: it
+/// leaves a thread behind that waits.
+pub(crate) async fn reader_left() {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let waiting = move || {
+        // No event is asked for: errors and hang-ups are always told.
+        let out = io::stdout();
+        let mut polled = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        while matches!(poll(&mut polled, PollTimeout::NONE), Err(nix::errno::Errno::EINTR)) {}
+        let _ = tell.send(());
+    };
+    if std::thread::Builder::new().spawn(waiting).is_err() || told.await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

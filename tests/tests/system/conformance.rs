@@ -85,7 +85,7 @@ impl Transcript {
     }
 
     async fn logs(&mut self) {
-        let logs = self.world.ctl(&["logs", "cam-1", "imp/main", "-n", "1000"]).await.with_code(0).out;
+        let logs = self.world.ctl(&["logs", "cam-1/imp/main", "-n", "1000"]).await.with_code(0).out;
         let says = |line: &&str| line.contains("starting ") || line.contains("stopping ");
         let lines: Vec<_> =
             logs.lines().filter(says).map(|line| line.rsplit("  ").next().unwrap().to_owned()).collect();

@@ -73,11 +73,13 @@ async fn a_station_may_be_meant_by_its_id_everywhere() {
     world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
     let id = format!("id:{}", world.show("cam-1").await.id);
     let counter = format!("{id}/counter/main");
+    let clock_log = format!("{id}/process/clock");
     for (verb, expected) in [
         (&["station", "show", &id][..], "cam-1"),
         (&["roles", &id], "counter"),
         (&["commands", &id], "increment"),
-        (&["logs", &id, "process/clock", "-n", "1"], ""),
+        (&["logs", &clock_log, "-n", "1"], ""),
+        (&["logs", &id, "-n", "1"], "cam-1/process/clock  "),
         (&["call", &counter, "increment", r#"{"by":3}"#], "3"),
         (&["stop", &counter], ""),
         (&["start", &counter], ""),

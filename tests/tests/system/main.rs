@@ -12,6 +12,7 @@ mod first_steps;
 mod hostile;
 mod identity;
 mod manager_crash;
+mod nobody_reads;
 mod outcomes;
 mod plugin_author;
 mod plugin_faults;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use quilt_role_process::api::{ProcessStatus, Signal, SignalError, Status, Tail};
 use quilt_tests::{Fleet, World, is_alive};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 #[tokio::test]
 async fn a_program_that_crashes_is_restarted_more_and_more_slowly_then_given_up_and_recovers_when_fixed() {
@@ -121,7 +122,7 @@ async fn secrets_in_the_environment_are_never_shown() {
         &["station", "show", "cam-1"],
         &["history", "cam-1", "-o", "json"],
         &["events", "-o", "json"],
-        &["logs", "cam-1", "process/main"],
+        &["logs", "cam-1/process/main"],
         &["call", "cam-1/process/main", "status"],
     ] {
         let output = world.ctl(arguments).await.with_code(0);
@@ -385,11 +386,57 @@ async fn a_ready_check_that_hangs_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_line_that_does_not_end_is_shown_all_the_same() {
+async fn output_is_a_stream_in_which_a_ready_text_is_found_and_from_which_it_can_be_had_again() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let keys = "command = [\"sh\", \"-c\", \"printf LISTENING; exec sleep 1000\"]\nready = { log = \"LISTENING\" }\n";
-    world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(0);
+    let bytes = world.folder().join("bytes");
+    // In colour, over a pause without a line break, behind a long line, and not all of it text.
+    std::fs::write(&bytes, [&b"\xff\r\n"[..], "\u{20ac}".repeat(20_000).as_bytes(), b" is \x1b[32mLIS"].concat())
+        .unwrap();
+    let script = format!("cat {}; sleep 1.1; printf 'TE\\033[0mNING'; exec sleep 1000", bytes.display());
+    let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nready = {{ log = \"is LISTENING\" }}\n");
+    world.apply(Fleet::new().with("cam-1/process/main", &keys).text()).await.with_code(0);
+    let records = world.ctl(&["logs", "cam-1/process/main", "-o", "jsonl"]).await.with_code(0).out;
+    let mut joined = Vec::new();
+    for record in records.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()) {
+        assert_eq!(record["instance"], "main", "{record}");
+        let bytes =
+            record["bytes"].as_array().map(|bytes| bytes.iter().map(|byte| byte.as_u64().unwrap() as u8).collect());
+        joined.extend(bytes.unwrap_or_else(|| record["text"].as_str().unwrap().as_bytes().to_vec()));
+        joined.extend((record["continues"] != true).then_some(b'\n'));
+    }
+    assert!(joined == [&std::fs::read(&bytes).unwrap()[..], b"TE\x1b[0mNING"].concat());
+    // People see whole lines.
+    let shown = world.ctl(&["logs", "cam-1/process", "-n", "1"]).await.with_code(0).out;
+    let (shown, long) = (shown.trim_end(), "\u{20ac}".repeat(20_000));
+    assert!(shown.starts_with(&long) && shown.ends_with("NING") && !shown.contains('\n'), "{} bytes", shown.len());
+    let timed = world.ctl(&["logs", "cam-1", "-n", "1", "--timestamps"]).await.with_code(0).out;
+    assert!(timed.starts_with("20") && timed[24..].trim_start().starts_with('\u{20ac}'));
+}
+
+#[tokio::test]
+async fn whoever_follows_a_log_is_told_when_its_instance_is_removed() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet =
+        Fleet::new().with("cam-1/process/main", "command = [\"sh\", \"-c\", \"echo hello; exec sleep 1000\"]\n");
+    world.apply(fleet.text()).await.with_code(0);
+    let mut command = world.command("quiltctl");
+    command
+        .args(["--manager", &world.address, "logs", "cam-1/process/main", "-f"])
+        .stdout(std::process::Stdio::piped());
+    let mut following = command.spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("hello"));
+    world.apply("[station.cam-1]\n").await.with_code(0);
+    let mut last = String::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        last = line;
+    }
+    assert_eq!(last, "process/main is removed from this station; its log ends here");
+    assert!(following.wait().await.unwrap().success());
+    // What it wrote can still be read.
+    assert!(world.ctl(&["logs", "cam-1/process/main"]).await.with_code(0).out.contains("hello"));
 }
 
 #[tokio::test]

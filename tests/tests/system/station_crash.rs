@@ -32,7 +32,7 @@ async fn programs_outlive_their_station_with_unbroken_logs_and_are_taken_back() 
     }
     assert_eq!(starts(&world), 1);
     let numbers = async |world: &World| -> Vec<u32> {
-        let logs = world.ctl(&["logs", "cam-1", "process/count", "-n", "100000"]).await.with_code(0);
+        let logs = world.ctl(&["logs", "cam-1/process/count", "-n", "100000"]).await.with_code(0);
         logs.out.lines().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect()
     };
     world.eventually("it wrote on", async |world| numbers(world).await.len() > 30).await;
