@@ -1,5 +1,22 @@
 //! `quiltctl`: the operator's command. One file per verb; this one holds what they share.
 
+/// In the place of the standard library's macro, in every module below: that one panics when nobody reads standard error, and the
+/// exit code is lost.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+/// As `eprintln!`, without the line break.
+macro_rules! eprint {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod adopt;
 mod apply;
 mod call;
@@ -91,6 +108,34 @@ enum Verb {
     Completions(complete::Completions),
 }
 
+impl Verb {
+    /// Whether its output is all that it is for.
+    fn only_shows(&self) -> bool {
+        match self {
+            Self::Stations(_)
+            | Self::Station(stations::Station::Show(_))
+            | Self::Roles(_)
+            | Self::Commands(_)
+            | Self::Clients
+            | Self::Diff(_)
+            | Self::History(_)
+            | Self::Logs(_)
+            | Self::Events(_)
+            | Self::Completions(_) => true,
+            Self::Up(_)
+            | Self::Station(_)
+            | Self::Adopt(_)
+            | Self::Apply(_)
+            | Self::Rollback(_)
+            | Self::Start(_)
+            | Self::Stop(_)
+            | Self::Restart(_)
+            | Self::Call(_)
+            | Self::Plugin(_) => false,
+        }
+    }
+}
+
 /// What verbs need besides their own arguments.
 pub(crate) struct Session {
     manager: String,
@@ -175,14 +220,14 @@ fn main() -> ExitCode {
     quilt_station::become_plugin_host_if_asked();
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let Cli { manager, output, timeout, verb } = Cli::parse();
+    let only_shows = verb.only_shows();
     let ran = Session::new(manager, timeout, output).and_then(|session| run(session, verb));
-    match ran {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("quiltctl: {failure}");
-            failure.code()
-        }
-    }
+    let code = ran.unwrap_or_else(|failure| {
+        eprintln!("quiltctl: {failure}");
+        failure.code()
+    });
+    // What a verb did in the fleet is done, whether or not its output was written; one that only shows something did not do it.
+    if only_shows && code == ExitCode::SUCCESS && output::is_incomplete() { ExitCode::FAILURE } else { code }
 }
 
 #[tokio::main(worker_threads = 2)]
@@ -203,9 +248,9 @@ async fn run(session: Session, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Stop(target) => target.run(&session, quilt_client::control::Action::Stop).await,
         Verb::Restart(target) => target.run(&session, quilt_client::control::Action::Restart).await,
         Verb::Call(call) => call.run(&session).await,
-        Verb::Logs(logs) => logs.run(&session).await,
+        Verb::Logs(logs) => output::while_read(logs.run(&session)).await,
         Verb::Plugin(plugin) => plugin.run(&session).await,
-        Verb::Events(events) => events.run(&session).await,
+        Verb::Events(events) => output::while_read(events.run(&session)).await,
         Verb::Completions(completions) => completions.run(&mut Cli::command()),
     }
 }

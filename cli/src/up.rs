@@ -12,6 +12,7 @@ use quilt_core::signals::{self, Stop};
 use quilt_core::{files, log};
 use quilt_manager::{Manager, ManagerArgs};
 use quilt_station::{Station, StationArgs};
+use tokio::signal::unix::SignalKind;
 
 use crate::exit::{Failure, REFUSED};
 use crate::fleetfile::Source;
@@ -52,7 +53,18 @@ impl Up {
         let began = Instant::now();
         let source = self.file.as_deref().map(Source::read).transpose()?;
         log::init(None, &self.log_level)?;
+        // Looked at first: waiting for signals puts an end to ignoring them.
+        let hangup_counts = !signals::is_hangup_ignored();
         let stop = signals::stop(|| {})?;
+        let mut hangup = tokio::signal::unix::signal(SignalKind::hangup())?;
+        // A terminal that closes, and a pipe that nobody reads, end what runs in the foreground. So nothing runs on unseen.
+        let stop = async {
+            tokio::select! {
+                how = stop => how,
+                _ = hangup.recv(), if hangup_counts => Stop::All,
+                () = output::reader_left(), if hangup_counts => Stop::All,
+            }
+        };
         let mut stop = std::pin::pin!(stop);
         let data_dir = self.data_dir.clone().unwrap_or_else(files::default_data_dir);
         let manager = ManagerArgs {
@@ -193,7 +205,7 @@ fn show(station: &StationView, address: &str, began: Instant) -> Result<(), Fail
                 let target = format!("{LOCAL}/counter/{}", instance.instance);
                 output::line(&format!("  quiltctl{at} call {target} increment '{{\"by\":2}}'"))?;
             }
-            role => output::line(&format!("  quiltctl{at} logs {LOCAL} {role}/{} -f", instance.instance))?,
+            role => output::line(&format!("  quiltctl{at} logs {LOCAL}/{role}/{} -f", instance.instance))?,
         }
     }
     output::line("Ctrl-C stops everything.\n")

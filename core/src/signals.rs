@@ -38,3 +38,12 @@ pub fn stop(reload: impl Fn()) -> io::Result<impl Future<Output = Stop>> {
         }
     })
 }
+
+/// Whether whoever started this process wants it to live on when its terminal closes, as `nohup` does. To be asked before
+/// [`stop`], which has HUP caught.
+pub fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    ignored & (1 << (nix::libc::SIGHUP - 1)) != 0
+}

@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quilt-manager: {error:#}");
+            // Nobody may be there to read it; the exit code says it too.
+            let _ = writeln!(std::io::stderr(), "quilt-manager: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -45,7 +45,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quilt-station: {error:#}");
+            // Nobody may be there to read it; the exit code says it too.
+            let _ = writeln!(std::io::stderr(), "quilt-station: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -54,7 +55,8 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn stop_other(stop: Stop) -> anyhow::Result<()> {
     let config = stop.station.resolve()?;
-    println!("{}", stop::stop(&config, stop.roles).await?);
+    let done = stop::stop(&config, stop.roles).await?;
+    let _ = writeln!(std::io::stdout(), "{done}");
     Ok(())
 }
 
