@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use quilt_client::Client;
-use quilt_client::control::{ApplyReply, ChangeKind, Phase, Progress, Share, StationChange, Wait};
-
+use quilt_client::control::{ApplyReply, ChangeKind, Phase, Progress, Remark, Share, StationChange, Wait};
+use quilt_core::words::count;
 use quilt_protocol::Digest;
 
 use crate::exit::{Failure, NO_ANSWER, PARTLY, PENDING, REFUSED, USAGE};
-use crate::fleetfile::Source;
+use crate::fleetfile::{Named, Source};
 use crate::output::{self, Format, plain};
 use crate::{Session, seconds};
 
@@ -24,9 +23,8 @@ const FETCHING: Duration = Duration::from_secs(600);
 /// Arguments of `apply`.
 #[derive(Args)]
 pub(crate) struct Apply {
-    /// The fleet file
-    #[arg(short, long, value_name = "FILE")]
-    file: PathBuf,
+    #[command(flatten)]
+    file: Named,
     /// Say what would change and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -53,9 +51,8 @@ pub(crate) struct Apply {
 /// Arguments of `diff`.
 #[derive(Args)]
 pub(crate) struct Diff {
-    /// The fleet file
-    #[arg(short, long, value_name = "FILE")]
-    file: PathBuf,
+    #[command(flatten)]
+    file: Named,
 }
 
 impl Diff {
@@ -81,7 +78,10 @@ impl Apply {
             let text = format!("--settle {:?} cannot be seen within --wait {time:?}", self.settle);
             return Err(Failure::with_code(USAGE, text));
         }
-        let source = Source::read(&self.file)?;
+        let source = self.file.read()?;
+        if let Some(note) = source.unnamed() {
+            eprintln!("note: {note}");
+        }
         let client = session.connect().await?;
         let waits = self.wait.is_some() || self.rollback || self.batch.is_some();
         let wait = waits.then_some(Wait {
@@ -90,26 +90,27 @@ impl Apply {
             rollback: self.rollback,
         });
         let request = quilt_client::control::Apply {
-            source: source.name(),
+            source: source.place_of_file(),
             fleet: source.fleet.clone(),
             dry_run: self.dry_run,
             force: self.force,
             wait,
             batch: self.batch,
         };
+        let mut told = Vec::new();
         if !self.yes && !self.dry_run && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
             let planned = quilt_client::control::Apply { dry_run: true, ..request.clone() };
             let planned = client.apply(&planned).reply().await?;
-            if planned.mistakes.is_empty()
-                && planned.rejection.is_none()
-                && !planned.changes.is_empty()
-                && !confirm(&planned)?
-            {
-                return Err(Failure::new("not applied"));
+            if let Some(question) = question(&source, &planned, self.force) {
+                eprint!("{question}");
+                if !is_confirmed()? {
+                    return Err(Failure::new("not applied"));
+                }
+                told = remarks(Some(&source), &planned);
             }
         }
         let reply = follow(session, &client, &request).await?;
-        report(session.format, Some(&source), &reply, self.dry_run, waits)?;
+        report(session.format, Some(&source), &reply, self.dry_run, &told)?;
         Ok(code(&reply, self.dry_run, waits))
     }
 }
@@ -142,9 +143,24 @@ pub(crate) async fn follow(
     Ok(applying.reply().await?)
 }
 
-fn confirm(planned: &ApplyReply) -> Result<bool, Failure> {
-    planned.changes.iter().for_each(|change| eprintln!("{}", describe(change)));
-    eprint!("apply this to {} stations? [y/N] ", planned.changes.len());
+/// What to ask before a file is applied, with everything that there is to know for the answer; nothing if the manager would
+/// store nothing new.
+fn question(source: &Source, planned: &ApplyReply, force: bool) -> Option<String> {
+    let is_refused = planned.rejection.is_some() && !force;
+    if is_refused || !planned.mistakes.is_empty() || (planned.changes.is_empty() && planned.entries.is_empty()) {
+        return None;
+    }
+    let mut lines: Vec<_> = planned.changes.iter().map(describe).collect();
+    lines.extend(problems(Some(source), planned, "pushed all the same"));
+    lines.extend(remarks(Some(source), planned));
+    lines.push(match planned.changes.len() {
+        0 => format!("no station changes now; store {}? [y/N] ", planned.entries.join(", ")),
+        changes => format!("apply this to {}? [y/N] ", count(changes, "station")),
+    });
+    Some(lines.join("\n"))
+}
+
+fn is_confirmed() -> Result<bool, Failure> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -182,61 +198,71 @@ fn describe(change: &StationChange) -> String {
     lines.join("\n")
 }
 
-/// What there is to say of a file beside its effect, to standard error.
-pub(crate) fn remark(source: Option<&Source>, reply: &ApplyReply) {
-    for warning in &reply.warnings {
-        let keys: Vec<_> = warning.at.iter().map(String::as_str).collect();
-        let place =
-            source.and_then(|source| source.place(&keys)).map_or_else(String::new, |place| format!("{place}: "));
-        eprintln!("warning: {place}{}", plain(&warning.text));
-    }
-    for mistake in &reply.mistakes {
-        let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();
-        let place =
-            source.and_then(|source| source.place(&keys)).map_or_else(String::new, |place| format!("{place}: "));
-        eprintln!("error: {place}{}", plain(&mistake.text));
-    }
-    reply.notes.iter().for_each(|note| eprintln!("note: {}", plain(note)));
+/// What there is to say of a file beside its effect, a line each.
+pub(crate) fn remarks(source: Option<&Source>, reply: &ApplyReply) -> Vec<String> {
+    let placed = |kind: &str, remark: &Remark| {
+        let keys: Vec<_> = remark.at.iter().map(String::as_str).collect();
+        let place = source.and_then(|source| source.place(&keys));
+        let place = place.map_or_else(String::new, |place| format!("{place}: "));
+        format!("{kind}: {place}{}", plain(&remark.text))
+    };
+    let warnings = reply.warnings.iter().map(|warning| placed("warning", warning));
+    let mistakes = reply.mistakes.iter().map(|mistake| placed("error", mistake));
+    let notes = reply.notes.iter().map(|note| format!("note: {}", plain(note)));
+    warnings.chain(mistakes).chain(notes).collect()
 }
 
-/// Remarks to standard error, the result to standard output.
+/// What stations refuse, a line each, with a headline.
+fn problems(source: Option<&Source>, reply: &ApplyReply, effect: &str) -> Vec<String> {
+    let Some(rejection) = &reply.rejection else { return Vec::new() };
+    let mut lines = vec![format!("{}: {}, {effect}", rejection.code, count(rejection.problems.len(), "problem"))];
+    for problem in &rejection.problems {
+        let place = source.and_then(|source| source.place_of(problem));
+        let place = place.map_or_else(String::new, |place| format!(" ({place})"));
+        lines.push(format!("  {}{place}", plain(&problem.to_string())));
+    }
+    lines
+}
+
+/// Remarks to standard error, without those that were `told` before; the result to standard output.
 pub(crate) fn report(
     format: Format,
     source: Option<&Source>,
     reply: &ApplyReply,
     dry_run: bool,
-    waited: bool,
+    told: &[String],
 ) -> Result<(), Failure> {
-    remark(source, reply);
-    if let Some(rejection) = &reply.rejection {
-        let problems = rejection.problems.len();
-        let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
-        eprintln!("{}: {problems} problem{}, {effect}", rejection.code, if problems == 1 { "" } else { "s" });
-        for problem in &rejection.problems {
-            let place = source.and_then(|source| source.place_of(problem));
-            let place = place.map_or_else(String::new, |place| format!(" ({place})"));
-            eprintln!("  {}{place}", plain(&problem.to_string()));
-        }
-    }
-    if waited && !reply.away.is_empty() {
-        eprintln!("not there: {}", reply.away.join(", "));
-    }
+    remarks(source, reply).iter().filter(|remark| !told.contains(remark)).for_each(|remark| eprintln!("{remark}"));
+    let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
+    problems(source, reply, effect).iter().for_each(|problem| eprintln!("{problem}"));
     for (station, failure) in &reply.failures {
         eprintln!("{station}: {}", plain(failure));
     }
     if reply.rolled_back {
         eprintln!("rolled back to what was desired before");
     }
-    output::one(format, reply, |reply| {
-        let changes: Vec<_> = reply.changes.iter().map(describe).collect();
-        match (changes.is_empty(), dry_run) {
-            _ if !reply.mistakes.is_empty() => "nothing was changed".into(),
-            (false, false) if !reply.stored => format!("{}\nnothing was changed", changes.join("\n")),
-            (true, _) => "no changes".into(),
-            (false, true) => format!("{}\nnothing was changed (dry run)", changes.join("\n")),
-            (false, false) => changes.join("\n"),
-        }
-    })
+    output::one(format, reply, |reply| outcome(reply, dry_run))
+}
+
+/// The result for people.
+fn outcome(reply: &ApplyReply, dry_run: bool) -> String {
+    if !reply.mistakes.is_empty() {
+        return "nothing was changed".into();
+    }
+    let mut lines: Vec<_> = reply.changes.iter().map(describe).collect();
+    if lines.is_empty() {
+        lines.push(match (&reply.rejection, reply.entries.is_empty()) {
+            (Some(_), _) => "what is refused is desired already".into(),
+            (None, true) => return "no changes".into(),
+            (None, false) => format!("no station changes now, but what is stored does: {}", reply.entries.join(", ")),
+        });
+    }
+    if dry_run {
+        lines.push("nothing was changed (dry run)".into());
+    } else if !reply.stored {
+        lines.push("nothing was changed".into());
+    }
+    lines.join("\n")
 }
 
 pub(crate) fn code(reply: &ApplyReply, dry_run: bool, waited: bool) -> ExitCode {
@@ -248,7 +274,7 @@ pub(crate) fn code(reply: &ApplyReply, dry_run: bool, waited: bool) -> ExitCode 
         NO_ANSWER
     } else if !reply.failures.is_empty() {
         REFUSED
-    } else if dry_run && !reply.changes.is_empty() {
+    } else if dry_run && !(reply.changes.is_empty() && reply.entries.is_empty()) {
         PENDING
     } else if waited && !reply.away.is_empty() {
         // Whoever waits wants to know that it runs: there it does not.
@@ -294,5 +320,44 @@ impl Bars {
 
     pub(crate) fn finish(&mut self) {
         self.stations.values().filter(|bar| !bar.is_finished()).for_each(ProgressBar::abandon);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(changes: &[&str], entries: &[&str]) -> ApplyReply {
+        let change = |station: &&str| StationChange {
+            station: (*station).into(),
+            revision: None,
+            instances: Vec::new(),
+            plugins: Vec::new(),
+        };
+        ApplyReply {
+            changes: changes.iter().map(change).collect(),
+            entries: entries.iter().map(ToString::to_string).collect(),
+            notes: vec!["station `cam-9` is not known yet".into(), "group `g` came from a and now comes from b".into()],
+            ..ApplyReply::default()
+        }
+    }
+
+    #[test]
+    fn what_is_taken_over_and_who_is_not_known_is_told_before_the_question() {
+        let source = Source::parse("fleet.toml".into(), "name = 'b'\n".into()).unwrap();
+        let asked = question(&source, &planned(&["cam-1"], &["group `g`"]), false).unwrap();
+        let at = |text: &str| asked.find(text).unwrap_or_else(|| panic!("{text} is not in {asked}"));
+        assert!(at("cam-9") < at("apply this to 1 station? [y/N]") && at("came from a") < at("[y/N]"), "{asked}");
+        // Nothing changes anywhere now, but another file is taken over.
+        let asked = question(&source, &planned(&[], &["group `g`"]), false).unwrap();
+        assert!(asked.ends_with("no station changes now; store group `g`? [y/N] "), "{asked}");
+        assert_eq!(question(&source, &planned(&[], &[]), false), None);
+    }
+
+    #[test]
+    fn a_file_that_changes_only_what_is_stored_is_a_change() {
+        let stored = ApplyReply { stored: true, ..planned(&[], &["group `g`"]) };
+        assert_eq!(outcome(&stored, false), "no station changes now, but what is stored does: group `g`");
+        assert_eq!(outcome(&ApplyReply { entries: Vec::new(), ..stored }, false), "no changes");
     }
 }

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use quilt_client::control::{FleetFile, Problem};
+use clap::Args;
+use quilt_client::control::{FleetFile, Problem, STDIN_SOURCE};
 use quilt_core::settings::{self, line_and_column};
+use quilt_protocol::Name;
 use toml::de::{DeTable, DeValue};
 
 use crate::exit::Failure;
@@ -16,6 +18,26 @@ pub(crate) struct Source {
     pub(crate) fleet: FleetFile,
 }
 
+/// Names a fleet file.
+#[derive(Args)]
+pub(crate) struct Named {
+    /// The fleet file; - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// What the file is known by, whatever is at its top; a file of the same name replaces it, wherever it lies
+    #[arg(long = "as", value_name = "NAME")]
+    known_as: Option<Name>,
+}
+
+impl Named {
+    /// Reads the file.
+    pub(crate) fn read(self) -> Result<Source, Failure> {
+        let mut source = Source::read(&self.file)?;
+        source.fleet.name = self.known_as.or(source.fleet.name);
+        Ok(source)
+    }
+}
+
 impl Source {
     /// Reads and parses a file.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
@@ -24,18 +46,39 @@ impl Source {
             true => std::io::read_to_string(std::io::stdin()),
             false => fs::read_to_string(path),
         };
-        let text = text.map_err(|error| failed(&error))?;
-        let fleet = settings::parse(path, &text).map_err(|error| Failure::new(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), text, fleet })
+        Self::parse(path.to_owned(), text.map_err(|error| failed(&error))?)
     }
 
-    /// The name under which the manager remembers the file.
-    pub(crate) fn name(&self) -> String {
-        if self.path.as_os_str() == "-" {
-            return "-".into();
+    /// Parses the text of a file.
+    pub(crate) fn parse(path: PathBuf, text: String) -> Result<Self, Failure> {
+        let fleet = settings::parse(&path, &text).map_err(|error| Failure::new(error.to_string()))?;
+        Ok(Self { path, text, fleet })
+    }
+
+    /// Where the file lies, as the manager is told.
+    pub(crate) fn place_of_file(&self) -> String {
+        if self.path.as_os_str() == STDIN_SOURCE {
+            return STDIN_SOURCE.into();
         }
         let absolute = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         absolute.to_string_lossy().into_owned()
+    }
+
+    /// What a file without a name is known by, for a note.
+    pub(crate) fn unnamed(&self) -> Option<String> {
+        let what = match (&self.fleet.name, self.path.as_os_str() == STDIN_SOURCE) {
+            (Some(_), _) => return None,
+            (None, true) => {
+                "what comes through standard input has no name, so groups that it no longer has stay".into()
+            }
+            (None, false) => {
+                format!(
+                    "the file has no name and is known by where it lies, {}: a copy is another file",
+                    self.place_of_file()
+                )
+            }
+        };
+        Some(format!("{what}; write `name = \"..\"` at its top or use --as"))
     }
 
     /// `FILE:LINE:COLUMN` of the value that a chain of keys leads to, as far as the file has them.
@@ -87,8 +130,15 @@ mod tests {
     use super::*;
 
     fn source(text: &str) -> Source {
-        let fleet = toml::from_str(text).unwrap();
-        Source { path: "fleet.toml".into(), text: text.into(), fleet }
+        Source::parse("fleet.toml".into(), text.into()).unwrap()
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_told_what_it_is_known_by() {
+        assert_eq!(source("name = 'room'\n").unnamed(), None);
+        assert!(source("").unnamed().unwrap().contains("fleet.toml: a copy is another file"));
+        let input = Source::parse("-".into(), String::new()).unwrap();
+        assert!(input.unnamed().unwrap().contains("standard input has no name"));
     }
 
     #[test]

@@ -185,12 +185,12 @@ impl Rollout {
         let waited = request.wait.is_some();
         let is_removal = request.fleet.group.is_empty();
         let reply = apply::follow(session, &client, &request).await?;
-        if is_removal && reply.changes.is_empty() && reply.rejection.is_none() && reply.mistakes.is_empty() {
+        if is_removal && reply.entries.is_empty() && reply.rejection.is_none() && reply.mistakes.is_empty() {
             return Err(Failure::new(format!(
-                "no station has {plugin} from a push; one that is in a station's folder goes with its file (`quiltctl plugin list`)"
+                "{plugin} was not pushed; one that is in a station's folder goes with its file (`quiltctl plugin list`)"
             )));
         }
-        apply::report(session.format, None, &reply, false, waited)?;
+        apply::report(session.format, None, &reply, false, &[])?;
         if let Some(rejection) = &reply.rejection {
             if rejection.problems.iter().all(|problem| problem.code == ProblemCode::MissingRoleFactory) {
                 eprintln!(

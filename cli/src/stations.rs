@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use quilt_client::control::{StationState, StationView};
+use quilt_core::words::count;
 
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
@@ -159,7 +160,7 @@ fn show(station: &StationView) -> String {
             text += &format!(", pid {pid}");
         }
         if instance.restarts > 0 {
-            text += &format!(", {} restarts", instance.restarts);
+            text += &format!(", {}", count(instance.restarts as usize, "restart"));
         }
         if !instance.detail.is_empty() {
             text += &format!(": {}", instance.detail);

@@ -147,7 +147,7 @@ async fn follow(
     }
     if let Some(source) = source {
         let request = Apply {
-            source: source.name(),
+            source: source.place_of_file(),
             fleet: source.fleet.clone(),
             dry_run: false,
             force: false,
@@ -165,7 +165,7 @@ async fn follow(
         }
         bars.finish();
         let reply = applying.reply().await?;
-        apply::remark(Some(source), &reply);
+        apply::remarks(Some(source), &reply).iter().for_each(|remark| eprintln!("{remark}"));
         reply.failures.values().for_each(|failure| eprintln!("{LOCAL}: {}", plain(failure)));
         if let Some(mistake) = reply.mistakes.first() {
             let keys: Vec<_> = mistake.at.iter().map(String::as_str).collect();

@@ -1,7 +1,7 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
 //! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`], [`log`],
-//! [`signals`], [`lines`], [`time`].
+//! [`signals`], [`lines`], [`time`], [`words`].
 
 mod append;
 pub mod daemon;
@@ -12,3 +12,4 @@ pub mod settings;
 pub mod signals;
 pub mod slots;
 pub mod time;
+pub mod words;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quilt_core::words::count;
 use quilt_protocol::control::{
     Apply, ApplyReply, Document, Plan, Problem, Rejection, Remark, StationChange, Verdict, command,
 };
@@ -14,7 +15,7 @@ use crate::desired::{hashed_desired, refresh};
 use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
 use crate::state::{State, Station};
 use crate::store::{Change, Desired, EntryKey, Origin};
-use crate::{Core, push};
+use crate::{Core, push, remarks};
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
@@ -39,6 +40,15 @@ pub(crate) struct Target {
     pub(crate) was_live: bool,
     /// Whether it was seen to fail with what was desired before.
     pub(crate) was_ill: bool,
+    /// Whether it refused what was desired before and stays desired.
+    pub(crate) refused: bool,
+}
+
+impl Target {
+    /// Whether it is to be asked what it thinks: also of what it refused before, or nothing would say that it still does.
+    fn is_asked(&self) -> bool {
+        self.was_live && (self.desired.is_some() || self.refused)
+    }
 }
 
 /// What an apply did, for whoever follows its effect.
@@ -96,6 +106,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     if !problems.is_empty() {
         reply.rejection = Some(Rejection::new(problems));
     }
+    reply.entries = merged.put.iter().map(|(key, _)| key).chain(&merged.removed).map(remarks::entry).collect();
     let before = core.state().fleet.clone();
     let after = merged.fleet.clone();
     let keys: Vec<_> = merged.put.iter().map(|(key, _)| key.clone()).chain(merged.removed.iter().cloned()).collect();
@@ -108,7 +119,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
 
     let mut writes: Vec<_> = merged.put.into_iter().map(|(key, entry)| Change::PutEntry(key, entry)).collect();
     writes.extend(merged.removed.into_iter().map(Change::RemoveEntry));
-    let (who_said, source) = (SmolStr::from(who), SmolStr::from(&request.source));
+    let (who_said, source) = (SmolStr::from(who), SmolStr::from(request.known_as()));
     for target in &mut targets {
         if let Some(desired) = &mut target.desired {
             (desired.who, desired.source) = (who_said.clone(), source.clone());
@@ -123,6 +134,12 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         let mut state = core.state();
         state.fleet = merged.fleet;
         take_desired(&mut state, &targets);
+        for target in targets.iter().filter(|target| target.refused) {
+            // What it answers now counts, not what it answered when it was last asked.
+            if let Some(station) = state.stations.get_mut(&target.id) {
+                station.rejected = None;
+            }
+        }
         if request.wait.is_some() || request.batch.is_some() {
             // The rollout lets go of them, batch by batch. In the same breath, so that no registration comes between.
             let holds = targets.iter().filter_map(|target| Some((target.id, target.desired.as_ref()?.revision)));
@@ -138,7 +155,11 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     }
     let changed = targets.iter().filter(|target| target.desired.is_some()).count();
     refresh_others(core, &targets).await;
-    core.events.add("fleet.applied", None, None, format!("{} by {who}: {changed} stations change", request.source));
+    let text = match changed {
+        1 => format!("{} by {who}: 1 station changes", request.known_as()),
+        _ => format!("{} by {who}: {changed} stations change", request.known_as()),
+    };
+    core.events.add("fleet.applied", None, None, text);
     core.note_change();
     Ok(Applied { reply, targets, before, after, keys })
 }
@@ -155,7 +176,7 @@ struct Prepared {
 
 fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
     let state = core.state();
-    let mut merged = state.fleet.merged(&request.fleet, &request.source)?;
+    let mut merged = state.fleet.merged(&request.fleet, request.known_as())?;
     for reference in request.fleet.station.keys() {
         let meant = |station: &&Station| fleet::is_meant(reference, &station.subject());
         let names: Vec<_> =
@@ -212,12 +233,14 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
         });
         let (id, name) = (station.record.id, station.record.name.clone());
         let (was_live, was_ill) = (station.live.is_some(), station.is_ill());
+        let refused = was_live && desired.is_none() && station.refuses_desired();
         if !was_live {
             reply.away.push(name.to_string());
         }
         contradictions.extend(saying.conflicts.iter().cloned());
-        targets.push(Target { id, name, saying, before, desired, was_live, was_ill });
+        targets.push(Target { id, name, saying, before, desired, was_live, was_ill, refused });
     }
+    reply.notes.extend(remarks::of_targets(request.known_as(), &targets));
     reply.targets = targets.len()
         + state
             .stations
@@ -292,7 +315,7 @@ fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
         reply.changes.push(StationChange { station, revision, instances, plugins });
     }
     if more > 0 {
-        reply.notes.push(format!("{more} more stations change; so many are not listed here"));
+        reply.notes.push(format!("{} more: so many changes are not listed here", count(more, "station")));
     }
 }
 
@@ -315,17 +338,16 @@ impl Asked {
     }
 }
 
-/// Which stations are to be asked, about which document: those that are there and change.
+/// Which stations are to be asked, about which document.
 fn to_ask(targets: &[Target]) -> impl Iterator<Item = (StationId, Digest)> {
-    let there = targets.iter().filter(|target| target.was_live);
-    there.filter_map(|target| Some((target.id, target.desired.as_ref()?.digest)))
+    targets.iter().filter(|target| target.is_asked()).map(|target| (target.id, target.saying.digest))
 }
 
-/// Asks every connected target that changes what it thinks, all at once.
+/// Asks every target that is to be asked what it thinks, all at once.
 async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
     let (documents, mut notes) = (to_ask(targets).collect(), Vec::new());
     let mut asked = tokio::task::JoinSet::new();
-    for target in targets.iter().filter(|target| target.desired.is_some()) {
+    for target in targets.iter().filter(|target| target.is_asked()) {
         let state = core.state();
         let live = state.stations.get(&target.id).and_then(|station| station.live.as_ref());
         let Some(handle) = live.map(|live| live.handle.clone()) else { continue };

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quilt_core::time;
+use quilt_core::words::count;
 use quilt_protocol::control::FleetEvent;
 use tokio::sync::broadcast;
 
@@ -44,7 +45,7 @@ impl EventLog {
         let left_out = std::mem::take(&mut last.left_out);
         if left_out > 0 {
             tracing::warn!(left_out, "events were left out: they came faster than the disk took them");
-            self.put(&mut last, "events.left_out", None, None, format!("{left_out} events"));
+            self.put(&mut last, "events.left_out", None, None, count(left_out as usize, "event"));
         }
         self.put(&mut last, kind, station, instance, text.into());
     }

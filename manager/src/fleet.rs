@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use quilt_protocol::control::{
     ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
-    StationEntry,
+    STDIN_SOURCE, StationEntry,
 };
 use quilt_protocol::{Digest, Labels, Name, StationId};
 
@@ -73,12 +73,14 @@ pub(crate) struct Saying {
     pub(crate) digest: Digest,
     /// Instances that two entries configure differently.
     pub(crate) conflicts: Vec<Problem>,
+    /// The entries with something to run, each with the file it came from.
+    pub(crate) entries: Vec<(String, String)>,
 }
 
 impl Saying {
     pub(crate) fn new(document: Document, conflicts: Vec<Problem>) -> Self {
         let json: Arc<str> = document.to_json().into();
-        Self { document, digest: Digest::of(json.as_bytes()), json, conflicts }
+        Self { document, digest: Digest::of(json.as_bytes()), json, conflicts, entries: Vec::new() }
     }
 }
 
@@ -93,6 +95,7 @@ pub(crate) struct Sayings<'f> {
 /// An entry that concerns a station.
 struct Part<'f> {
     by: By<'f>,
+    source: &'f str,
     roles: &'f Roles,
     plugins: &'f BTreeMap<Name, Digest>,
 }
@@ -115,16 +118,19 @@ impl<'f> Sayings<'f> {
             return Said { concerned: !parts.is_empty(), labels, saying: saying.clone() };
         }
         let mut union = Union { station: subject.name, said_by: BTreeMap::new(), conflicts: Vec::new() };
-        let mut document = Document::default();
-        for Part { by, roles, plugins } in &parts {
+        let (mut document, mut entries) = (Document::default(), Vec::new());
+        for Part { by, source, roles, plugins } in &parts {
             let by = match by {
                 By::Station(reference) => format!("station `{reference}`"),
                 By::Group(group) => format!("group `{group}`"),
             };
             union.add(&mut document.roles, roles, &by);
             union.add_plugins(&mut document.plugins, plugins, &by);
+            if !roles.is_empty() || !plugins.is_empty() {
+                entries.push(((*source).to_owned(), by));
+            }
         }
-        let saying = Arc::new(Saying::new(document, union.conflicts));
+        let saying = Arc::new(Saying { entries, ..Saying::new(document, union.conflicts) });
         // Conflicts name the station.
         if saying.conflicts.is_empty() {
             self.known.insert(key, saying.clone());
@@ -136,7 +142,7 @@ impl<'f> Sayings<'f> {
 /// How a file changes the whole.
 pub(crate) struct Merged {
     pub(crate) fleet: Fleet,
-    /// Entries to write, and to forget.
+    /// Entries to write, since they become others, and to forget.
     pub(crate) put: Vec<(EntryKey, Entry)>,
     pub(crate) removed: Vec<EntryKey>,
     pub(crate) notes: Vec<String>,
@@ -168,8 +174,9 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// The whole after `file` is applied under the name `source`: its entries replace those of the same name; groups
-    /// that the same file no longer has are gone; stations that it no longer names are left alone.
+    /// The whole after `file` is applied, which is known as `source`: its entries replace those of the same name; groups
+    /// that the same file no longer has are gone; stations that it no longer names are left alone. Nobody knows whether what
+    /// comes through standard input is the same file as before, so its groups stay.
     ///
     /// # Errors
     ///
@@ -177,20 +184,30 @@ impl Fleet {
     pub(crate) fn merged(&self, file: &FleetFile, source: &str) -> Result<Merged, Vec<Remark>> {
         let mut mistakes = Vec::new();
         let (mut fleet, mut put, mut removed, mut notes) = (self.clone(), Vec::new(), Vec::new(), Vec::new());
-        let mut taken_over = |what: String, before: Option<&String>| {
-            if let Some(before) = before.filter(|before| *before != source) {
-                notes.push(format!("{what} came from {before} and now comes from {source}"));
+        let mut taken_over = |what: String, before: Option<&String>, is_new: bool| match before {
+            Some(before) if before != source => {
+                notes.push(format!("{what} came from {} and now comes from {}", shown(before), shown(source)));
             }
+            Some(_) if source == STDIN_SOURCE && is_new => {
+                notes.push(format!(
+                    "{what} came through standard input before, maybe from another file; it is replaced"
+                ));
+            }
+            _ => {}
         };
         for (station, entry) in &file.station {
             if let Err(text) = check_reference(station) {
                 mistakes.push(Remark { at: vec!["station".into(), station.clone()], text });
             }
-            taken_over(format!("station `{station}`"), self.stations.get(station).map(|entry| &entry.source));
-            let json = serde_json::to_string(entry).expect("entries have text keys");
-            put.push((EntryKey::Station(station.clone()), Entry { source: source.into(), json }));
+            let known = self.stations.get(station);
             let sourced = Sourced { source: source.into(), content: entry.clone() };
-            fleet.stations.insert(station.clone(), sourced);
+            let is_new = known != Some(&sourced);
+            taken_over(format!("station `{station}`"), known.map(|entry| &entry.source), is_new);
+            if is_new {
+                let json = serde_json::to_string(entry).expect("entries have text keys");
+                put.push((EntryKey::Station(station.clone()), Entry { source: source.into(), json }));
+                fleet.stations.insert(station.clone(), sourced);
+            }
         }
         for (group, entry) in &file.group {
             let selector = match group_selector(&entry.selector) {
@@ -201,14 +218,23 @@ impl Fleet {
                     continue;
                 }
             };
-            taken_over(format!("group `{group}`"), self.groups.get(group).map(|entry| &entry.source));
-            let json = serde_json::to_string(entry).expect("entries have text keys");
-            put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
+            let known = self.groups.get(group);
             let sourced = Sourced { source: source.into(), content: (entry.clone(), selector) };
-            fleet.groups.insert(group.clone(), sourced);
+            let is_new = known != Some(&sourced);
+            taken_over(format!("group `{group}`"), known.map(|entry| &entry.source), is_new);
+            if is_new {
+                let json = serde_json::to_string(entry).expect("entries have text keys");
+                put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
+                fleet.groups.insert(group.clone(), sourced);
+            }
         }
         for (group, entry) in &self.groups {
-            if entry.source == source && !file.group.contains_key(group) {
+            if entry.source != source || file.group.contains_key(group) {
+                continue;
+            }
+            if source == STDIN_SOURCE {
+                notes.push(format!("group `{group}` came through standard input before and stays"));
+            } else {
                 fleet.groups.remove(group);
                 removed.push(EntryKey::Group(group.clone()));
                 notes.push(format!("group `{group}` is no longer in {source}; its stations lose its roles"));
@@ -228,12 +254,12 @@ impl Fleet {
         let mut parts = Vec::new();
         for (reference, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
             let StationEntry { roles, plugins, .. } = &entry.content;
-            parts.push(Part { by: By::Station(reference), roles, plugins });
+            parts.push(Part { by: By::Station(reference), source: &entry.source, roles, plugins });
         }
         for (group, entry) in &self.groups {
             let (GroupEntry { roles, plugins, .. }, selector) = &entry.content;
             if subject.fits(selector, &labels) {
-                parts.push(Part { by: By::Group(group), roles, plugins });
+                parts.push(Part { by: By::Group(group), source: &entry.source, roles, plugins });
             }
         }
         (labels, parts)
@@ -300,6 +326,11 @@ impl Fleet {
         };
         Some(Entry { source: source.clone(), json: json.expect("entries have text keys") })
     }
+}
+
+/// A source in a sentence.
+pub(crate) fn shown(source: &str) -> &str {
+    if source == STDIN_SOURCE { "standard input" } else { source }
 }
 
 /// Which stations a group means.
@@ -497,6 +528,35 @@ mod tests {
         let other = fleet.merged(&second, "two").unwrap();
         assert_eq!(other.removed.len(), 0);
         assert!(other.notes[0].contains("came from one"), "{:?}", other.notes);
+        // What is the same as before is not written again.
+        let again = fleet.merged(&first, "one").unwrap();
+        assert_eq!((again.put.len(), again.notes.len()), (0, 0));
+    }
+
+    #[test]
+    fn two_files_through_standard_input_take_nothing_from_each_other_in_silence() {
+        let first = file(
+            serde_json::json!({ "station": { "s": { "labels": { "a": "b" } } }, "group": { "g": { "match": "a=b" } } }),
+        );
+        let second = file(serde_json::json!({ "station": { "s": {} }, "group": { "h": { "match": "a=b" } } }));
+        let fleet = Fleet::default().merged(&first, STDIN_SOURCE).unwrap().fleet;
+        let merged = fleet.merged(&second, STDIN_SOURCE).unwrap();
+        assert_eq!(merged.removed, [], "a group of the first file is gone");
+        let [replaced, stays] = &merged.notes[..] else { panic!("{:?}", merged.notes) };
+        assert!(replaced.contains("station `s` came through standard input before"), "{replaced}");
+        assert!(stays.contains("group `g`") && stays.contains("stays"), "{stays}");
+        assert!(merged.fleet.merged(&second, STDIN_SOURCE).unwrap().notes.iter().all(|note| note.contains("stays")));
+    }
+
+    #[test]
+    fn what_other_files_still_give_a_station_is_known_by_file_and_entry() {
+        let old = file(serde_json::json!({ "group": { "old": { "match": "name=*", "roles": { "p": { "x": {} } } } } }));
+        let new = file(serde_json::json!({ "group": { "new": { "match": "name=*", "roles": { "p": { "y": {} } } } } }));
+        let fleet = Fleet::default().merged(&old, "/a/room.toml").unwrap().fleet;
+        let fleet = fleet.merged(&new, "/b/room.toml").unwrap().fleet;
+        let entries = &said(&fleet, "cam-1", &[]).saying.entries;
+        let entry = |source: &str, by: &str| (source.to_owned(), by.to_owned());
+        assert_eq!(*entries, [entry("/b/room.toml", "group `new`"), entry("/a/room.toml", "group `old`")]);
     }
 
     #[test]

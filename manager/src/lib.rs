@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `desired`, `apply`, `rollout`, `take_back`, `route`, `tools`, `blobs`, `schemas`, `http`.
+//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `blobs`, `schemas`, `http`.
 
 mod apply;
 mod blobs;
@@ -15,6 +15,7 @@ mod fleet;
 mod http;
 mod push;
 mod register;
+mod remarks;
 mod rollout;
 mod route;
 mod schemas;

@@ -1,14 +1,15 @@
 //! Following an apply until its effect is there: batches, waiting, settling, going back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quilt_core::words::{count, list};
 use quilt_net::ItemSink;
+use quilt_protocol::StationId;
 use quilt_protocol::control::{
     Apply, ApplyReply, Document, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait,
 };
-use quilt_protocol::{Name, StationId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -63,11 +64,17 @@ pub(crate) async fn run(
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
+        let spared = rollout.spared(&applied.targets);
+        let spared: BTreeSet<_> = spared.iter().map(|target| target.name.clone()).collect();
         let gone_back = take_back::take_back(core, &applied, TakeBack::Whole, &all, who).await;
         rollout.release(applied.targets.iter());
         let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter()).await;
-        // Whoever was given something newer meanwhile stays with that.
+        // A station that was given something newer meanwhile stays with that.
+        let (spared, gone_back): (Vec<_>, Vec<_>) = gone_back.into_iter().partition(|name| spared.contains(name));
+        if !spared.is_empty() {
+            applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
+        }
         applied.reply.rolled_back = !gone_back.is_empty();
         for name in gone_back {
             rollout.show(name.as_str(), Phase::RolledBack, "");
@@ -88,6 +95,9 @@ struct Rollout<'a> {
     /// The digest of every instance that each target should run.
     wanted: BTreeMap<StationId, Arc<Instances>>,
 }
+
+/// Stations and why they failed.
+type Failures = BTreeMap<String, String>;
 
 /// How long a rollout looks away at most.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -134,16 +144,17 @@ impl<'a> Rollout<'a> {
             let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
             self.release(batch.iter());
             apply::push_all(self.core, batch.iter()).await;
-            let failures = self.follow_batch(batch, until).await;
-            for target in batch.iter().filter(|target| !failures.contains_key(target.name.as_str())) {
+            let (failed, late) = self.follow_batch(batch, until).await;
+            for target in batch {
                 // Whoever waited has seen it run well, for as long as they asked for.
                 let has_settled = matches!(self.shown.get(target.name.as_str()), Some((Phase::Settled, _)));
                 if let Some(desired) = target.desired.as_ref().filter(|_| has_settled) {
                     register::note_good(self.core, target.id, desired.revision);
                 }
             }
-            applied.reply.timed_out |= failures.values().any(|failure| failure.starts_with(TIME_IS_OVER));
-            applied.reply.failures.extend(failures);
+            applied.reply.timed_out = failed.is_empty() && !late.is_empty();
+            applied.reply.failures.extend(failed);
+            applied.reply.failures.extend(late);
             if !applied.reply.failures.is_empty() {
                 break;
             }
@@ -156,9 +167,8 @@ impl<'a> Rollout<'a> {
             // A rollout that fails halts: whoever had not been offered it keeps what it had.
             let _one_at_a_time = self.core.applying.lock().await;
             let names = take_back::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
-            let names: Vec<_> = names.iter().map(Name::to_string).collect();
             self.release(applied.targets.iter());
-            applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", names.join(", ")));
+            applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", list(&names)));
         }
         Ok(())
     }
@@ -178,22 +188,35 @@ impl<'a> Rollout<'a> {
         }
     }
 
-    /// Follows some stations until each has settled or failed. Names those that failed, and why.
-    async fn follow_batch(&mut self, batch: &[Target], until: Instant) -> BTreeMap<String, String> {
+    /// Stations that never got what was applied: their batch was not reached, or they are away.
+    fn spared<'t>(&self, targets: &'t [Target]) -> Vec<&'t Target> {
+        let state = self.core.state();
+        let is_away = |target: &Target| {
+            matches!(self.shown.get(target.name.as_str()), Some((Phase::Away, _)))
+                && state.stations.get(&target.id).is_none_or(|station| station.live.is_none())
+        };
+        targets.iter().filter(|target| state.is_held(target.id) || is_away(target)).collect()
+    }
+
+    /// Follows some stations until each has settled or failed. Names all that failed and all that were not healthy in time,
+    /// and why: if the first failure ended it, an operator would mend one station after the other.
+    async fn follow_batch(&mut self, batch: &[Target], until: Instant) -> (Failures, Failures) {
         let settle = Duration::from_millis(self.wait.settle_ms);
         let mut changes = self.core.changed.subscribe();
         let mut healthy_since = BTreeMap::<String, (Instant, u64)>::new();
+        let mut failed = Failures::new();
         loop {
             let began = Instant::now();
             changes.mark_unchanged();
-            let (mut failures, mut settled, mut next_settled) = (BTreeMap::new(), 0, None::<Instant>);
+            let (mut settled, mut next_settled) = (0, None::<Instant>);
             let phases: Vec<_> = {
                 let state = self.core.state();
                 let judged = |target: &Target| {
                     let station = state.stations.get(&target.id).map(|station| &**station);
                     (judge(station, target, &self.wanted[&target.id]), station.map_or(0, Station::restarts))
                 };
-                batch.iter().map(|target| (target, judged(target))).collect()
+                let undecided = batch.iter().filter(|target| !failed.contains_key(target.name.as_str()));
+                undecided.map(|target| (target, judged(target))).collect()
             };
             for (target, ((phase, detail), restarts)) in phases {
                 let name = target.name.to_string();
@@ -219,7 +242,7 @@ impl<'a> Rollout<'a> {
                     }
                     Phase::Failed | Phase::Rejected => {
                         self.show(&name, phase, &detail);
-                        failures.insert(name, detail);
+                        failed.insert(name, detail);
                     }
                     _ => {
                         // It has to stay healthy in one piece.
@@ -228,22 +251,11 @@ impl<'a> Rollout<'a> {
                     }
                 }
             }
-            if !failures.is_empty() || settled == batch.len() {
-                return failures;
+            if failed.len() + settled == batch.len() {
+                return (failed, Failures::new());
             }
             if Instant::now() >= until {
-                let state = self.core.state();
-                let late = batch.iter().filter_map(|target| {
-                    let why = match self.shown.get(target.name.as_str()) {
-                        Some((Phase::Settled | Phase::Away, _)) => return None,
-                        Some((Phase::Healthy, _)) => state.stations.get(&target.id).and_then(|it| it.most_restarted()),
-                        Some((_, detail)) => Some(detail.clone()).filter(|detail| !detail.is_empty()),
-                        None => None,
-                    };
-                    let why = why.map_or_else(String::new, |why| format!(": {why}"));
-                    Some((target.name.to_string(), format!("{TIME_IS_OVER}{why}")))
-                });
-                return late.collect();
+                return (failed, self.late(batch));
             }
             // In a large fleet something changes all the time: looking takes a tenth of the time and not all of it.
             tokio::time::sleep((9 * began.elapsed()).min(LOOK_AGAIN)).await;
@@ -253,6 +265,22 @@ impl<'a> Rollout<'a> {
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Stations that are neither healthy for long enough nor known to have failed, and what they wait for.
+    fn late(&self, batch: &[Target]) -> Failures {
+        let state = self.core.state();
+        let late = batch.iter().filter_map(|target| {
+            let why = match self.shown.get(target.name.as_str()) {
+                Some((Phase::Settled | Phase::Away | Phase::Failed | Phase::Rejected, _)) => return None,
+                Some((Phase::Healthy, _)) => state.stations.get(&target.id).and_then(|it| it.most_restarted()),
+                Some((_, detail)) => Some(detail.clone()).filter(|detail| !detail.is_empty()),
+                None => None,
+            };
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            Some((target.name.to_string(), format!("not healthy in time{why}")))
+        });
+        late.collect()
     }
 
     fn show(&mut self, station: &str, phase: Phase, detail: &str) {
@@ -291,8 +319,6 @@ pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-const TIME_IS_OVER: &str = "not healthy in time";
 
 /// How far a station is with what is desired of it.
 fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Phase, String) {
@@ -348,7 +374,7 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Pha
 /// How many instances there are, and those that do not run any more although nothing is wrong with them.
 fn healthy(instances: usize, beside: &[String]) -> String {
     const SHOWN_MAX: usize = 5;
-    let all = format!("{instances} instance{}", if instances == 1 { "" } else { "s" });
+    let all = count(instances, "instance");
     let more = beside.len().checked_sub(SHOWN_MAX).filter(|more| *more > 0);
     let more = more.map(|more| format!("and {more} more that do not run"));
     std::iter::once(all).chain(beside.iter().take(SHOWN_MAX).cloned()).chain(more).collect::<Vec<_>>().join(", ")

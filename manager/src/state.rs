@@ -127,16 +127,22 @@ impl Station {
         }
     }
 
+    /// Whether it refused what is desired of it.
+    pub(crate) fn refuses_desired(&self) -> bool {
+        let desired = self.desired.as_ref().map(|desired| desired.revision);
+        self.rejected.as_ref().is_some_and(|rejected| Some(rejected.revision) == desired)
+    }
+
     /// Whether it was seen to fail with what is desired of it: refused it, or holds an instance of it that failed.
     pub(crate) fn is_ill(&self) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
-        let refused = self.rejected.as_ref().is_some_and(|rejected| rejected.revision == desired.revision);
         let failed = |report: &InstanceReport| {
             matches!(report.state, InstanceState::Failed | InstanceState::Backoff)
                 || report.held_back.as_ref().is_some_and(|(asked, _)| *asked == desired.digest)
         };
         let applied = live.applied.is_some_and(|applied| applied.digest == desired.digest);
-        refused || (applied && live.instances.values().any(|one| one.owner == Owner::Fleet && failed(one)))
+        self.refuses_desired()
+            || (applied && live.instances.values().any(|one| one.owner == Owner::Fleet && failed(one)))
     }
 
     /// Whether it has every instance of its desired configuration as configured, and each runs well unless an operator stopped it.

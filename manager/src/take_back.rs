@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quilt_core::words::count;
 use quilt_protocol::{Name, Revision};
 use smol_str::SmolStr;
 
@@ -97,7 +98,7 @@ pub(crate) async fn take_back(
             let (name, before) = (target.name.clone(), target.desired.clone());
             let (was_live, was_ill) = (target.was_live, target.was_ill);
             let desired = Some(desired);
-            targets.push(Target { id: target.id, name, saying, before, desired, was_live, was_ill });
+            targets.push(Target { id: target.id, name, saying, before, desired, was_live, was_ill, refused: false });
         }
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
@@ -113,7 +114,7 @@ pub(crate) async fn take_back(
     if how == TakeBack::Whole {
         refresh_others(core, &applied.targets).await;
     }
-    core.events.add("fleet.rolled_back", None, None, format!("{} stations", targets.len()));
+    core.events.add("fleet.rolled_back", None, None, count(targets.len(), "station"));
     push_all(core, targets.iter()).await;
     core.note_change();
     Ok(targets.into_iter().map(|target| target.name).collect())

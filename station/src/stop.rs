@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quilt_core::files;
+use quilt_core::words::count;
 use quilt_role_process::keeper;
 
 use crate::config::StationConfig;
@@ -46,7 +47,7 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
     if roles {
         let stopped = keeper::stop_all(&config.data_dir.join("station").join("instances")).await;
         if stopped > 0 {
-            said += &format!(", and {stopped} programs of an earlier station");
+            said += &format!(", and {} of an earlier station", count(stopped, "program"));
         }
     }
     Ok(said)

@@ -148,11 +148,17 @@ pub struct Adopt {
     pub replace: bool,
 }
 
-/// A fleet file as the manager takes it: the TOML document as JSON, with the name it came under.
+/// What the source of a pushed plugin begins with; its name follows.
+pub const PLUGIN_SOURCE: &str = "plugin:";
+
+/// The source of a file without a name that came through standard input: each time it may be another file.
+pub const STDIN_SOURCE: &str = "-";
+
+/// A fleet file as the manager takes it: the TOML document as JSON, with where it came from.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Apply {
-    /// Which file, as the operator knows it.
+    /// Where the file lies; what it is known by if it has no name of its own.
     pub source: String,
     /// Its content.
     pub fleet: FleetFile,
@@ -168,6 +174,13 @@ pub struct Apply {
     /// How many stations at a time; all at once if absent.
     #[serde(default)]
     pub batch: Option<Share>,
+}
+
+impl Apply {
+    /// What the file is known by: a file of the same name replaces it, wherever it lies.
+    pub fn known_as(&self) -> &str {
+        self.fleet.name.as_ref().map_or(&self.source, Name::as_str)
+    }
 }
 
 /// A number, or a share of all.
@@ -222,6 +235,9 @@ pub struct Wait {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FleetFile {
+    /// The file's own name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
     /// Stations by name, `id:<uuid>` or `mac:<address>`.
     pub station: BTreeMap<String, StationEntry>,
     /// Groups by name.
@@ -316,6 +332,9 @@ pub struct ApplyReply {
     pub stored: bool,
     /// What changes, or would. In a very large fleet the first of them; a note says how many more there are.
     pub changes: Vec<StationChange>,
+    /// Entries that the manager remembers differently from then on, such as "group `capture`": also those that change no
+    /// station now.
+    pub entries: Vec<String>,
     /// Remarks: entries taken over from another file, stations not known yet.
     pub notes: Vec<String>,
     /// Selectors that match nothing and the like.
@@ -332,9 +351,9 @@ pub struct ApplyReply {
     /// Stations that this concerns and that do not have it yet: they are away, or not adopted.
     #[serde(default)]
     pub away: Vec<String>,
-    /// Whether the configuration before was made desired again.
+    /// Whether the configuration before was made desired again on stations that had been given this one.
     pub rolled_back: bool,
-    /// Whether the time was over before every station answered (only when waiting).
+    /// Whether all `failures` are stations that were not healthy in time and may still become so (only when waiting).
     pub timed_out: bool,
 }
 

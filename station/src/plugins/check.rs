@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quilt_core::words::count;
 use quilt_plugin_api::testing::{Harness, Outcome};
 use quilt_plugin_api::{RoleError, RoleFactory};
 use serde::Serialize;
@@ -233,7 +234,7 @@ impl Bench {
             }
         }
         harness.stop().await;
-        same_process(&keeper).await.map(|_| format!("{} commands", commands.len()))
+        same_process(&keeper).await.map(|_| count(commands.len(), "command"))
     }
 }
 

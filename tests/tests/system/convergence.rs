@@ -116,6 +116,39 @@ async fn groups_follow_labels_and_a_group_that_goes_takes_its_roles_with_it() {
 }
 
 #[tokio::test]
+async fn a_file_with_a_name_is_the_same_file_in_another_checkout_and_one_without_is_told_of_what_stays() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let group = |name: &str, instance: &str| {
+        format!("[group.{name}]\nmatch = 'name=cam-*'\n[group.{name}.roles.counter.{instance}]\n")
+    };
+    let checkout = |name: &str, text: String| {
+        std::fs::create_dir_all(world.folder().join(name)).unwrap();
+        world.fleet_file(&format!("{name}/room.toml"), &text)
+    };
+    let (ours, theirs) = (checkout("ours", group("old", "x")), checkout("theirs", group("new", "y")));
+    let instances = async || {
+        let view = world.show("cam-1").await;
+        view.instances.into_iter().map(|view| view.instance.to_string()).collect::<Vec<_>>()
+    };
+    let apply = ["apply", "--wait", "20", "--settle", "0"];
+    let nameless = world.ctl(&[&apply[..], &["-f", &ours]].concat()).await.with_code(0);
+    assert!(nameless.err.contains("the file has no name and is known by where it lies"), "{}", nameless.err);
+    let other = world.ctl(&[&apply[..], &["-f", &theirs]].concat()).await.with_code(0);
+    assert!(other.err.contains("ours/room.toml also configures cam-1, in group `old`"), "{}", other.err);
+    assert_eq!(instances().await, ["x", "y"]);
+
+    // Under one name each is the other, whatever folder it lies in.
+    world.ctl(&[&apply[..], &["-f", &ours, "--as", "room"]].concat()).await.with_code(0);
+    let named = checkout("theirs", format!("name = 'room'\n{}", group("new", "y")));
+    let same = world.ctl(&[&apply[..], &["-f", &named]].concat()).await.with_code(0);
+    assert!(same.err.contains("group `old` is no longer in room"), "{}", same.err);
+    assert!(!same.err.contains("also configures"), "{}", same.err);
+    assert_eq!(instances().await, ["y"]);
+    world.ctl(&["diff", "-f", &named]).await.with_code(0);
+}
+
+#[tokio::test]
 async fn a_rollout_that_fails_goes_back_and_one_in_batches_stops_at_the_first_failure() {
     let mut world = World::new().await;
     for name in ["cam-1", "cam-2"] {
@@ -128,7 +161,9 @@ async fn a_rollout_that_fails_goes_back_and_one_in_batches_stops_at_the_first_fa
     let file = world.fleet_file("bad.toml", bad.text());
     let failed = world.ctl(&["apply", "-f", &file, "--batch", "1", "--rollback", "--wait", "20"]).await.with_code(4);
     assert!(failed.err.contains("exit code 3") && failed.err.contains("no disk"), "{}", failed.err);
-    assert!(failed.err.contains("rolled back"), "{}", failed.err);
+    assert!(failed.err.contains("cam-1: rolled back"), "{}", failed.err);
+    assert!(!failed.err.contains("cam-2: rolled back"), "its batch was not reached: {}", failed.err);
+    assert!(failed.err.contains("halted: cam-2 never got it"), "{}", failed.err);
     world
         .eventually("the failing instance is gone", async |world| world.instance("cam-1/process/bad").await.is_none())
         .await;
@@ -231,6 +266,31 @@ async fn a_failing_rollout_in_batches_halts_and_spares_the_rest() {
     for name in ["cam-2", "cam-3"] {
         assert!(world.instance(&format!("{name}/process/bad")).await.is_none(), "{name} was not spared");
         world.until_state(&format!("{name}/process/clock"), "active").await;
+    }
+}
+
+#[tokio::test]
+async fn an_apply_that_waits_names_every_station_that_failed_and_who_is_away_is_told_without_waiting() {
+    let mut world = World::new().await;
+    let names = ["cam-1", "cam-2", "cam-3"];
+    for name in names {
+        world.station(name, &[]).await;
+    }
+    // It never becomes healthy before it fails.
+    let slowly = FAILING.replace("echo", "sleep 0.3; echo") + "ready = { log = \"never\" }\n";
+    let bad = clock(&names).with("cam-1/process/bad", FAILING).with("cam-2/process/bad", &slowly);
+    let file = world.fleet_file("bad.toml", bad.text());
+    let failed = world.ctl(&["apply", "-f", &file, "--wait", "20", "-o", "json"]).await.with_code(4);
+    let failures = failed.json()["failures"].clone();
+    let failures: Vec<_> = failures.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(failures, ["cam-1", "cam-2"], "{}", failed.err);
+
+    world.end_station("cam-3", nix::sys::signal::Signal::SIGTERM).await;
+    world.eventually("it is gone", async |world| world.show("cam-3").await.state.name() == "disconnected").await;
+    let file = world.fleet_file("fleet.toml", clock(&["cam-1", "cam-3"]).with("cam-3/counter/main", "").text());
+    for verb in ["diff", "apply"] {
+        let told = world.ctl(&[verb, "-f", &file]).await;
+        assert!(told.err.contains("not connected: cam-3;"), "{verb}: {told:?}");
     }
 }
 

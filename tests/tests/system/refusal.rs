@@ -107,6 +107,12 @@ async fn forced_it_is_stored_shown_as_rejected_and_everything_runs_on() {
     assert_ne!(view.applied_revision, view.desired_revision);
     assert_eq!(rejected.rejection.problems.len(), 4);
     assert_eq!(world.pid("cam-1/process/clock").await, pid);
+    // The same file again changes nothing in what is desired, and is refused as before: "no changes" would hide it.
+    for verb in ["diff", "apply"] {
+        let again = world.ctl(&[verb, "-f", &file]).await.with_code(4);
+        assert!(again.err.contains("ROLE_BLOCKED: 4 problems, nothing was changed"), "{verb}: {}", again.err);
+        assert!(!again.out.contains("no changes"), "{verb}: {}", again.out);
+    }
 }
 
 #[tokio::test]

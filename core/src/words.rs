@@ -1,0 +1,36 @@
+//! Counts and lists in sentences for people.
+
+/// How many names [`list`] spells out.
+const LISTED_MAX: usize = 10;
+
+/// `1 station`, `2 stations`: a number with a noun whose plural ends in s.
+pub fn count(number: usize, noun: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{s}")
+}
+
+/// `a, b, c`, and of more than ten the first ten and how many there are besides: a sentence must stay readable in a
+/// fleet of thousands.
+pub fn list<T: AsRef<str>>(names: &[T]) -> String {
+    let (first, rest) = names.split_at(names.len().min(LISTED_MAX));
+    let first = first.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_all_other_numbers_are_plural() {
+        let counts = [0, 1, 2].map(|number| count(number, "station"));
+        assert_eq!(counts, ["0 stations", "1 station", "2 stations"]);
+    }
+
+    #[test]
+    fn a_long_list_ends_with_how_many_are_left_out() {
+        assert_eq!(list(&["a", "b"]), "a, b");
+        let names: Vec<_> = (0..12).map(|number| number.to_string()).collect();
+        assert_eq!(list(&names), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
+    }
+}
