@@ -46,7 +46,8 @@ pub enum CallError<E: std::fmt::Display> {
 impl Client {
     /// Calls a typed command of `station/role/instance` with the default options.
     ///
-    /// bincode is used when the role's types are the caller's; otherwise, after one more round trip, JSON.
+    /// bincode is used when it can carry the types and the role's are the caller's; if only the latter is not so, JSON after one more
+    /// round trip.
     ///
     /// # Errors
     ///
@@ -75,7 +76,9 @@ impl Client {
         let terms = self.terms::<C>(target, options.idempotent);
         let mut head = RequestHead::new(terms.map_err(|error| ended(Outcome::NoTarget, format!("{error}")))?);
         let mut answer = None;
-        if let Ok(body) = api::encode(api::Encoding::Bincode, request) {
+        if head.terms.encoding == Encoding::Bincode
+            && let Ok(body) = api::encode(api::Encoding::Bincode, request)
+        {
             let first = self.request(&mut head, body, options).await;
             answer = (first.outcome != Outcome::SchemaMismatch).then_some(first);
         }
@@ -131,7 +134,7 @@ impl Client {
         Ok(TypedItems { items, command: PhantomData })
     }
 
-    /// The terms of a call in bincode. Those of the last few calls are kept: most are made again and again.
+    /// The terms of a call, in bincode if that can carry it. Those of the last few calls are kept: most are made again and again.
     fn terms<C: Command>(&self, target: &str, idempotent: bool) -> Result<Arc<Terms>, NameError> {
         const KEPT_MAX: usize = 8;
         let fingerprint = C::fingerprint();
@@ -147,7 +150,7 @@ impl Client {
             return Ok(kept[0].1.clone());
         }
         let terms = Arc::new(Terms {
-            encoding: Encoding::Bincode,
+            encoding: if fingerprint == api::JSON_ONLY { Encoding::Json } else { Encoding::Bincode },
             fingerprint,
             idempotent,
             ..Terms::new(target.parse()?, format!("{}:{}", C::GROUP, C::NAME))

@@ -1,7 +1,7 @@
 //! Request, reply and error bodies. One of the two files in quilt that name bincode.
 //!
 //! Between Rust programs whose types agree, bodies are bincode; otherwise JSON, where added fields are tolerated.
-//! Whether types agree is told by a [`Fingerprint`] of their JSON Schemas: bincode given the bytes of another type may
+//! Whether types agree is told by a [`Fingerprint`] of their shapes: bincode given the bytes of another type may
 //! decode to nonsense without an error, so the check is not optional.
 
 use std::any::TypeId;
@@ -18,6 +18,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::command::Command;
+use crate::shape::shape_of;
 
 /// How a body is encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +29,12 @@ pub enum Encoding {
     Bincode,
 }
 
-/// The first half of a SHA-256 over the schemas of request, reply and error.
+/// The first half of a SHA-256 over the shapes of request, reply and error; or [`JSON_ONLY`].
 pub type Fingerprint = [u8; 16];
+
+/// The fingerprint of a command that bincode cannot carry. Such a command is called in JSON; it agrees with nothing, itself
+/// included.
+pub const JSON_ONLY: Fingerprint = [0; 16];
 
 /// The largest body that is decoded from bincode, in bytes; the protocol's own limit for bodies.
 const BODY_MAX: usize = 64 << 20;
@@ -104,32 +109,30 @@ pub(crate) fn schema_of<T: JsonSchema + 'static>() -> Arc<Value> {
     made().entry(TypeId::of::<T>()).or_insert(schema).clone()
 }
 
-/// The fingerprint of a command's types. Costs tens of microseconds: compute it once.
+/// The fingerprint of a command's types: of names and order of fields and variants, and of every type down to its leaves.
+/// Costs up to milliseconds: compute it once.
+///
+/// [`JSON_ONLY`] if bincode cannot carry one of them: its shape depends on its content (`serde_json::Value`, `untagged`), it leaves
+/// fields out (`skip_serializing_if`), or it refuses all values that it is tried with.
 pub fn fingerprint_of<C: Command>() -> Fingerprint {
+    let shapes = [carried_shape::<C>(), carried_shape::<C::Reply>(), carried_shape::<C::Error>()];
     let mut hash = Sha256::new();
-    for schema in [schema_of::<C>(), schema_of::<C::Reply>(), schema_of::<C::Error>()] {
-        let mut schema = Arc::unwrap_or_clone(schema);
-        strip_prose(&mut schema);
-        hash.update(schema.to_string());
+    for shape in shapes {
+        let Some(shape) = shape else { return JSON_ONLY };
+        hash.update((shape.len() as u64).to_le_bytes());
+        hash.update(shape);
     }
     let whole: [u8; 32] = hash.finalize().into();
     *whole.first_chunk().expect("32 is more than 16")
 }
 
-/// Removes what does not change the encoding. The order of properties does, and stays.
-fn strip_prose(schema: &mut Value) {
-    match schema {
-        Value::Object(map) => {
-            for key in ["title", "description", "examples", "$schema"] {
-                if map.get(key).is_some_and(|value| value.is_string() || value.is_array()) {
-                    map.remove(key);
-                }
-            }
-            map.values_mut().for_each(strip_prose);
-        }
-        Value::Array(items) => items.iter_mut().for_each(strip_prose),
-        _ => {}
-    }
+/// The shape of a type, if bincode carries its values there and back.
+pub(crate) fn carried_shape<T: Serialize + DeserializeOwned>() -> Option<String> {
+    shape_of::<T>(|value| {
+        let Ok(bytes) = encode(Encoding::Bincode, value) else { return false };
+        let again = decode::<T>(Encoding::Bincode, &bytes).and_then(|value| encode(Encoding::Bincode, &value));
+        again.is_ok_and(|again| again == bytes)
+    })
 }
 
 #[cfg(test)]
@@ -149,12 +152,38 @@ mod tests {
     message!(Same { a: u32, b: String });
     message!(Swapped { b: String, a: u32 });
     message!(Wider { a: u64, b: String });
+    message!(Maybe { a: Option<u8> });
+    message!(MaybeMaybe { a: Option<Option<u8>> });
+    message!(MuteThird { key: third::Key });
+    message!(MuteSecond { key: second::Key });
+
+    mod third {
+        #[derive(super::Serialize, super::Deserialize, super::JsonSchema)]
+        pub(super) enum Key {
+            Idle,
+            Gain(u8),
+            Mute,
+            Solo,
+        }
+    }
+    mod second {
+        #[derive(super::Serialize, super::Deserialize, super::JsonSchema)]
+        pub(super) enum Key {
+            Idle,
+            Mute,
+            Solo,
+            Gain(u8),
+        }
+    }
 
     #[test]
     fn fingerprints_agree_exactly_when_bincode_does() {
         assert_eq!(fingerprint_of::<One>(), fingerprint_of::<Same>());
         assert_ne!(fingerprint_of::<One>(), fingerprint_of::<Swapped>());
         assert_ne!(fingerprint_of::<One>(), fingerprint_of::<Wider>());
+        assert_ne!(fingerprint_of::<Maybe>(), fingerprint_of::<MaybeMaybe>());
+        // Mute arrived as Solo.
+        assert_ne!(fingerprint_of::<MuteThird>(), fingerprint_of::<MuteSecond>());
     }
 
     #[test]

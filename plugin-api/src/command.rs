@@ -26,8 +26,9 @@ use crate::body::{self, Encoding, Fingerprint};
 /// ```
 ///
 /// Rust callers whose types are the role's send bincode, which has no names: what serde leaves out or moves by an attribute
-/// would be read as something else. So a request with `flatten`, `untagged`, `tag`, `skip_serializing_if` and the like is refused;
-/// the same in a reply or an error shows in a test with [`crate::testing::Harness`], which sends all as bincode.
+/// would be read as something else. So a request with `flatten`, `untagged`, `tag`, `skip_serializing_if` and the like is refused.
+/// Types that these attributes are found in otherwise, and `serde_json::Value`, make the command travel as JSON
+/// ([`crate::JSON_ONLY`]).
 ///
 /// ```compile_fail
 /// # use quilt_plugin_api::Command;
@@ -90,7 +91,7 @@ pub struct CommandRecord {
     /// Whether it is so short that it may run where it arrives.
     #[serde(default)]
     pub inline: bool,
-    /// Of request, reply and error.
+    /// Of request, reply and error; zeros if callers are to send JSON.
     pub fingerprint: Fingerprint,
     /// JSON Schema of the request.
     pub request_schema: Arc<serde_json::Value>,

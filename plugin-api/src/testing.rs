@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::body::{self, Encoding};
+use crate::body::{self, Encoding, JSON_ONLY};
 use crate::command::{Call, Command, CommandRecord, Ended, Handler, RawItems};
 use crate::context::{CallAnswer, Host, LogLevel, Place, Report, RoleContext};
 use crate::factory::{Instance, RoleFactory, factory};
@@ -158,7 +158,7 @@ impl Harness {
     pub async fn call<C: Command>(&self, request: C) -> Outcome<C::Reply, C::Error> {
         let handler = self.host.seen().commands.get(&(C::GROUP.into(), C::NAME.into())).cloned();
         let Some(handler) = handler else { return Outcome::NoCommand };
-        let encoding = Encoding::Bincode;
+        let encoding = if C::fingerprint() == JSON_ONLY { Encoding::Json } else { Encoding::Bincode };
         let body = match body::encode(encoding, &request) {
             Ok(body) => body,
             Err(error) => return Outcome::Other(error),

@@ -133,3 +133,27 @@ async fn a_dropped_group_leaves_nothing_callable() {
     drop(world.first);
     assert_eq!(world.lamps.call(Switch { on: true }).await, Outcome::NoCommand);
 }
+
+#[derive(Serialize, Deserialize, JsonSchema, Debug, PartialEq)]
+struct Lamp {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    colour: Option<u8>,
+    on: bool,
+    rest: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Lamps, all of them: even ours", reply = Lamp)]
+struct Look {}
+
+// It was carried out, and the caller was told that it was not.
+#[tokio::test]
+async fn a_reply_that_bincode_cannot_carry_arrives_as_json() {
+    let world = world().await;
+    assert_eq!(Look::fingerprint(), quilt_plugin_api::JSON_ONLY);
+    assert_ne!(Switch::fingerprint(), quilt_plugin_api::JSON_ONLY);
+    let lamp = || Lamp { colour: None, on: true, rest: json!({ "watts": [5, null] }) };
+    world.first.responder(move |_: Look| async move { Ok::<_, NoError>(lamp()) });
+    world.first.register();
+    assert_eq!(world.lamps.call(Look {}).await, Outcome::Reply(lamp()));
+}

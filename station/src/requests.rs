@@ -321,7 +321,9 @@ impl Requests {
             NoHandler::NoCommand => (Outcome::NoCommand, format!("{key} has no command {:?}", head.terms.command)),
             NoHandler::Ambiguous(text) => (Outcome::NoCommand, text),
         })?;
-        if head.terms.encoding == Encoding::Bincode && head.terms.fingerprint != found.offer.record.fingerprint {
+        let agrees =
+            head.terms.fingerprint == found.offer.record.fingerprint && head.terms.fingerprint != api::JSON_ONLY;
+        if head.terms.encoding == Encoding::Bincode && !agrees {
             let text = "the caller's types are not the role's; send JSON".to_owned();
             return Err((Outcome::SchemaMismatch, text));
         }

@@ -96,6 +96,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_counts_publishes_and_declines() {
+        assert_ne!(<Increment as quilt_plugin_api::Command>::fingerprint(), quilt_plugin_api::JSON_ONLY);
         let mut counter = counter(json!({ "start": 5, "limit": 10 })).await;
         assert_eq!(counter.call(Increment { by: 2 }).await, Outcome::Reply(7));
         assert_eq!(counter.seen().attributes["value"], "7");
