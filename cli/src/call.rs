@@ -12,11 +12,12 @@ use quilt_client::{Answer, AskError, CallOptions, Client, Delivered, Outcome};
 use quilt_protocol::Address;
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Semaphore;
 
-use crate::exit::{Failure, PARTLY, code_of};
+use crate::exit::{self, Failure, PARTLY, code_of};
 use crate::output::{self, Format, plain};
-use crate::{Session, complete, reference};
+use crate::{Session, complete, json, reference};
 
 /// Arguments of `call`.
 #[derive(Args)]
@@ -36,16 +37,20 @@ pub(crate) struct Call {
 }
 
 /// How one target's call ended; the JSON form is a contract.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Result1 {
     station: Option<String>,
     role: Option<String>,
     instance: Option<String>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reply: Option<Value>,
+    reply: Option<Box<RawValue>>,
+    /// The command's own error as it is, or what is to be said of any other end.
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Value>,
+    error: Option<Box<RawValue>>,
+    /// What the command's own error says to people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delivered: Option<&'static str>,
     elapsed_ms: f64,
@@ -115,7 +120,7 @@ impl Call {
         self.tell_passed_over(&passed_over);
         if results.is_empty() {
             let text = format!("no instance that {:?} means offers {:?} now", self.target, self.command);
-            return Err(Failure::with_code(crate::exit::REFUSED, text));
+            return Err(Failure::with_code(exit::REFUSED, text));
         }
         print(session.format, &results, is_selector)?;
         Ok(ExitCode::from(overall(&results)))
@@ -165,7 +170,7 @@ impl Call {
             }
             json => json.to_owned(),
         };
-        serde_json::from_str::<Value>(&text)
+        json::read(text.as_bytes())
             .map_err(|error| Failure::with_code(2, format!("the request is not JSON: {error}")))?;
         Ok(text.into())
     }
@@ -194,7 +199,8 @@ impl Call {
         let began = Instant::now();
         let mut items = client.stream_json(target, &self.command, body);
         while let Some(item) = items.next().await {
-            output::line(&String::from_utf8_lossy(&item))?;
+            let item = json::read(&item).map_err(|error| Failure::new(format!("an item is not JSON: {error}")))?;
+            output::line(item.get())?;
         }
         let answer = items.end().await;
         if answer.outcome == Outcome::Reply {
@@ -226,50 +232,84 @@ fn result(target: Option<&Address>, answer: Answer, elapsed: Duration) -> Result
         Some(Address::Station(station)) => (Some(station.to_string()), None, None),
         Some(Address::Manager | Address::Client(_)) | None => (None, None, None),
     };
-    let (mut reply, mut error, mut delivered) = (None, None, None);
+    let (mut reply, mut error, mut text, mut delivered) = (None, None, None, None);
+    let (outcome, mut code) = (answer.outcome.name(), code_of(answer.outcome));
     match answer.outcome {
-        Outcome::Reply => reply = Some(serde_json::from_slice(&answer.body).unwrap_or(Value::Null)),
+        Outcome::Reply => match json::read(&answer.body) {
+            Ok(json) => reply = Some(json),
+            // Better no reply than another than it sent.
+            Err(why) => {
+                error = Some(string(&format!("it was carried out, but its reply is not JSON: {why}")));
+                code = exit::GENERAL;
+            }
+        },
         Outcome::Error => {
-            let own = serde_json::from_slice(&answer.body);
-            error = Some(own.unwrap_or_else(|_| answer.text().into()));
+            let (own, its_text) = quilt_client::split_error(&answer.body);
+            error = Some(json::read(own).unwrap_or_else(|_| string(&answer.text())));
+            text = its_text;
         }
         Outcome::PeerLost(how) => {
             delivered = Some(if how == Delivered::No { "no" } else { "unknown" });
-            error = Some(answer.text().into());
+            error = Some(string(&answer.text()));
         }
-        _ => error = Some(answer.text().into()),
+        _ => error = Some(string(&answer.text())),
     }
     let elapsed_ms = (elapsed.as_secs_f64() * 1e6).round() / 1e3;
-    let (outcome, code) = (answer.outcome.name(), code_of(answer.outcome));
-    Result1 { station, role, instance, outcome, reply, error, delivered, elapsed_ms, code }
+    Result1 { station, role, instance, outcome, reply, error, text, delivered, elapsed_ms, code }
+}
+
+/// A JSON string.
+fn string(text: &str) -> Box<RawValue> {
+    to_raw_value(text).expect("a text is JSON")
 }
 
 fn print(format: Format, results: &[Result1], many: bool) -> Result<(), Failure> {
-    if format.is_for_programs() {
-        return output::list(format, results, &[], |_| Vec::new());
+    match format {
+        Format::Json => {
+            let documents = serde_json::to_string(results).expect("results have text keys");
+            return output::line(&json::indented(&documents));
+        }
+        Format::Yaml => {
+            let documents: Vec<_> = results.iter().map(for_yaml).collect();
+            return output::list(format, &documents, &[], |_| Vec::new());
+        }
+        Format::Jsonl => return output::list(format, results, &[], |_| Vec::new()),
+        Format::Table | Format::Wide => {}
     }
     if let [result] = results
         && !many
     {
         // One target: the reply alone, so that it can be read by people and cut by programs.
-        return match (&result.reply, &result.error) {
-            (Some(reply), _) => output::line(&serde_json::to_string_pretty(reply).expect("it was JSON")),
-            (_, error) => {
-                let text = error.as_ref().map(text_of).unwrap_or_default();
-                eprintln!("{}: {}", result.outcome, plain(&text));
+        return match &result.reply {
+            Some(reply) => output::line(&json::indented(reply.get())),
+            None => {
+                eprintln!("{}: {}", result.outcome, plain(&text_of(result)));
                 Ok(())
             }
         };
     }
     output::list(format, results, &["TARGET", "OUTCOME", "ANSWER", "MS"], |result| {
-        let answer = result.reply.as_ref().map(ToString::to_string);
-        let answer = answer.or_else(|| result.error.as_ref().map(text_of)).unwrap_or_default();
+        let answer = result.reply.as_ref().map_or_else(|| text_of(result), |reply| reply.get().to_owned());
         vec![result.place(), result.outcome.into(), plain(&answer), format!("{:.1}", result.elapsed_ms)]
     })
 }
 
-fn text_of(error: &Value) -> String {
-    error.as_str().map_or_else(|| error.to_string(), str::to_owned)
+/// A result as a value, which YAML needs. A document that nests too deep for one is given as a text.
+fn for_yaml(result: &Result1) -> Value {
+    let value = |json: &RawValue| serde_json::from_str(json.get()).unwrap_or_else(|_| json.get().into());
+    let (reply, error) = (result.reply.as_deref().map(value), result.error.as_deref().map(value));
+    let mut document = serde_json::to_value(Result1 { reply: None, error: None, ..result.clone() });
+    let fields = document.as_mut().ok().and_then(Value::as_object_mut).expect("a result is an object");
+    fields
+        .extend([("reply", reply), ("error", error)].into_iter().filter_map(|(key, value)| Some((key.into(), value?))));
+    document.expect("just looked at")
+}
+
+/// What is said to people when there is no reply.
+fn text_of(result: &Result1) -> String {
+    let error = result.error.as_ref().map_or("", |error| error.get());
+    let own = || serde_json::from_str(error).unwrap_or_else(|_| error.to_owned());
+    result.text.clone().unwrap_or_else(own)
 }
 
 /// One code for all: theirs if they agree, "partly" if only some did.
@@ -277,7 +317,7 @@ fn overall(results: &[Result1]) -> u8 {
     let failed = results.iter().filter(|result| result.code != 0).count();
     match results.first() {
         Some(first) if failed == 0 || results.iter().all(|result| result.code == first.code) => first.code,
-        _ if failed == results.len() => crate::exit::REFUSED,
+        _ if failed == results.len() => exit::REFUSED,
         _ => PARTLY,
     }
 }

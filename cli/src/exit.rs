@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use quilt_client::{AskError, ConnectFailure, Outcome};
 
+/// Something went wrong.
+pub(crate) const GENERAL: u8 = 1;
 /// The command line is wrong.
 pub(crate) const USAGE: u8 = 2;
 /// Changes are pending (`diff`, `--dry-run`).
@@ -26,7 +28,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A general error.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { code: 1, text: text.into() }
+        Self { code: GENERAL, text: text.into() }
     }
 
     pub(crate) fn with_code(code: u8, text: impl Into<String>) -> Self {
@@ -49,7 +51,7 @@ pub(crate) fn code_of(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Reply => 0,
         Outcome::TimedOut | Outcome::PeerLost(_) => NO_ANSWER,
-        Outcome::Cancelled => 1,
+        Outcome::Cancelled => GENERAL,
         _ => REFUSED,
     }
 }

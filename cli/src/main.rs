@@ -27,6 +27,7 @@ mod events;
 mod exit;
 mod fleetfile;
 mod history;
+mod json;
 mod logs;
 mod offers;
 mod output;

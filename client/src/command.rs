@@ -33,6 +33,9 @@ pub enum CallError<E: std::fmt::Display> {
     /// The command's own error.
     #[error("{0}")]
     Command(E),
+    /// It was carried out, and its answer is not what the caller's types say.
+    #[error("carried out, but the answer is not of the caller's type: {0}")]
+    Answer(String),
     /// It ended otherwise.
     #[error("{}{}{text}", .outcome.name(), if .text.is_empty() { "" } else { ": " })]
     Ended {
@@ -98,10 +101,12 @@ impl Client {
             Encoding::Json => api::Encoding::Json,
             Encoding::Bincode => api::Encoding::Bincode,
         };
-        let undecodable = |error| ended(Outcome::SchemaMismatch, format!("the answer: {error}"));
         match answer.outcome {
-            Outcome::Reply => api::decode(encoding, &answer.body).map_err(undecodable),
-            Outcome::Error => Err(CallError::Command(api::decode(encoding, &answer.body).map_err(undecodable)?)),
+            Outcome::Reply => api::decode(encoding, &answer.body).map_err(CallError::Answer),
+            Outcome::Error => {
+                let error = api::decode_error(encoding, &answer.body).map_err(CallError::Answer)?;
+                Err(CallError::Command(error))
+            }
             outcome => Err(ended(outcome, answer.text())),
         }
     }
@@ -233,9 +238,8 @@ impl<C: Command> TypedItems<C> {
         match answer.outcome {
             Outcome::Reply => Ok(()),
             Outcome::Error => {
-                let error = api::decode(api::Encoding::Json, &answer.body);
-                let undecodable = |text| CallError::Ended { outcome: Outcome::SchemaMismatch, text };
-                Err(CallError::Command(error.map_err(undecodable)?))
+                let error = api::decode_error(api::Encoding::Json, &answer.body).map_err(CallError::Answer)?;
+                Err(CallError::Command(error))
             }
             outcome => Err(CallError::Ended { outcome, text: answer.text() }),
         }

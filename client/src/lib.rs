@@ -40,7 +40,7 @@ use serde::de::DeserializeOwned;
 pub use command::{CallError, CallOptions, TypedItems};
 pub use push::ApplyStream;
 pub use quilt_net::{Answer, AskError, Items};
-pub use quilt_plugin_api::Command;
+pub use quilt_plugin_api::{Command, split_error};
 pub use quilt_protocol::control;
 pub use quilt_protocol::message::{Delivered, Outcome};
 pub use watch::JsonItems;

@@ -13,12 +13,13 @@ use bincode::config;
 use bytes::Bytes;
 use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::command::Command;
+use crate::command::{Command, CommandError};
 use crate::shape::shape_of;
+use crate::strict::Strict;
 
 /// How a body is encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +50,7 @@ pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T,
         Encoding::Json => {
             let body = if body.is_empty() { b"{}" } else { body };
             let mut json = serde_json::Deserializer::from_slice(body);
-            let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let value = serde_path_to_error::deserialize(Strict(&mut json)).map_err(|error| {
                 crate::Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()).to_string()
             })?;
             json.end().map_err(|error| error.to_string())?;
@@ -95,6 +96,44 @@ pub fn encode<T: Serialize>(encoding: Encoding, value: &T) -> Result<Bytes, Stri
     bytes.clear();
     SCRATCH.set(bytes);
     Ok(body)
+}
+
+/// Encodes a command's own error. In JSON its text for people follows behind it, as a second document: what it says is known to
+/// its type only, and who asks in JSON does not have that.
+pub(crate) fn encode_error<E: CommandError>(encoding: Encoding, error: &E) -> Result<Bytes, String> {
+    let body = encode(encoding, error)?;
+    match encoding {
+        Encoding::Bincode => Ok(body),
+        Encoding::Json => {
+            let text = serde_json::Value::from(error.to_string()).to_string();
+            Ok([&body, &b"\n"[..], text.as_bytes()].concat().into())
+        }
+    }
+}
+
+/// Splits the JSON body of a command's own error into the error and its text for people. A plugin in another language may leave
+/// the text out.
+pub fn split_error(body: &[u8]) -> (&[u8], Option<String>) {
+    let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<IgnoredAny>();
+    match documents.next() {
+        Some(Ok(_)) => {
+            let (error, text) = body.split_at(documents.byte_offset());
+            (error, serde_json::from_slice(text).ok())
+        }
+        _ => (body, None),
+    }
+}
+
+/// Decodes a command's own error.
+///
+/// # Errors
+///
+/// What the decoder says, for people.
+pub fn decode_error<E: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<E, String> {
+    match encoding {
+        Encoding::Json => decode(encoding, split_error(body).0),
+        Encoding::Bincode => decode(encoding, body),
+    }
 }
 
 /// The JSON Schema of `T`, made once: every instance of a role says those of its commands.
@@ -184,6 +223,22 @@ mod tests {
         assert_ne!(fingerprint_of::<Maybe>(), fingerprint_of::<MaybeMaybe>());
         // Mute arrived as Solo.
         assert_ne!(fingerprint_of::<MuteThird>(), fingerprint_of::<MuteSecond>());
+    }
+
+    #[test]
+    fn an_error_in_json_has_its_text_behind_it_and_is_decoded_without() {
+        #[derive(Serialize, Deserialize, JsonSchema, PartialEq, Debug, thiserror::Error)]
+        enum Wrong {
+            #[error("{0} is \"wrong\"")]
+            Value(u8),
+        }
+        let body = encode_error(Encoding::Json, &Wrong::Value(7)).unwrap();
+        assert_eq!(split_error(&body), (&br#"{"Value":7}"#[..], Some("7 is \"wrong\"".into())));
+        assert_eq!(decode_error(Encoding::Json, &body), Ok(Wrong::Value(7)));
+        assert_eq!(decode_error(Encoding::Json, br#"{"Value":7}"#), Ok(Wrong::Value(7)), "without a text");
+        let body = encode_error(Encoding::Bincode, &Wrong::Value(7)).unwrap();
+        assert_eq!(decode_error(Encoding::Bincode, &body), Ok(Wrong::Value(7)));
+        assert_eq!(split_error(b"\xff"), (&b"\xff"[..], None));
     }
 
     #[test]

@@ -134,12 +134,14 @@ pub struct Call {
 pub enum Ended {
     /// The encoded reply.
     Reply(Bytes),
-    /// The encoded error of the command's own.
+    /// The encoded error of the command's own; in JSON its text for people may follow as a second document.
     Error(Bytes),
-    /// The body is not what the command takes; for people.
+    /// The body is not what the command takes, so nothing was carried out; for people.
     SchemaMismatch(String),
     /// Declined; for people.
     Refused(String),
+    /// A limit was reached, so nothing was carried out; for people.
+    Overloaded(String),
     /// What was carrying it out is gone, and nobody knows how far it came; for people.
     Lost(String),
     /// It did not end in its time.
@@ -195,10 +197,11 @@ where
     }
 }
 
-pub(crate) fn encoded<R: Serialize, E: Serialize>(encoding: Encoding, result: Result<R, E>) -> Ended {
+pub(crate) fn encoded<R: Serialize, E: CommandError>(encoding: Encoding, result: Result<R, E>) -> Ended {
     let encoded = match &result {
         Ok(reply) => body::encode(encoding, reply).map(Ended::Reply),
-        Err(error) => body::encode(encoding, error).map(Ended::Error),
+        Err(error) => body::encode_error(encoding, error).map(Ended::Error),
     };
-    encoded.unwrap_or_else(|error| Ended::Refused(format!("the answer cannot be encoded: {error}")))
+    let unknown = |error| Ended::Refused(format!("it was carried out, but its answer cannot be encoded: {error}"));
+    encoded.unwrap_or_else(unknown)
 }

@@ -12,6 +12,7 @@ use crate::command::CommandRecord;
 use crate::error::{Invalid, RoleError};
 use crate::group::{CommandGroup, Shared};
 use crate::role::{Role, Work};
+use crate::strict::Strict;
 use crate::{BoxFuture, RoleContext};
 
 /// What a station knows of a role without running it.
@@ -89,7 +90,7 @@ struct Factory<R>(RoleDescription, PhantomData<fn() -> R>);
 
 fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
     let mut json = serde_json::Deserializer::from_slice(config);
-    serde_path_to_error::deserialize(&mut json)
+    serde_path_to_error::deserialize(Strict(&mut json))
         .map_err(|error| Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()))
 }
 

@@ -5,7 +5,7 @@
 //! can be linked into a station or loaded into it at run time.
 //!
 //! Absent on purpose: sockets, the protocol, the station. Read first: [`Role`], [`RoleContext`], [`Command`].
-//! Modules in reading order: `role`, `context`, `command`, `group`, `factory`, `body`, `shape`, `error`, `testing`.
+//! Modules in reading order: `role`, `context`, `command`, `group`, `factory`, `body`, `shape`, `strict`, `error`, `testing`.
 //!
 //! ```
 //! use quilt_plugin_api::{Command, RoleContext, RoleError, role};
@@ -54,11 +54,12 @@ mod factory;
 mod group;
 mod role;
 mod shape;
+mod strict;
 pub mod testing;
 
 use std::pin::Pin;
 
-pub use body::{Encoding, Fingerprint, JSON_ONLY, decode, encode, fingerprint_of};
+pub use body::{Encoding, Fingerprint, JSON_ONLY, decode, decode_error, encode, fingerprint_of, split_error};
 pub use command::{
     Call, Command, CommandError, CommandRecord, Ended, Gone, Handler, Items, NoError, RawItems, Streaming,
 };

@@ -165,8 +165,10 @@ impl Harness {
         };
         match handler(Call { encoding, body, items: None }).await {
             Ended::Reply(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Reply),
-            Ended::Error(body) => body::decode(encoding, &body).map_or_else(Outcome::Other, Outcome::Error),
-            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Lost(text) => Outcome::Other(text),
+            Ended::Error(body) => body::decode_error(encoding, &body).map_or_else(Outcome::Other, Outcome::Error),
+            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Overloaded(text) | Ended::Lost(text) => {
+                Outcome::Other(text)
+            }
             Ended::TimedOut => Outcome::Other("it took too long".into()),
         }
     }
@@ -184,8 +186,10 @@ impl Harness {
         let text = |body: Bytes| String::from_utf8_lossy(&body).into_owned();
         match handler(Call { encoding: Encoding::Json, body: Bytes::copy_from_slice(body.as_bytes()), items }).await {
             Ended::Reply(body) => Outcome::Reply(text(body)),
-            Ended::Error(body) => Outcome::Error(text(body)),
-            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Lost(text) => Outcome::Other(text),
+            Ended::Error(body) => Outcome::Error(text(Bytes::copy_from_slice(body::split_error(&body).0))),
+            Ended::SchemaMismatch(text) | Ended::Refused(text) | Ended::Overloaded(text) | Ended::Lost(text) => {
+                Outcome::Other(text)
+            }
             Ended::TimedOut => Outcome::Other("it took too long".into()),
         }
     }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{BoxFuture, CallAnswer, CommandRecord, Handler, Host, LogLevel, Report};
+use quilt_protocol::Outcome;
 use quilt_protocol::control::{Emitted, State};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::board::Board;
@@ -22,6 +23,9 @@ use crate::spec::Key;
 const ATTRIBUTE_NAME_MAX: usize = 256;
 /// The longest attribute or event, in bytes of JSON: what a status line can bear.
 const JSON_MAX: usize = 16 << 10;
+/// How many calls of one instance to other targets may be under way: one that forgets to wait must not take all requests that
+/// the station's session with its manager bears.
+const CALLS_MAX: usize = 256;
 
 /// The host of one run of one instance.
 pub(crate) struct InstanceHost {
@@ -31,6 +35,8 @@ pub(crate) struct InstanceHost {
     board: Arc<Board>,
     commands: Arc<Commands>,
     link: Arc<Link>,
+    /// A place for each call to another target.
+    calls: Arc<Semaphore>,
     log: Mutex<Option<lines::Writer>>,
     tasks: Mutex<JoinSet<()>>,
     /// Roles may ask from threads of their own.
@@ -61,6 +67,7 @@ impl InstanceHost {
             board,
             commands,
             link,
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
             log: Mutex::new(log),
             tasks: Mutex::default(),
             runtime: Handle::current(),
@@ -228,6 +235,17 @@ impl Host for InstanceHost {
 
     fn call(&self, target: String, command: String, body: Bytes, time: Duration) -> BoxFuture<'static, CallAnswer> {
         let link = self.link.clone();
-        Box::pin(async move { link.call(&target, command, body, time).await })
+        let Ok(place) = self.calls.clone().try_acquire_owned() else {
+            let text =
+                format!("{CALLS_MAX} calls of {} to others are under way, which is the limit; wait for one", self.key);
+            return Box::pin(
+                async move { CallAnswer { outcome: Outcome::Overloaded.name().into(), body: text.into() } },
+            );
+        };
+        Box::pin(async move {
+            let answer = link.call(&target, command, body, time).await;
+            drop(place);
+            answer
+        })
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::board::Board;
-use crate::catch::{catch, catch_now};
+use crate::catch::{PANICKED, catch, catch_now};
 use crate::commands::{Commands, Found, NoHandler, Offer};
 use crate::identity;
 use crate::instance;
@@ -416,11 +416,14 @@ impl Calling {
             Ok(api::Ended::Error(body)) => (Outcome::Error, self.encoding, body),
             Ok(api::Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
             Ok(api::Ended::Refused(why)) => text(Outcome::Refused, why),
+            Ok(api::Ended::Overloaded(why)) => text(Outcome::Overloaded, why),
             Ok(api::Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
             Ok(api::Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
             Err(panic) => {
-                let _ = self.offer.crashed.try_send(panic.clone());
-                text(Outcome::Panicked, panic)
+                // The outcome says that it panicked; what the instance failed of has to say so itself.
+                let message = panic.strip_prefix(PANICKED).unwrap_or(&panic).to_owned();
+                let _ = self.offer.crashed.try_send(panic);
+                text(Outcome::Panicked, message)
             }
         }
     }

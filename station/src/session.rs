@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quilt_net::{Backoff, Handle, dial};
-use quilt_plugin_api::CallAnswer;
+use quilt_plugin_api::{CallAnswer, split_error};
 use quilt_protocol::control::{Registered, Registration, Report, command};
 use quilt_protocol::message::{Delivered, Hello, Identity};
 use quilt_protocol::version::SPOKEN;
@@ -93,7 +93,11 @@ impl Link {
         let mut head = RequestHead::new(Terms::new(to, command));
         head.remaining_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX - 1);
         let answer = handle.request(&head, body).await;
-        CallAnswer { outcome: answer.outcome.name().into(), body: answer.body }
+        let body = match answer.outcome {
+            Outcome::Error => Bytes::copy_from_slice(split_error(&answer.body).0),
+            _ => answer.body,
+        };
+        CallAnswer { outcome: answer.outcome.name().into(), body }
     }
 }
 

@@ -212,7 +212,8 @@ typedef struct {
   void (*abandon)(uint64_t instance, QuiltSlice role, QuiltSlice place, QuiltCompletion done);
   // Calls a command by the number under which the plugin registered it. `stream` is not 0 if the caller takes items:
   // see `Host::send_item`. `OK`, `APP_ERROR`, `SCHEMA_MISMATCH`, `NOT_FOUND`, `REFUSED`, `PANICKED`, `CANCELLED` or
-  // `BUSY`. Gives a handle for `cancel`; 0 if it has ended already.
+  // `BUSY`. A JSON body of `APP_ERROR` may have a second document behind the error: a string for people. Gives a handle for
+  // `cancel`; 0 if it has ended already.
   uint64_t (*call)(uint64_t instance,
                    uint64_t command,
                    uint64_t stream,

@@ -192,7 +192,8 @@ pub struct Plugin {
     pub abandon: Option<unsafe extern "C" fn(instance: u64, role: Slice, place: Slice, done: Completion)>,
     /// Calls a command by the number under which the plugin registered it. `stream` is not 0 if the caller takes items:
     /// see `Host::send_item`. `OK`, `APP_ERROR`, `SCHEMA_MISMATCH`, `NOT_FOUND`, `REFUSED`, `PANICKED`, `CANCELLED` or
-    /// `BUSY`. Gives a handle for `cancel`; 0 if it has ended already.
+    /// `BUSY`. A JSON body of `APP_ERROR` may have a second document behind the error: a string for people. Gives a handle for
+    /// `cancel`; 0 if it has ended already.
     pub call: Option<
         unsafe extern "C" fn(
             instance: u64,

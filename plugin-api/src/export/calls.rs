@@ -348,6 +348,7 @@ fn answer_of(ended: Ended) -> Answer {
         Ended::Error(body) => (abi::APP_ERROR, body),
         Ended::SchemaMismatch(text) => (abi::SCHEMA_MISMATCH, text.into()),
         Ended::Refused(text) => (abi::REFUSED, text.into()),
+        Ended::Overloaded(text) => (abi::BUSY, text.into()),
         Ended::Lost(text) => (abi::DROPPED, text.into()),
         Ended::TimedOut => (abi::TIMED_OUT, Bytes::new()),
     }

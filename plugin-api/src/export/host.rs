@@ -166,7 +166,10 @@ impl Host for StationHost {
                     answer(&outcome, if outcome == "reply" { quoted(&text) } else { text.into() })
                 }
                 (abi::OK, Ok(Called { outcome, body })) => answer(&outcome, body.to_string().into()),
-                _ => answer("cancelled", Bytes::new()),
+                (abi::OK, Err(error)) => answer("refused", format!("the station's answer: {error}").into()),
+                (abi::BUSY, _) => answer("overloaded", body),
+                (abi::STALE, _) => answer("cancelled", Bytes::from_static(b"the instance is stopping")),
+                _ => answer("cancelled", Bytes::from_static(b"the station or the instance is stopping")),
             }
         })
     }

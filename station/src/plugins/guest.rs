@@ -336,6 +336,7 @@ fn call(inbound: Inbound) -> BoxFuture<'static, ()> {
             Ok(Ended::Error(body)) => (Outcome::Error, head.terms.encoding, body),
             Ok(Ended::SchemaMismatch(why)) => text(Outcome::SchemaMismatch, why),
             Ok(Ended::Refused(why)) => text(Outcome::Refused, why),
+            Ok(Ended::Overloaded(why)) => text(Outcome::Overloaded, why),
             Ok(Ended::Lost(why)) => text(Outcome::PeerLost(Delivered::Unknown), why),
             Ok(Ended::TimedOut) => text(Outcome::TimedOut, String::new()),
             Err(panic) => text(Outcome::Panicked, panic),

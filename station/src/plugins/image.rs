@@ -134,7 +134,9 @@ impl Image {
             guard.done();
             let text = |body: Bytes| String::from_utf8_lossy(&body).into_owned();
             match status {
-                abi::OK if is_json && !is_one_json(&body) => Ended::Refused("the plugin's reply is no JSON".into()),
+                abi::OK if is_json && !is_one_json(&body) => {
+                    Ended::Refused("it was carried out, but the plugin's reply is not JSON in UTF-8".into())
+                }
                 abi::OK => Ended::Reply(body),
                 abi::APP_ERROR => Ended::Error(body),
                 abi::SCHEMA_MISMATCH => Ended::SchemaMismatch(text(body)),
@@ -142,7 +144,8 @@ impl Image {
                 abi::TIMED_OUT => Ended::TimedOut,
                 abi::DROPPED | abi::CANCELLED => Ended::Lost(text(body)),
                 abi::NOT_FOUND | abi::STALE => Ended::Refused("the instance is stopping".into()),
-                abi::REFUSED | abi::BUSY | abi::FAILED => Ended::Refused(text(body)),
+                abi::BUSY => Ended::Overloaded(text(body)),
+                abi::REFUSED | abi::FAILED => Ended::Refused(text(body)),
                 // A status that a newer contract has is an error of the command's own.
                 _ => Ended::Error(body),
             }
@@ -151,7 +154,8 @@ impl Image {
 }
 
 fn is_one_json(body: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
+    // What is passed over is not looked at: texts in it may be anything.
+    std::str::from_utf8(body).is_ok() && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
 fn empty() -> abi::Buf {
@@ -328,8 +332,7 @@ impl Place {
     fn new(image: &Arc<Image>, cx: &RoleContext) -> Self {
         let name = format!("{}/{}", cx.role(), cx.instance()).into();
         let runtime = image.runtime.clone();
-        let placed =
-            Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name, calls: Arc::default() };
+        let placed = Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name };
         let token = INSTANCES.insert(placed);
         INSTANCES.with(token, |placed| placed.token = token);
         Self { image: image.clone(), token }

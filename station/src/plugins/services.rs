@@ -2,7 +2,6 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,8 +30,6 @@ pub(super) struct Placed {
     /// Its own token.
     pub(super) token: u64,
     pub(super) name: Arc<str>,
-    /// How many of its calls to other targets are under way.
-    pub(super) calls: Arc<AtomicUsize>,
 }
 
 pub(super) static HOST: abi::Host = abi::Host {
@@ -58,8 +55,6 @@ pub(super) static HOST: abi::Host = abi::Host {
 const TEXT_MAX: usize = 64 << 10;
 /// The longest name of a group of commands.
 const GROUP_MAX: usize = 200;
-/// How many calls of one instance to other targets may be under way.
-const CALLS_MAX: usize = 256;
 /// The longest description of a command.
 const RECORD_MAX: usize = 1 << 20;
 
@@ -154,18 +149,11 @@ unsafe extern "C" fn call(
     };
     // SAFETY: see above.
     let (target, command, body) = unsafe { (short(target), short(command), Bytes::copy_from_slice(borrowed(body))) };
-    if placed.calls.fetch_add(1, Ordering::AcqRel) >= CALLS_MAX {
-        placed.calls.fetch_sub(1, Ordering::AcqRel);
-        complete(done, abi::BUSY, Bytes::new());
-        return 0;
-    }
-    let counted = Counted(placed.calls.clone());
     let calling = placed.host.call(target, command, body, Duration::from_millis(time_ms));
     let handle = CALLS.insert(None);
     let guard = CancelledUnlessDone(Some(done));
     let task = placed.runtime.spawn(async move {
         let answer = calling.await;
-        drop(counted);
         CALLS.take(handle);
         let body = serde_json::from_slice::<serde_json::Value>(&answer.body);
         let body = body.unwrap_or_else(|_| String::from_utf8_lossy(&answer.body).into());
@@ -174,15 +162,6 @@ unsafe extern "C" fn call(
     });
     CALLS.with(handle, |abort| *abort = Some(task.abort_handle()));
     handle
-}
-
-/// A call under way.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 struct CancelledUnlessDone(Option<Completion>);

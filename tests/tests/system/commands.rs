@@ -47,6 +47,14 @@ async fn each_outcome_is_told_apart_also_by_quiltctl() {
     assert_eq!(call(&world, &[target, "increment", "{\"by\":1}"]).await, is("reply", 0));
     assert_eq!(call(&world, &[target, "Counting:increment", "{\"by\":1}"]).await, is("reply", 0));
     assert_eq!(call(&world, &[target, "divide", "{\"by\":0}"]).await, is("error", 4));
+    // The command's own error is a document for programs, and what its type says for people.
+    let own = world.ctl(&["-o", "json", "call", target, "divide", "{\"by\":0}"]).await.json();
+    assert_eq!(own[0]["error"], serde_json::json!({ "not_divisible": [2, 0] }));
+    assert_eq!(own[0]["text"], "2 cannot be divided by 0");
+    let own = world.ctl(&["call", target, "divide", "{\"by\":0}"]).await.with_code(4);
+    assert_eq!(own.err, "error: 2 cannot be divided by 0\n");
+    // Fields in their order are no object.
+    assert_eq!(call(&world, &[target, "increment", "[1]"]).await, is("schema_mismatch", 4));
     assert_eq!(call(&world, &[target, "explode"]).await, is("no_command", 4));
     assert_eq!(call(&world, &["cam-1/counter/other", "value"]).await, is("no_target", 4));
     assert_eq!(call(&world, &["cam-9/counter/main", "value"]).await, is("no_target", 4));

@@ -30,7 +30,9 @@ impl Transcript {
         let isolation = self.isolation;
         let applied = self.world.apply(Fleet::new().with(TARGET, &format!("{keys}{isolation}")).text()).await;
         // Which steps of the way are shown is a matter of moments.
-        let is_end = |line: &&str| line.contains("imp/main") && !line.contains(": applying");
+        let is_end = |line: &&str| {
+            line.contains("imp/main") && ![": applying", ": settled"].iter().any(|step| line.contains(step))
+        };
         let problems: Vec<_> = applied.err.lines().filter(is_end).collect();
         self.note(keys, format!("code {} {problems:?}", applied.code));
     }
@@ -107,6 +109,7 @@ impl Transcript {
         self.call("echo", "{}").await;
         self.call("sing", "{}").await;
         self.call("decline", r#"{"why":"tired"}"#).await;
+        self.call("crowd", r#"{"target":"cam-1/imp/main","calls":257}"#).await;
         self.call("hang", "{}").await;
         // Given up, and panics at that.
         self.call("hang_and_bomb", "{}").await;
@@ -202,4 +205,8 @@ async fn a_role_that_is_linked_in_one_in_the_station_and_one_in_a_child_cannot_b
         assert_eq!(linked.len(), other.len(), "{name}: {:?}", other.last());
     }
     assert!(linked.len() > 80, "{}", linked.len());
+    let crowded = "256 calls of imp/main to others are under way, which is the limit; wait for one";
+    assert!(linked.iter().any(|seen| seen.ends_with(&format!("Reply [\"overloaded\",\"{crowded}\"]"))), "{linked:#?}");
+    let declined = "Error \"tired\"\n\"no: tired\"";
+    assert!(linked.iter().any(|seen| seen.ends_with(declined)), "{linked:#?}");
 }

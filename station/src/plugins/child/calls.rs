@@ -54,6 +54,7 @@ async fn carry_out(child: Arc<Child>, terms: Arc<Terms>, call: api::Call) -> End
         Outcome::Reply => Ended::Reply(body.clone()),
         Outcome::Error => Ended::Error(body.clone()),
         Outcome::SchemaMismatch => Ended::SchemaMismatch(answer.text()),
+        Outcome::Overloaded => Ended::Overloaded(answer.text()),
         Outcome::Panicked => resume_unwind(Box::new(answer.text())),
         Outcome::TimedOut => Ended::TimedOut,
         Outcome::PeerLost(_) => Ended::Lost(child.end_in_words().await),
