@@ -12,7 +12,7 @@ mod given_up;
 mod running;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quilt_core::lines::Position;
@@ -288,15 +288,16 @@ impl Runner {
             (None, Some(_)) => Position::START,
             (None, None) => before.unwrap_or_default(),
         };
+        let answered = Answered::default();
         while let Some(ready) = self.spec.settings.ready.clone() {
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &log, begin) => outcome,
+                outcome = ready::wait(&ready, &log, begin, |answer| answered.show(answer, &self.around.board, &self.key)) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.
                     result if found.is_some() => return self.ended(started, result).await,
-                    Ok(()) => Err("it ended before it was ready".into()),
-                    Err(text) => Err(text),
+                    Ok(()) => Err(answered.after("it ended")),
+                    Err(text) => Err(answered.after(&text)),
                 },
                 order = self.inbox.recv() => match self.interrupt(started, order).await {
                     // What does not stop it does not make it ready either.
@@ -494,6 +495,28 @@ pub(crate) fn moves(from: &Spec, to: &Spec) -> bool {
         && to.carrier.is_some()
         && from.carrier != to.carrier
         && from.settings.isolation == to.settings.isolation
+}
+
+/// What a ready check answered last.
+#[derive(Default)]
+struct Answered(Mutex<String>);
+
+impl Answered {
+    /// Shows an answer beside `starting`.
+    fn show(&self, answer: &str, board: &Board, key: &Key) {
+        board.update(key, |report| {
+            if report.state == State::Starting {
+                report.detail = format!("not ready yet: {answer}");
+            }
+        });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = answer.to_owned();
+    }
+
+    /// Why an instance ended, and what the check had answered by then.
+    fn after(&self, why: &str) -> String {
+        let answer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("{why} before it was ready: {answer}")
+    }
 }
 
 fn until(delay: Duration, why: &str) -> String {

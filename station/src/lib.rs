@@ -5,13 +5,14 @@
 //! the only caller of the other.
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
-//! `config`, `identity`, `plugins`, `spec`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
+//! `config`, `identity`, `plugins`, `spec`, `endpoint`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
 //! `commands`, `board`, `session`, `requests`.
 
 mod board;
 mod catch;
 mod commands;
 mod config;
+mod endpoint;
 mod host;
 mod identity;
 mod instance;

@@ -13,25 +13,34 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
+use crate::endpoint::{HttpUrl, TcpAddress};
 use crate::spec::{Check, Ready};
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// Waits until the check passes; `Err` says what was wrong last when the time is over. The run's output begins at `begin` in `log`.
-pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position) -> Result<(), String> {
-    let mut last = "the first attempt got no answer".to_owned();
+/// Waits until the check passes. `tell` hears at once what each attempt answered that did not; `Err` says what the last one did
+/// when the time is over. The run's output begins at `begin` in `log`.
+pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position, tell: impl Fn(&str)) -> Result<(), String> {
+    let mut last = String::new();
+    let mut answered = |answer: String| {
+        if answer != last {
+            tell(&answer);
+            last = answer;
+        }
+    };
     let trying = async {
         if let Check::Log(text) = &ready.check {
-            last = format!("its output does not contain {text:?}");
+            answered(format!("its output does not contain {text:?}"));
             return match output::wait_for_text(log, begin, text).await {
                 Ok(()) => (),
                 Err(error) => {
-                    last = format!("its log cannot be read: {error}");
+                    answered(format!("its log cannot be read: {error}"));
                     std::future::pending::<()>().await;
                 }
             };
         }
+        answered("the first attempt got no answer".into());
         loop {
             let attempt = match &ready.check {
                 Check::Tcp(address) => tokio::time::timeout(ATTEMPT, tcp(address)).await,
@@ -41,7 +50,7 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position) -> Result<(
             };
             match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT:?}"))) {
                 Ok(()) => return,
-                Err(error) => last = error,
+                Err(error) => answered(error),
             }
             tokio::time::sleep(ready.every).await;
         }
@@ -50,18 +59,15 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position) -> Result<(
     if passed { Ok(()) } else { Err(format!("not ready within {:?}: {last}", ready.within)) }
 }
 
-async fn tcp(address: &str) -> Result<(), String> {
-    TcpStream::connect(address).await.map(drop).map_err(|error| format!("tcp {address}: {error}"))
+async fn tcp(address: &TcpAddress) -> Result<(), String> {
+    TcpStream::connect(address.target()).await.map(drop).map_err(|error| format!("tcp {address}: {error}"))
 }
 
 /// One GET. Only the status line matters, so a client library would be a dependency for nothing.
-async fn http(url: &str) -> Result<(), String> {
-    let rest = url.strip_prefix("http://").unwrap_or(url);
-    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+async fn http(url: &HttpUrl) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{url}: {error}");
-    let mut stream = TcpStream::connect(&address).await.map_err(failed)?;
+    let mut stream = TcpStream::connect(url.target()).await.map_err(failed)?;
+    let (path, host) = (url.path_and_query(), url.authority());
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut line = Vec::new();

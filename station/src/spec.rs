@@ -7,6 +7,7 @@ use quilt_protocol::{Digest, Name};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::endpoint::{HttpUrl, TcpAddress};
 use crate::plugins::Carrier;
 
 /// Which instance.
@@ -138,7 +139,7 @@ pub(crate) struct Ready {
     /// It must pass within this time, or the start has failed.
     #[serde(with = "humantime_serde")]
     pub(crate) within: Duration,
-    /// How often it is tried.
+    /// The pause between attempts.
     #[serde(with = "humantime_serde")]
     pub(crate) every: Duration,
 }
@@ -150,9 +151,9 @@ pub(crate) enum Check {
     /// A line of its log contains this text.
     Log(String),
     /// A TCP connection succeeds.
-    Tcp(String),
+    Tcp(TcpAddress),
     /// An HTTP GET answers with a status below 400.
-    Http(String),
+    Http(HttpUrl),
     /// A program exits with 0.
     Command(Vec<String>),
 }
@@ -163,8 +164,8 @@ impl<'de> Deserialize<'de> for Ready {
         #[serde(default, deny_unknown_fields)]
         struct Raw {
             log: Option<String>,
-            tcp: Option<String>,
-            http: Option<String>,
+            tcp: Option<TcpAddress>,
+            http: Option<HttpUrl>,
             command: Option<Vec<String>>,
             #[serde(with = "humantime_serde")]
             within: Duration,
@@ -173,22 +174,21 @@ impl<'de> Deserialize<'de> for Ready {
         }
         impl Default for Raw {
             fn default() -> Self {
-                let (within, every) = (Duration::from_secs(30), Duration::from_millis(200));
+                let (within, every) = (Duration::from_secs(30), Duration::from_secs(1));
                 Self { log: None, tcp: None, http: None, command: None, within, every }
             }
         }
         let raw = Raw::deserialize(deserializer)?;
-        let http_has_host = |url: &String| url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
         let check = match (raw.log, raw.tcp, raw.http, raw.command) {
             (Some(text), None, None, None) => Check::Log(text),
             (None, Some(address), None, None) => Check::Tcp(address),
-            (None, None, Some(url), None) if http_has_host(&url) => Check::Http(url),
-            (None, None, Some(url), None) => {
-                return Err(serde::de::Error::custom(format!("http = {url:?}, expected http://HOST[:PORT]/PATH")));
-            }
+            (None, None, Some(url), None) => Check::Http(url),
             (None, None, None, Some(command)) if !command.is_empty() => Check::Command(command),
             _ => return Err(serde::de::Error::custom("expected exactly one of `log`, `tcp`, `http`, `command`")),
         };
+        if raw.every.is_zero() {
+            return Err(serde::de::Error::custom("every = \"0s\", expected a time between attempts, such as \"1s\""));
+        }
         Ok(Self { check, within: raw.within, every: raw.every })
     }
 }
@@ -266,6 +266,28 @@ mod tests {
             (&*wrong[0].key, &*wrong[0].text),
             ("restart.max_delay", "5s, expected at least `delay`, which is 10s")
         );
+    }
+
+    #[test]
+    fn a_ready_check_is_tried_once_a_second_and_its_address_is_judged() {
+        let (spec, wrong) = read(r#"{"ready":{"tcp":"localhost:80"}}"#);
+        assert!(wrong.is_empty());
+        assert_eq!(spec.settings.ready.unwrap().every, Duration::from_secs(1));
+        for (ready, key) in [
+            (r#"{"tcp":"localhost"}"#, "ready.tcp"),
+            (r#"{"tcp":"h:99999"}"#, "ready.tcp"),
+            (r#"{"http":"http://user@host/"}"#, "ready.http"),
+            (r#"{"http":"http://h/","every":"0s"}"#, "ready"),
+        ] {
+            let (_, wrong) = read(&format!(r#"{{"ready":{ready}}}"#));
+            assert_eq!(wrong.len(), 1, "{ready}");
+            assert!(
+                wrong[0].key == key && wrong[0].text.contains(", expected "),
+                "{}: {}",
+                wrong[0].key,
+                wrong[0].text
+            );
+        }
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Runner {
         if let Some(check) = self.spec.settings.ready.clone() {
             let begin = lines::Position::of_run(&log).unwrap_or(before.unwrap_or_default());
             let outcome = tokio::select! {
-                outcome = crate::ready::wait(&check, &log, begin) => outcome,
+                outcome = crate::ready::wait(&check, &log, begin, |_| {}) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
             };
             if let Err(why) = outcome {

@@ -141,3 +141,25 @@ async fn what_an_operator_stopped_stays_stopped_whatever_its_configuration_becom
     bench.operate("a", Action::Start).await;
     bench.until_state("a", State::Active).await;
 }
+
+#[tokio::test]
+async fn what_a_ready_check_answers_is_shown_at_once_and_with_the_failure() {
+    let bench = Bench::new();
+    // Free by now; nobody else is given it so soon.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ready = |more: &str| format!(r#"{{"ready":{{"tcp":"127.0.0.1:{port}"{more}}}}}"#);
+    bench.commit(&[("waits", &ready("")), ("fails", &ready(r#","within":"200ms""#))]).await;
+    let refused = |report: &InstanceReport| report.detail.contains("Connection refused");
+    let waits = bench.until("waits", refused).await;
+    assert_eq!(waits.state, State::Starting);
+    bench.until("fails", |report| report.state == State::Backoff && refused(report)).await;
+}
+
+#[tokio::test]
+async fn an_end_before_it_was_ready_says_what_the_check_answered() {
+    let bench = Bench::new();
+    let keys = r#"{"work":100,"restart":{"policy":"temporary"},"ready":{"command":["false"]}}"#;
+    bench.commit(&[("ends", keys)]).await;
+    let failed = bench.until_state("ends", State::Failed).await;
+    assert!(failed.detail.starts_with("it ended before it was ready: "), "{}", failed.detail);
+}

@@ -77,7 +77,9 @@ async fn needs_are_started_after_and_waited_for() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     let gate = world.folder().join("gate");
-    let ready = format!("command = [\"sleep\", \"1000\"]\nready = {{ command = [\"test\", \"-e\", {gate:?}] }}\n");
+    let ready = format!(
+        "command = [\"sleep\", \"1000\"]\nready = {{ command = [\"test\", \"-e\", {gate:?}], every = \"50ms\" }}\n"
+    );
     let fleet = Fleet::new()
         .with("cam-1/process/db", &ready)
         .with("cam-1/process/app", "command = [\"sleep\", \"1000\"]\nneeds = [\"process/db\"]\n");

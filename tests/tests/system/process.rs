@@ -77,8 +77,11 @@ async fn ready_checks_hold_back_active() {
     let server = format!("command = [\"sh\", \"-c\", {serve:?}]\n");
     let waits = "command = [\"sleep\", \"1000\"]\n";
     let fleet = Fleet::new()
-        .with("cam-1/process/http", &format!("{server}ready = {{ http = \"http://127.0.0.1:{port}/\" }}\n"))
-        .with("cam-1/process/tcp", &format!("{waits}ready = {{ tcp = \"127.0.0.1:{port}\" }}\n"))
+        .with(
+            "cam-1/process/http",
+            &format!("{server}ready = {{ http = \"http://127.0.0.1:{port}/\", every = \"50ms\" }}\n"),
+        )
+        .with("cam-1/process/tcp", &format!("{waits}ready = {{ tcp = \"127.0.0.1:{port}\", every = \"50ms\" }}\n"))
         .with(
             "cam-1/process/never",
             &format!(
@@ -200,6 +203,8 @@ async fn what_the_plan_can_see_is_refused_in_the_plan() {
         ("command = ['x']\nrestart = { policy = 'sometimes' }\n", "key `restart.policy`"),
         ("command = ['x']\nready = { tcp = 'x:1', log = 'y' }\n", "key `ready`"),
         ("command = ['x']\nready = { }\n", "key `ready`"),
+        ("command = ['x']\nready = { tcp = 'localhost' }\n", "key `ready.tcp`: expected HOST:PORT"),
+        ("command = ['x']\nready = { http = 'http://h:99999/' }\n", "key `ready.http`: expected a port"),
         ("command = ['x']\nstop_timeout = 5\n", "key `stop_timeout`"),
         ("command = ['x']\nneeds = ['process/main']\n", "key `needs`: expected needs without a circle"),
         ("comand = ['x']\n", "key `comand`"),
@@ -257,7 +262,9 @@ async fn an_order_during_the_ready_check_does_not_end_the_check() {
     world.station("cam-1", &[]).await;
     let gate = world.folder().join("gate");
     let fleet = |timeout: u32| {
-        let ready = format!("ready = {{ command = [\"test\", \"-e\", {gate:?}] }}\nstop_timeout = \"{timeout}s\"\n");
+        let ready = format!(
+            "ready = {{ command = [\"test\", \"-e\", {gate:?}], every = \"50ms\" }}\nstop_timeout = \"{timeout}s\"\n"
+        );
         Fleet::new().with("cam-1/process/main", &format!("command = [\"sleep\", \"1000\"]\n{ready}"))
     };
     let file = world.fleet_file("f.toml", fleet(5).text());
