@@ -1,10 +1,12 @@
 //! Files and folders that survive crashes, and belong to one process at a time.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use sha2::{Digest as _, Sha256};
@@ -54,11 +56,20 @@ pub fn default_data_dir() -> PathBuf {
 
 /// A file that one process holds, with its pid in it. The kernel releases it whatever becomes of the process, so a
 /// stale file never blocks; existence and content decide nothing.
+///
+/// The process that holds it must not open it by other ways: closing any descriptor of it gives the lock up.
 #[derive(Debug)]
 pub struct PidFile {
-    // Held for its lock.
-    _file: File,
+    /// Held for its lock; none once it is let go of.
+    file: Option<File>,
+    inode: Inode,
 }
+
+/// A file whatever its name: device and number.
+type Inode = (u64, u64);
+
+/// What this process holds. The kernel does not tell its holders of one file apart, so that a second would seem to have the lock.
+static HELD: Mutex<BTreeSet<Inode>> = Mutex::new(BTreeSet::new());
 
 /// Why a [`PidFile`] cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +96,19 @@ pub enum LockError {
 impl PidFile {
     /// Takes the file for this process. Call it in the final process, after any fork.
     ///
-    /// The lock is one of open file descriptions (`F_OFD_SETLK`): it excludes other programs' `lockf`, and closing
-    /// another descriptor of the same file does not drop it as a classic record lock would be.
+    /// The lock is the process's own, see [`lock_whole`]; it excludes other programs' `lockf`.
     ///
     /// # Errors
     ///
     /// [`LockError`]; the file is then as it was.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let failed = |error: io::Error| LockError::Io { path: path.to_owned(), error };
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(metadata) = fs::metadata(path)
+            && held.contains(&inode(&metadata))
+        {
+            return Err(LockError::Held { path: path.to_owned(), holder: std::process::id().to_string() });
+        }
         // Not truncated on open: until the lock is ours the content is somebody else's.
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
         let mut file = options.map_err(failed)?;
@@ -111,20 +127,38 @@ impl PidFile {
             file.write_all(pid.as_bytes())
         };
         write(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
+        let inode = inode(&file.metadata().map_err(failed)?);
+        held.insert(inode);
+        Ok(Self { file: Some(file), inode })
     }
 }
 
-/// Locks the whole of a file for this open file description.
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: later it would give up the lock of whoever takes the file in this process.
+        self.file = None;
+        held.remove(&self.inode);
+    }
+}
+
+fn inode(metadata: &fs::Metadata) -> Inode {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Locks the whole of a file for this process, until it ends or closes a descriptor of the file, whichever.
+///
+/// A record lock (`F_SETLK`), because such a lock is the process's own. One of the open file (`F_OFD_SETLK`, `flock`) passes
+/// through fork: a child that has not become its program yet holds it when the process was killed, and keeps the next one out.
 ///
 /// # Errors
 ///
-/// `EAGAIN` if another holds a lock on it.
+/// `EAGAIN` if another process holds a lock on it.
 pub fn lock_whole(file: &impl AsFd) -> nix::Result<()> {
-    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file())).map(drop)
+    fcntl(file.as_fd(), FcntlArg::F_SETLK(&whole_file())).map(drop)
 }
 
-/// Whether another open file description holds a lock on the file.
+/// Whether somebody holds a lock on the file, of whichever kind; also this process itself. The question takes none.
 ///
 /// # Errors
 ///
@@ -170,15 +204,40 @@ mod tests {
         let path = folder.path().join("x.pid");
         fs::write(&path, "1234567890123456789\nleft over").unwrap();
         let held = PidFile::take(&path).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
-        // Reading our own file must not drop the lock.
-        drop(File::open(&path).unwrap());
-        match PidFile::take(&path) {
-            Err(LockError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
-            other => panic!("{other:?}"),
+        // Also by another name, and to ask does not drop the lock.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for name in [&path, &link] {
+            match PidFile::take(name) {
+                Err(LockError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
+                other => panic!("{other:?}"),
+            }
         }
+        assert!(is_locked_for_others(&path));
         drop(held);
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         PidFile::take(&path).unwrap();
+    }
+
+    /// As another process sees it.
+    fn is_locked_for_others(path: &Path) -> bool {
+        let script = "import fcntl, sys\nf = open(sys.argv[1], 'r+')\ntry: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept OSError: sys.exit(1)";
+        !std::process::Command::new("python3").args(["-c", script]).arg(path).status().unwrap().success()
+    }
+
+    #[test]
+    fn a_child_that_has_the_file_open_does_not_hold_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pid");
+        let held = PidFile::take(&path).unwrap();
+        // As one does between fork and exec.
+        let input = held.file.as_ref().unwrap().try_clone().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").stdin(input).spawn().unwrap();
+        drop(held);
+        let free = !is_locked_for_others(&path);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(free, "the child keeps others out");
     }
 
     #[test]
