@@ -64,6 +64,8 @@ async fn a_station_killed_again_and_again_at_any_moment_never_runs_a_program_twi
         world.accepted("cam-1");
         world.station("cam-1", &[]).await;
         world.until_state(&format!("cam-1/process/{name}"), "active").await;
+        // Active says that it was started, and its shell comes to its first line when it does.
+        world.eventually("it has begun", async |_| starts_of(&name).exists()).await;
         let starts = std::fs::read_to_string(starts_of(&name)).unwrap();
         assert_eq!(starts.lines().count(), 1, "{name} ran twice");
     }
@@ -297,7 +299,7 @@ async fn stop_leaves_programs_running_and_stop_with_roles_leaves_nothing() {
     assert!(stop(&world, &[]).await.starts_with("stopped process"));
     assert!(is_alive(pid));
     // Also what an earlier station left.
-    assert!(stop(&world, &["--roles"]).await.contains("1 programs of an earlier station"));
+    assert!(stop(&world, &["--roles"]).await.contains("1 program of an earlier station"));
     assert!(!is_alive(pid));
 
     world.station("cam-1", &[]).await;
