@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use self::running::abandon;
 
 use self::given_up::GivenUp;
-use self::running::{Started, work_ends};
+use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
 use crate::commands::Commands;
 use crate::plan::RoleTable;
@@ -102,6 +102,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         around,
         spec,
         inbox,
+        heard: None,
         resuming: beginning.resuming,
         left_over: beginning.resuming,
         stopped: beginning.stopped,
@@ -119,6 +120,8 @@ struct Runner {
     around: Surroundings,
     spec: Spec,
     inbox: mpsc::Receiver<Order>,
+    /// An order that came while something was under way, and is carried out next.
+    heard: Option<Order>,
     restarts: Restarts,
     /// The next start is the first after the station's own.
     resuming: bool,
@@ -154,12 +157,24 @@ impl Runner {
                 Phase::Active(started) => self.active(started).await,
                 Phase::Completed(started) => self.completed(started).await,
                 Phase::Backoff(delay) => self.backoff(delay).await,
-                Phase::Idle => match self.inbox.recv().await {
+                Phase::Idle => match self.order().await {
                     None => Phase::Over,
                     Some(order) => self.rest(order).await,
                 },
                 Phase::Over => return,
             };
+        }
+    }
+
+    /// Waits for the next order; none once the supervisor is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: an order is taken only by whoever gets it.
+    async fn order(&mut self) -> Option<Order> {
+        match self.heard.take() {
+            Some(order) => Some(order),
+            None => self.inbox.recv().await,
         }
     }
 
@@ -232,7 +247,7 @@ impl Runner {
 
     async fn paused(&mut self) -> Phase {
         loop {
-            match self.inbox.recv().await {
+            match self.order().await {
                 None => return Phase::Over,
                 Some(Order::Go) if !self.stopped && self.resuming && self.given_up().why(&self.spec).is_some() => {
                     // An earlier station gave it up, with this configuration: it is not tried again by itself.
@@ -264,7 +279,7 @@ impl Runner {
             }
             tokio::select! {
                 _ = changes.changed() => {}
-                order = self.inbox.recv() => return match order {
+                order = self.order() => return match order {
                     Some(order) => self.rest(order).await,
                     None => Phase::Over,
                 },
@@ -279,7 +294,8 @@ impl Runner {
         let before = Position::end(&log);
         let mut started = match self.start_role().await {
             Ok(started) => started,
-            Err(text) => return self.failed_to_start(text),
+            Err(NotStarted::Failed(text)) => return self.failed_to_start(text),
+            Err(NotStarted::Ordered) => return self.start_given_up().await,
         };
         started.host.take_over();
         let found = started.host.found_since_ms();
@@ -288,10 +304,10 @@ impl Runner {
             (None, Some(_)) => Position::START,
             (None, None) => before.unwrap_or_default(),
         };
-        let answered = Answered::default();
+        let answered = Answered::new(&self.around.board, &self.key);
         while let Some(ready) = self.spec.settings.ready.clone() {
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &log, begin, |answer| answered.show(answer, &self.around.board, &self.key)) => outcome,
+                outcome = ready::wait(&ready, &log, begin, |answer| answered.show(answer)) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.
@@ -299,7 +315,7 @@ impl Runner {
                     Ok(()) => Err(answered.after("it ended")),
                     Err(text) => Err(answered.after(&text)),
                 },
-                order = self.inbox.recv() => match self.interrupt(started, order).await {
+                order = self.order() => match self.interrupt(started, order).await {
                     // What does not stop it does not make it ready either.
                     Phase::Active(goes_on) => {
                         started = goes_on;
@@ -321,6 +337,16 @@ impl Runner {
         Phase::Active(started)
     }
 
+    /// An order came before the start was over, which was dropped half-way.
+    async fn start_given_up(&mut self) -> Phase {
+        let Some(order) = self.order().await else { return Phase::Over };
+        if !matches!(order, Order::End { detach: true, .. }) {
+            self.show(State::Stopping, "its start is given up");
+            self.abandon().await;
+        }
+        self.rest(order).await
+    }
+
     fn log_dir(&self) -> PathBuf {
         log_dir(&self.around.folder, &self.key)
     }
@@ -329,7 +355,7 @@ impl Runner {
         tokio::select! {
             result = work_ends(&mut started.work) => self.ended(started, result).await,
             Some(panic) = started.crashed.recv() => self.end_failed(started, panic).await,
-            order = self.inbox.recv() => self.interrupt(started, order).await,
+            order = self.order() => self.interrupt(started, order).await,
         }
     }
 
@@ -354,7 +380,7 @@ impl Runner {
     async fn completed(&mut self, mut started: Started) -> Phase {
         tokio::select! {
             Some(panic) = started.crashed.recv() => self.end_failed(started, panic).await,
-            order = self.inbox.recv() => self.interrupt(started, order).await,
+            order = self.order() => self.interrupt(started, order).await,
         }
     }
 
@@ -395,7 +421,7 @@ impl Runner {
     async fn backoff(&mut self, delay: Duration) -> Phase {
         tokio::select! {
             () = tokio::time::sleep(delay) => Phase::Needs,
-            order = self.inbox.recv() => match order {
+            order = self.order() => match order {
                 Some(order) => self.rest(order).await,
                 None => Phase::Over,
             },
@@ -420,6 +446,14 @@ impl Runner {
                     }
                     Err((old, why)) if unwilling == Unwilling::Stops => {
                         self.show(State::Stopping, format!("to go back to the build before: {why}"));
+                        self.stop_role(old, false).await;
+                        self.take(*spec);
+                        let _ = done.send(Updated::Paused);
+                        Phase::Paused
+                    }
+                    Err((old, _)) if matches!(self.heard, Some(Order::Operator(..))) => {
+                        // That is no fault of the new build: it is the one to begin with again.
+                        self.show(State::Stopping, "");
                         self.stop_role(old, false).await;
                         self.take(*spec);
                         let _ = done.send(Updated::Paused);
@@ -498,23 +532,30 @@ pub(crate) fn moves(from: &Spec, to: &Spec) -> bool {
 }
 
 /// What a ready check answered last.
-#[derive(Default)]
-struct Answered(Mutex<String>);
+struct Answered {
+    board: Arc<Board>,
+    key: Key,
+    last: Mutex<String>,
+}
 
 impl Answered {
+    fn new(board: &Arc<Board>, key: &Key) -> Self {
+        Self { board: board.clone(), key: key.clone(), last: Mutex::default() }
+    }
+
     /// Shows an answer beside `starting`.
-    fn show(&self, answer: &str, board: &Board, key: &Key) {
-        board.update(key, |report| {
+    fn show(&self, answer: &str) {
+        self.board.update(&self.key, |report| {
             if report.state == State::Starting {
                 report.detail = format!("not ready yet: {answer}");
             }
         });
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = answer.to_owned();
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = answer.to_owned();
     }
 
     /// Why an instance ended, and what the check had answered by then.
     fn after(&self, why: &str) -> String {
-        let answer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         format!("{why} before it was ready: {answer}")
     }
 }

@@ -54,6 +54,9 @@ pub(crate) struct Settings {
     pub(crate) restart: Restart,
     pub(crate) needs: Vec<String>,
     pub(crate) ready: Option<Ready>,
+    /// How long a start may take. A ready check has its own time.
+    #[serde(with = "humantime_serde")]
+    pub(crate) start_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub(crate) stop_timeout: Duration,
     pub(crate) isolation: Option<Isolation>,
@@ -61,8 +64,14 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let stop_timeout = Duration::from_secs(10);
-        Self { restart: Restart::default(), needs: Vec::new(), ready: None, stop_timeout, isolation: None }
+        Self {
+            restart: Restart::default(),
+            needs: Vec::new(),
+            ready: None,
+            start_timeout: Duration::from_secs(60),
+            stop_timeout: Duration::from_secs(10),
+            isolation: None,
+        }
     }
 }
 
@@ -73,12 +82,12 @@ impl Settings {
     fn longest(&self) -> Option<Duration> {
         let ready = self.ready.iter().flat_map(|ready| [ready.within, ready.every]);
         let restart = [self.restart.delay, self.restart.max_delay, self.restart.period];
-        restart.into_iter().chain(ready).chain([self.stop_timeout]).max()
+        restart.into_iter().chain(ready).chain([self.start_timeout, self.stop_timeout]).max()
     }
 }
 
 /// The keys that [`Settings`] takes.
-const KEYS: [&str; 5] = ["restart", "needs", "ready", "stop_timeout", "isolation"];
+const KEYS: [&str; 6] = ["restart", "needs", "ready", "start_timeout", "stop_timeout", "isolation"];
 
 /// Whether and how an instance that ended is started again.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -238,6 +247,7 @@ impl Spec {
                 "restart" => settings.restart = read.restart,
                 "needs" => settings.needs = read.needs,
                 "ready" => settings.ready = read.ready,
+                "start_timeout" => settings.start_timeout = read.start_timeout,
                 "stop_timeout" => settings.stop_timeout = read.stop_timeout,
                 _ => settings.isolation = read.isolation,
             }
@@ -295,7 +305,7 @@ mod tests {
         let checks = [r#""log":"ready""#, r#""tcp":"[::1]:80""#, r#""http":"http://h/""#, r#""command":["true","x"]"#];
         for check in checks {
             let whole = format!(
-                r#"{{"ready":{{{check},"within":"1m 1s","every":"5ms"}},"needs":["a/b"],"stop_timeout":"3s","isolation":"inproc",
+                r#"{{"ready":{{{check},"within":"1m 1s","every":"5ms"}},"needs":["a/b"],"start_timeout":"2s","stop_timeout":"3s","isolation":"inproc",
                 "restart":{{"policy":"permanent","delay":"1s","max_delay":"7s","intensity":0,"period":"1h"}},"say":"ä"}}"#
             );
             let key = Key { role: "a".parse().unwrap(), instance: "c".parse().unwrap() };

@@ -121,6 +121,9 @@ struct Supervisor {
 /// as long.
 const BEGINNING: Duration = Duration::from_secs(60);
 
+/// How long the rest of a commit waits for instances that take a configuration in place.
+const UPDATE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The end of what an earlier station left of instances that should not be.
 enum Sweep {
     NotYet,
@@ -326,8 +329,14 @@ impl Supervisor {
                 let answer = self.order(&key, wanted[&key].clone(), Unwilling::GoesOn).await;
                 answers.push((key, answer));
             }
+            let until = Instant::now() + UPDATE_PATIENCE;
             for (key, answer) in answers {
-                if self.answered(answer).await? != Some(Updated::InPlace) {
+                let answer = tokio::select! {
+                    answer = self.answered(answer) => answer?,
+                    // Told to begin in any case: that means nothing to one that goes on.
+                    () = self.lets_go_of_nothing(&key, until) => None,
+                };
+                if answer != Some(Updated::InPlace) {
                     paused.insert(key);
                 }
             }
@@ -399,6 +408,14 @@ impl Supervisor {
                 () = self.stopping.cancelled() => return Err(Stopping),
             }
         }
+    }
+
+    /// From `until` on, ends when an instance is not stopping: whatever else it does may take long, and holds nobody up.
+    async fn lets_go_of_nothing(&self, key: &Key, until: Instant) {
+        tokio::time::sleep_until(until).await;
+        let mut changes = self.around.board.subscribe();
+        let stops = || self.around.board.get(key).is_some_and(|report| report.state == State::Stopping);
+        while stops() && changes.changed().await.is_ok() {}
     }
 
     fn entry(&mut self, key: &Key) -> &mut Entry {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -62,6 +64,24 @@ impl Ears {
     }
 }
 
+/// A keeper that has not said yet that it is at work. Killed, and its program with it, if nobody waits for that any more: a
+/// start that was given up leaves nothing running.
+struct Unheard(Option<Pid>);
+
+impl Unheard {
+    fn heard(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.0 {
+            let _ = kill(keeper, Signal::SIGKILL);
+        }
+    }
+}
+
 /// Says something to the keeper; one that is gone does not hear it, and its program is gone with it.
 pub(crate) async fn say(mouth: &mut OwnedWriteHalf, message: &ToKeeper) {
     let mut line = serde_json::to_vec(message).expect("it has text keys");
@@ -82,11 +102,13 @@ impl Kept {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
+        let unheard = Unheard(keeper.id().map(|pid| Pid::from_raw(pid as i32)));
         let mut input = keeper.stdin.take().expect("it was piped");
         input.write_all(&serde_json::to_vec(spec)?).await?;
         drop(input);
         let mut output = BufReader::new(keeper.stdout.take().expect("it was piped")).lines();
         let line = output.next_line().await?.unwrap_or_else(|| "it ended at once".into());
+        unheard.heard();
         let run = line.strip_prefix("ready ").and_then(|run| serde_json::from_str::<Run>(run).ok());
         let Some(run) = run else { return Err(io::Error::other(format!("the keeper: {line}"))) };
         match Self::connect(paths).await {

@@ -5,19 +5,23 @@ use std::time::{Duration, Instant};
 
 use quilt_core::{files, lines};
 use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, Work};
+use quilt_protocol::control::Action;
 use tokio::sync::mpsc;
 
-use super::{Ended, Runner, Surroundings, instance_dir, log_dir};
+use super::{Ended, Order, Runner, Surroundings, instance_dir, log_dir};
 use crate::catch::{catch, catch_now};
 use crate::host::InstanceHost;
 use crate::spec::{Key, Spec};
 
-/// How long `start` may take. A ready check has its own time.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long what an order cuts short may take to end by itself.
+const FINISH: Duration = Duration::from_millis(500);
 /// How long an update in place may take.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than its stop time-out a role may take before it is abandoned: it may need that time to kill.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why the new build of an instance was given up, if it did not fail.
+const ORDERED: &str = "another order came first";
 
 /// A role that was started.
 pub(super) struct Started {
@@ -28,8 +32,45 @@ pub(super) struct Started {
     pub(super) since: Instant,
 }
 
+/// Why a role was not started.
+pub(super) enum NotStarted {
+    /// It failed, for this reason.
+    Failed(String),
+    /// An order came first, and waits.
+    Ordered,
+}
+
+impl From<String> for NotStarted {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+/// Does `work` unless an order comes that cuts it short: that is left in `heard`, and `work` has [`FINISH`] to end by itself
+/// before it is dropped; then this gives nothing.
+async fn unless_ordered<T>(
+    inbox: &mut mpsc::Receiver<Order>,
+    heard: &mut Option<Order>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    while heard.is_none() {
+        tokio::select! {
+            done = &mut work => return Some(done),
+            order = inbox.recv() => match order {
+                // It is on its way.
+                Some(Order::Go) => {}
+                Some(Order::Operator(Action::Start, done)) => drop(done.send(())),
+                Some(order) => *heard = Some(order),
+                None => break,
+            },
+        }
+    }
+    tokio::time::timeout(FINISH, work).await.ok()
+}
+
 impl Runner {
-    pub(super) async fn start_role(&mut self) -> Result<Started, String> {
+    pub(super) async fn start_role(&mut self) -> Result<Started, NotStarted> {
         let resuming = self.resuming;
         self.left_over = true;
         let factory = self.around.roles.factory_of(&self.spec);
@@ -47,31 +88,34 @@ impl Runner {
             self.spec.settings.stop_timeout,
         ));
         let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
-        let starting = catch(async { factory.start(self.spec.config.as_bytes(), cx).await });
-        // Not interrupted by orders: a start that was dropped half-way could leave something running.
-        let started = match tokio::time::timeout(START_TIMEOUT, starting).await {
-            Ok(Ok(Ok(role))) => Ok(role),
-            Ok(Ok(Err(error))) => Err(error.to_string()),
-            Ok(Err(panic)) => Err(panic),
-            Err(_) => Err(format!("its start took longer than {START_TIMEOUT:?}")),
-        };
-        let run = async |mut role: Box<dyn Instance>| match catch(role.run()).await {
-            Ok(work) => Ok((role, work)),
-            Err(panic) => Err(panic),
-        };
-        let started = match started {
-            Ok(role) => run(role).await,
-            Err(text) => Err(text),
+        let limit = self.spec.settings.start_timeout;
+        let starting = catch(async {
+            let mut role = factory.start(self.spec.config.as_bytes(), cx).await?;
+            let work = role.run().await;
+            Ok::<_, RoleError>((role, work))
+        });
+        let starting = tokio::time::timeout(limit, starting);
+        let started = match unless_ordered(&mut self.inbox, &mut self.heard, starting).await {
+            Some(Ok(Ok(Ok(started)))) => Ok(started),
+            Some(Ok(Ok(Err(error)))) => Err(NotStarted::Failed(error.to_string())),
+            Some(Ok(Err(panic))) => Err(NotStarted::Failed(panic)),
+            Some(Err(_)) => Err(NotStarted::Failed(format!(
+                "its start took longer than `start_timeout`, {}",
+                humantime::format_duration(limit)
+            ))),
+            None => Err(NotStarted::Ordered),
         };
         match started {
             Ok((role, work)) => {
                 self.resuming = false;
                 Ok(Started { role, host, crashed, work, since: Instant::now() })
             }
-            Err(text) => {
-                host.log(LogLevel::Error, &text);
+            Err(why) => {
+                if let NotStarted::Failed(text) = &why {
+                    host.log(LogLevel::Error, text);
+                }
                 host.end();
-                Err(text)
+                Err(why)
             }
         }
     }
@@ -88,7 +132,12 @@ impl Runner {
             return true;
         }
         self.around.commands.cancel_calls(&self.key);
-        match tokio::time::timeout(UPDATE_TIMEOUT, catch(started.role.update(spec.config.as_bytes()))).await {
+        let updating = catch(started.role.update(spec.config.as_bytes()));
+        let updating = tokio::time::timeout(UPDATE_TIMEOUT, updating);
+        let updated = unless_ordered(&mut self.inbox, &mut self.heard, updating).await;
+        // What is cut short may be half done: it does not go on with that.
+        let Some(updated) = updated else { return false };
+        match updated {
             Ok(Ok(Ok(()))) => true,
             Ok(Ok(Err(RoleError::NeedsRestart))) => false,
             Ok(Ok(Err(error))) => {
@@ -161,14 +210,21 @@ impl Runner {
         let resuming = std::mem::take(&mut self.resuming);
         let started = self.start_role().await;
         self.resuming = resuming;
-        let mut started = started?;
+        let mut started = started.map_err(|why| match why {
+            NotStarted::Failed(text) => text,
+            NotStarted::Ordered => ORDERED.to_owned(),
+        })?;
         if let Some(check) = self.spec.settings.ready.clone() {
             let begin = lines::Position::of_run(&log).unwrap_or(before.unwrap_or_default());
-            let outcome = tokio::select! {
-                outcome = crate::ready::wait(&check, &log, begin, |_| {}) => outcome,
-                Some(panic) = started.crashed.recv() => Err(panic),
+            let crashed = &mut started.crashed;
+            let checking = async {
+                tokio::select! {
+                    outcome = crate::ready::wait(&check, &log, begin, |_| {}) => outcome,
+                    Some(panic) = crashed.recv() => Err(panic),
+                }
             };
-            if let Err(why) = outcome {
+            let outcome = unless_ordered(&mut self.inbox, &mut self.heard, checking).await;
+            if let Err(why) = outcome.unwrap_or_else(|| Err(ORDERED.to_owned())) {
                 end_role(started, false).await;
                 return Err(why);
             }

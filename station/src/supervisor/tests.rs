@@ -8,6 +8,7 @@ use quilt_protocol::control::{Action, InstanceReport};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::*;
 use crate::plan;
@@ -162,4 +163,73 @@ async fn an_end_before_it_was_ready_says_what_the_check_answered() {
     bench.commit(&[("ends", keys)]).await;
     let failed = bench.until_state("ends", State::Failed).await;
     assert!(failed.detail.starts_with("it ended before it was ready: "), "{}", failed.detail);
+}
+
+/// An instance that starts for an hour, or whose ready check takes one, or that takes long to be updated in place; or one that is
+/// not busy.
+async fn busy(bench: &Bench, how: &str) {
+    match how {
+        "start" => bench.commit(&[("a", r#"{"start":3600000,"start_timeout":"2h"}"#)]).await,
+        "ready" => bench.commit(&[("a", r#"{"ready":{"log":"never","within":"1h"}}"#)]).await,
+        _ => {
+            bench.commit(&[("a", "{}")]).await;
+            bench.until_state("a", State::Active).await;
+            if how == "update" {
+                bench.commit(&[("a", r#"{"update":25000}"#)]).await;
+            }
+        }
+    }
+    // It is in the midst of it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_heard_within_a_second_whatever_is_under_way() {
+    for how in ["start", "ready", "update"] {
+        let bench = Bench::new();
+        busy(&bench, how).await;
+        let ordered = Instant::now();
+        bench.operate("a", Action::Stop).await;
+        assert!(ordered.elapsed() <= Duration::from_secs(1), "{how}: after {:?}", ordered.elapsed());
+        let report = bench.until_state("a", State::Stopped).await;
+        assert_eq!(report.restarts, 0, "{how}: {}", report.detail);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_station_waits_for_no_start() {
+    for detach in [true, false] {
+        let bench = Bench::new();
+        busy(&bench, "start").await;
+        let ordered = Instant::now();
+        assert!(bench.handle.shut_down(detach).await.is_empty());
+        assert!(ordered.elapsed() <= Duration::from_secs(1), "after {:?}", ordered.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_takes_long_delays_no_other_of_a_push() {
+    for how in ["start", "ready", "update", "active"] {
+        let bench = Bench::new();
+        busy(&bench, how).await;
+        let pushed = Instant::now();
+        bench.commit(&[("a", r#"{"update":20000,"work":1}"#), ("b", "{}")]).await;
+        bench.until_state("b", State::Active).await;
+        assert!(pushed.elapsed() <= Duration::from_secs(2), "{how}: after {:?}", pushed.elapsed());
+        // And takes what was pushed in its turn.
+        let digest = |report: &InstanceReport| report.digest;
+        let before = bench.board.get(&key("a")).as_ref().map(digest);
+        bench.until("a", |report| how != "active" || Some(report.digest) != before).await;
+        bench.until("a", |report| report.state.is_healthy()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_takes_longer_than_its_time_fails_and_says_which_key() {
+    let bench = Bench::new();
+    bench.commit(&[("a", r#"{"start":10000,"start_timeout":"3s","restart":{"policy":"temporary"}}"#)]).await;
+    let report = bench.until_state("a", State::Failed).await;
+    assert_eq!(report.detail, "its start took longer than `start_timeout`, 3s");
+    bench.commit(&[("a", r#"{"start":100000,"start_timeout":"2m"}"#)]).await;
+    bench.until_state("a", State::Active).await;
 }
