@@ -198,18 +198,21 @@ impl Call {
     ) -> Result<ExitCode, Failure> {
         let began = Instant::now();
         let mut items = client.stream_json(target, &self.command, body);
-        while let Some(item) = items.next().await {
-            let item = json::read(&item).map_err(|error| Failure::new(format!("an item is not JSON: {error}")))?;
-            output::line(item.get())?;
-        }
-        let answer = items.end().await;
-        if answer.outcome == Outcome::Reply {
-            return Ok(ExitCode::SUCCESS);
-        }
-        let result = result(Some(target), answer, began.elapsed());
-        let code = result.code;
-        print(format, &[result], false)?;
-        Ok(ExitCode::from(code))
+        output::while_read(async {
+            while let Some(item) = items.next().await {
+                let item = json::read(&item).map_err(|error| Failure::new(format!("an item is not JSON: {error}")))?;
+                output::line(item.get())?;
+            }
+            let answer = items.end().await;
+            if answer.outcome == Outcome::Reply {
+                return Ok(ExitCode::SUCCESS);
+            }
+            let result = result(Some(target), answer, began.elapsed());
+            let code = result.code;
+            print(format, &[result], false)?;
+            Ok(ExitCode::from(code))
+        })
+        .await
     }
 }
 

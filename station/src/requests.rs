@@ -196,16 +196,23 @@ fn refer<'a>(schemas: impl Iterator<Item = &'a mut serde_json::Value>) {
 }
 
 impl Requests {
-    /// Streams the log of an instance. One who follows is told when the instance is removed.
+    /// Streams the log of an instance, or as `plugin/NAME` what a plugin's process prints. One who follows is told when the
+    /// instance is removed.
     fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        let (folder, board) = (self.folder.clone(), self.board.clone());
+        let (folder, board, plugins) = (self.folder.clone(), self.board.clone(), self.plugins.clone());
         let mut items = inbound.responder.items();
         let streaming = inbound.head.terms.credit > 0;
         inbound.answer(move |Logs { role, instance, lines, follow }: Logs| async move {
             let key = Key { role, instance };
-            let log = instance::log_dir(&folder, &key);
+            let mut log = instance::log_dir(&folder, &key);
             let mut changes = board.subscribe();
-            let was_there = board.get(&key).is_some();
+            let printed = plugins.printed_by(key.instance.as_str());
+            let of_plugin = key.role == *"plugin" && !log.exists() && printed.exists();
+            if of_plugin {
+                log = printed;
+            }
+            let is_there = || of_plugin || board.get(&key).is_some();
+            let was_there = is_there();
             if !was_there && !log.exists() {
                 return Err((Outcome::NoTarget, format!("this station has no instance {key}")));
             }
@@ -213,7 +220,7 @@ impl Requests {
                 return Err((Outcome::Refused, "logs are a stream; ask for one".into()));
             }
             let failed = |error: std::io::Error| (Outcome::Refused, error.to_string());
-            let removed = async { while changes.changed().await.is_ok() && board.get(&key).is_some() {} };
+            let removed = async { while changes.changed().await.is_ok() && is_there() {} };
             let mut removed = std::pin::pin!(removed);
             // The log of an instance that is gone already does not grow.
             let mut grows = follow && was_there;

@@ -79,6 +79,7 @@ fn library(path: &Path, found: &FoundPlugin) -> Library {
         sha256: found.sha256.clone(),
         name: found.name.clone(),
         aborts: found.aborts,
+        printed: None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod calls;
 mod hearing;
+mod printed;
 mod remote;
 
 use std::collections::{HashMap, VecDeque};
@@ -21,7 +22,6 @@ use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child as Process, Command};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
@@ -45,8 +45,6 @@ const IDLE: Duration = Duration::from_secs(2);
 /// How long what it said last may take to be heard once it has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 const NOT_NEEDED: &str = "nobody needs it";
-/// How many of its last lines on standard error a crash is reported with.
-const LAST_LINES: usize = 5;
 
 /// The library that children are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +56,8 @@ pub(crate) struct Library {
     pub(crate) name: String,
     /// Whether its note says that a panic of it ends its process.
     pub(crate) aborts: bool,
+    /// Where the log of what its process prints is kept; without one the lines go to the log of this process.
+    pub(crate) printed: Option<PathBuf>,
 }
 
 /// A plugin that runs in a child process; there is none as long as nobody needs it.
@@ -191,8 +191,8 @@ impl Child {
         // Loading is being needed.
         let _loading = Asking::new(&child);
         let last = Arc::new(Mutex::new(VecDeque::new()));
-        let out = process.stdout.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
-        let err = process.stderr.take().map(|pipe| read_lines(pipe, library.name.clone(), last.clone()));
+        let out = process.stdout.take().map(|pipe| printed::keep("out", pipe, library, last.clone()));
+        let err = process.stderr.take().map(|pipe| printed::keep("err", pipe, library, last.clone()));
 
         let (ready, mut readies) = watch::channel(false);
         let service = |handle: Handle| {
@@ -389,34 +389,4 @@ fn ended(status: ExitStatus) -> String {
         (None, Some(signal)) => format!("killed by {signal}"),
         (None, None) => status.to_string(),
     }
-}
-
-/// Puts what a plugin prints into the station's log, and keeps the last lines.
-#[allow(clippy::disallowed_methods, reason = "ends with the pipe, which ends with the child")]
-fn read_lines(
-    pipe: impl AsyncRead + Send + Unpin + 'static,
-    plugin: String,
-    last: Arc<Mutex<VecDeque<String>>>,
-) -> tokio::task::JoinHandle<()> {
-    /// A line longer than this is cut in pieces.
-    const LINE_MAX: u64 = 8 << 10;
-    tokio::spawn(async move {
-        use tokio::io::AsyncReadExt as _;
-        let mut pipe = BufReader::new(pipe);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut pipe).take(LINE_MAX).read_until(b'\n', &mut line).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            tracing::info!(plugin, "{text}");
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            if last.len() == LAST_LINES {
-                last.pop_front();
-            }
-            last.push_back(text);
-        }
-    })
 }

@@ -87,7 +87,7 @@ async fn serve(path: &Path, sha256: &str) -> std::io::Result<()> {
     let runtime = tokio::runtime::Handle::current();
     let loading = tokio::task::spawn_blocking(move || {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let image = Image::open(&Library { path, sha256: sha, name, aborts: false }, &runtime, false)?;
+        let image = Image::open(&Library { path, sha256: sha, name, aborts: false, printed: None }, &runtime, false)?;
         let manifest = image.describe()?;
         let roles = image.roles(&manifest).into_iter().map(|role| (role.name().to_owned(), role)).collect();
         Ok::<_, LoadError>((manifest, roles))

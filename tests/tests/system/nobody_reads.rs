@@ -62,7 +62,8 @@ async fn whoever_follows_ends_when_its_reader_has_gone() {
     world.station("cam-1", &[]).await;
     world.apply(clock(&["cam-1"]).with("cam-1/counter/main", "").text()).await.with_code(0);
     // The counter says nothing: there is no write that could fail.
-    for arguments in [&["logs", "cam-1/counter/main", "-f"][..], &["events", "-f"]] {
+    let tail = ["call", "cam-1/process/clock", "tail", r#"{"lines":0,"follow":true}"#];
+    for arguments in [&["logs", "cam-1/counter/main", "-f"][..], &["events", "-f"], &tail] {
         let mut command = world.command("quiltctl");
         command.args(["--manager", &world.address]).args(arguments).stdout(Stdio::piped());
         let mut following = command.spawn().unwrap();

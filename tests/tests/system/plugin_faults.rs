@@ -41,7 +41,7 @@ pub(crate) async fn poke(client: &Client, variant: &str) -> (String, String) {
 /// What pokes may end in, by variant.
 type Expected = [(&'static str, &'static [&'static str])];
 
-async fn all_are_poked(expected: &Expected, isolation: &str) {
+async fn all_are_poked(expected: &Expected, isolation: &str) -> World {
     let variants: Vec<_> = expected.iter().map(|(variant, _)| *variant).collect();
     let keys = format!("restart = {{ delay = \"20ms\" }}\n{isolation}");
     let world = world(&variants, &keys).await;
@@ -63,6 +63,7 @@ async fn all_are_poked(expected: &Expected, isolation: &str) {
     assert_eq!(client.call("cam-1/counter/main", &Increment { by: 1 }).await.unwrap(), 1);
     assert_eq!(world.instance("cam-1/counter/main").await.unwrap().restarts, 0);
     assert_eq!(world.station_pid("cam-1"), station);
+    world
 }
 
 const LOST: &[&str] = &["peer_lost"];
@@ -89,7 +90,10 @@ const ANSWERS: &Expected = &[
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_answers_from_a_child_end_their_call_and_nothing_else() {
-    all_are_poked(ANSWERS, "").await;
+    let world = all_are_poked(ANSWERS, "").await;
+    // What a child prints is in a log of its own.
+    let printed = world.ctl(&["logs", "cam-1/plugin/bad_commands_at_start", "-o", "wide"]).await.with_code(0).out;
+    assert!(printed.contains("err record 7: status "), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

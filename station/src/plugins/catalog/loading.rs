@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quilt_core::files;
@@ -17,6 +17,11 @@ use crate::plugins::intake::{self, Taken};
 use crate::plugins::{LoadError, Manifest};
 
 impl Catalog {
+    /// Where the log of what a plugin's process prints is kept.
+    pub(crate) fn printed_by(&self, plugin: &str) -> PathBuf {
+        self.setup.folder.join("printed").join(plugin)
+    }
+
     /// Loads what was taken in.
     pub(super) async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
         if let Some(reason) = self.quarantine.get(&taken.sha256) {
@@ -28,6 +33,7 @@ impl Catalog {
             sha256: taken.sha256.clone(),
             name: name.clone(),
             aborts: taken.inspection.aborts,
+            printed: Some(self.printed_by(&name)),
         };
         let keeper = Keeper::new(library.clone(), Some(self.quarantine.clone()));
         let manifest = self.described(&keeper, &taken.sha256).await?;
