@@ -37,7 +37,7 @@ pub struct Process {
     config: ProcessConfig,
     /// Exit codes that mean success; `run` looks at them when the program has ended.
     success: Arc<std::sync::Mutex<Vec<i32>>>,
-    spec: Spec,
+    digest: String,
     paths: Paths,
     run: Run,
     /// Until the program is known to have ended.
@@ -80,9 +80,9 @@ impl Process {
 
     async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         let paths = Paths::new(cx.state_dir());
-        let spec = spec(&config, cx)?;
-        let found = match find(&paths, &spec, cx).await? {
-            Found::Nothing => begin(&paths, &spec, cx).await?,
+        let digest = digest(&config);
+        let found = match find(&paths, &digest, cx).await? {
+            Found::Nothing => begin(&paths, &spec(&config, cx)?, cx).await?,
             found => {
                 let (Found::Running(Kept { run, .. }) | Found::Ended(run, _)) = &found else {
                     unreachable!("see above")
@@ -100,7 +100,7 @@ impl Process {
         let mut process = Self {
             config,
             success,
-            spec,
+            digest,
             paths,
             run,
             mouth: Mutex::new(mouth),
@@ -113,8 +113,8 @@ impl Process {
         Ok(process)
     }
 
-    async fn update(&mut self, config: ProcessConfig, cx: &RoleContext) -> Result<(), RoleError> {
-        if spec(&config, cx)?.digest != self.spec.digest {
+    async fn update(&mut self, config: ProcessConfig, _: &RoleContext) -> Result<(), RoleError> {
+        if digest(&config) != self.digest {
             return Err(RoleError::NeedsRestart);
         }
         // How to judge the end and when to give up can change under a running program.
@@ -229,10 +229,10 @@ impl Process {
 }
 
 /// Looks for what an earlier station of this machine left: a program that runs, or one that has ended meanwhile.
-async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, RoleError> {
+async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, RoleError> {
     if paths.is_kept()? {
         match Kept::connect(paths).await {
-            Ok(kept) if kept.run.digest == spec.digest => return Ok(Found::Running(kept)),
+            Ok(kept) if kept.run.digest == digest => return Ok(Found::Running(kept)),
             Ok(kept) => {
                 kept.stop(paths, Some(cx.stop_timeout())).await;
             }
@@ -246,7 +246,7 @@ async fn find(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Rol
         keeper::leftovers::kill(&run);
     }
     // What ended while nobody watched counts as ending now, once; what ended before is history.
-    let counts = cx.resuming() && run.digest == spec.digest && run.boot_id == keeper::boot_id();
+    let counts = cx.resuming() && run.digest == digest && run.boot_id == keeper::boot_id();
     Ok(if counts { Found::ended(paths, run) } else { Found::Nothing })
 }
 
@@ -256,7 +256,7 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
     paths.forget()?;
     match Kept::start(paths, cx.log_dir(), spec).await {
         Ok(found) => Ok(found),
-        Err(_) if paths.is_kept()? => match find(paths, spec, cx).await? {
+        Err(_) if paths.is_kept()? => match find(paths, &spec.digest, cx).await? {
             Found::Nothing => Ok(Kept::start(paths, cx.log_dir(), spec).await?),
             found => Ok(found),
         },
@@ -264,9 +264,19 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
     }
 }
 
+/// Tells whether a running program is the configured one. Of user and group their names count: a program that runs is found
+/// again also while nobody can say who its user is, because a directory service is away.
+fn digest(config: &ProcessConfig) -> String {
+    let ProcessConfig { command, env, cwd, user, group, stop_signal, .. } = config;
+    let parts = serde_json::to_vec(&(command, env, cwd, user, group, signal_number(stop_signal)));
+    let digest = Sha256::digest(parts.expect("a configuration has text keys"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a program needs to begin.
 fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
     let (user, uid, gid) = identity(config).map_err(RoleError::Rejected)?;
-    let mut spec = Spec {
+    Ok(Spec {
         user,
         command: config.command.clone(),
         env: config.env.clone(),
@@ -274,36 +284,20 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
         uid,
         gid,
         stop_signal: signal_number(&config.stop_signal).unwrap_or(UnixSignal::SIGTERM as i32),
-        digest: String::new(),
-        station: 0,
-        orphan_timeout_ms: None,
-        stop_timeout_ms: 0,
-    };
-    let digest = Sha256::digest(serde_json::to_vec(&spec).expect("a spec has text keys"));
-    spec.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    spec.station = std::process::id();
-    spec.orphan_timeout_ms = config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
-    spec.stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
-    Ok(spec)
+        digest: digest(config),
+        station: std::process::id(),
+        orphan_timeout_ms: config.orphan_timeout.map(|timeout| timeout.as_millis() as u64),
+        stop_timeout_ms: cx.stop_timeout().as_millis() as u64,
+    })
 }
 
 /// The user and group to run as.
 #[allow(clippy::type_complexity, reason = "one caller takes it apart at once")]
 fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Option<u32>), Vec<Invalid>> {
     let mut wrong = Vec::new();
-    let mut unknown = |key: &str, name: &String| {
-        wrong.push(Invalid::key(key, "a name known to this machine", format!("{name:?}")));
-    };
-    let user = config.user.as_ref().and_then(|name| {
-        let user = User::from_name(name).ok().flatten();
-        user.is_none().then(|| unknown("user", name));
-        user
-    });
-    let group = config.group.as_ref().and_then(|name| {
-        let group = Group::from_name(name).ok().flatten();
-        group.is_none().then(|| unknown("group", name));
-        group.map(|group| group.gid)
-    });
+    let user = config.user.as_ref().and_then(|name| known("user", name, User::from_name(name), &mut wrong));
+    let group = config.group.as_ref().and_then(|name| known("group", name, Group::from_name(name), &mut wrong));
+    let group = group.map(|group| group.gid);
     let group = group.or(user.as_ref().map(|user| user.gid));
     if (config.user.is_some() || config.group.is_some()) && !nix::unistd::geteuid().is_root() {
         let key = if config.user.is_some() { "user" } else { "group" };
@@ -314,6 +308,17 @@ fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Op
     }
     let uid = user.as_ref().map(|user| user.uid.as_raw());
     Ok((user.map(|user| SpecUser { name: user.name, home: user.dir }), uid, group.map(|group| group.as_raw())))
+}
+
+/// What a name stands for. Otherwise the problem is added to `wrong`.
+fn known<T>(key: &str, name: &str, found: nix::Result<Option<T>>, wrong: &mut Vec<Invalid>) -> Option<T> {
+    let got = match found {
+        Ok(Some(found)) => return Some(found),
+        Ok(None) => format!("{name:?}"),
+        Err(error) => format!("{name:?}, which cannot be looked up now: {error}"),
+    };
+    wrong.push(Invalid::key(key, "a name known to this machine", got));
+    None
 }
 
 fn signal_number(name: &str) -> Option<i32> {
@@ -352,5 +357,81 @@ fn last_error_lines(log: &std::path::Path) -> String {
             };
             format!("; last lines of its errors: {}", last.iter().map(cut).collect::<Vec<_>>().join(" | "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+
+    use quilt_plugin_api::testing::Harness;
+    use quilt_plugin_api::{BoxFuture, Instance, RoleDescription, RoleFactory, factory};
+
+    use super::*;
+
+    /// The role as a restarted station starts it: the configuration was judged when it was pushed.
+    struct Accepted(Arc<dyn RoleFactory>);
+
+    impl RoleFactory for Accepted {
+        fn description(&self) -> &RoleDescription {
+            self.0.description()
+        }
+        fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+            self.0.start(config, cx)
+        }
+        fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+            self.0.abandon(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_found_again_when_nobody_can_say_who_its_user_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let config = serde_json::json!({ "command": ["sleep", "1000"], "user": "of-a-directory-that-is-away" });
+        let role = Accepted(factory::<Process>());
+        let refused = Harness::start_one_of(&role, config.clone(), folder.path()).await.err().unwrap().to_string();
+        assert!(refused.contains("a name known to this machine"), "{refused}");
+
+        // A keeper, as far as the station can see.
+        let lock = std::fs::File::create(state.join("keeper.lock")).unwrap();
+        quilt_core::files::lock_whole(&lock).unwrap();
+        let keeper = UnixListener::bind(state.join("keeper.sock")).unwrap();
+        let parsed = serde_json::from_value(config.clone()).unwrap();
+        let run = Run {
+            id: "run".into(),
+            digest: digest(&parsed),
+            pid: 7,
+            keeper: 8,
+            boot_id: keeper::boot_id(),
+            started_ms: 1,
+            stop_timeout_ms: 0,
+            started_ticks: 0,
+        };
+        let keeper = std::thread::spawn(move || {
+            let (mut station, _) = keeper.accept().unwrap();
+            writeln!(station, "{}", serde_json::to_string(&keeper::FromKeeper::Running(run)).unwrap()).unwrap();
+            station
+        });
+        let found = Harness::start_one_of(&role, config, folder.path()).await.unwrap();
+        let _station = keeper.join().unwrap();
+        let status = found.call(Status {}).await;
+        assert!(matches!(&status, quilt_plugin_api::testing::Outcome::Reply(status) if status.pid == 7), "{status:?}");
+    }
+
+    #[test]
+    fn a_lookup_that_fails_is_told_apart_from_a_name_that_is_unknown() {
+        let mut wrong = Vec::new();
+        assert_eq!(known::<u32>("user", "ada", Ok(None), &mut wrong), None);
+        assert_eq!(known::<u32>("user", "ada", Err(nix::Error::EIO), &mut wrong), None);
+        assert_eq!(known("user", "ada", Ok(Some(7)), &mut wrong), Some(7));
+        let [unknown, away] = &wrong[..] else { panic!("{wrong:?}") };
+        assert_eq!(unknown.got, "\"ada\"");
+        assert!(away.got.contains("cannot be looked up"), "{away:?}");
     }
 }
