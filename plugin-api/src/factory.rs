@@ -46,6 +46,10 @@ pub trait RoleFactory: Send + Sync + 'static {
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
     /// [`Role::abandon`].
     fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()>;
+    /// [`Role::survives`]. The contract with loaded roles has no such question: they wait for what they need.
+    fn survives(&self, _cx: RoleContext) -> BoxFuture<'static, bool> {
+        Box::pin(async { false })
+    }
 }
 
 /// A started instance.
@@ -112,6 +116,10 @@ impl<R: Role> RoleFactory for Factory<R> {
 
     fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
         Box::pin(async move { R::abandon(&cx).await })
+    }
+
+    fn survives(&self, cx: RoleContext) -> BoxFuture<'static, bool> {
+        Box::pin(async move { R::survives(&cx).await })
     }
 
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {

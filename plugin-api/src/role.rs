@@ -83,6 +83,13 @@ pub trait Role: Sized + Send + Sync + 'static {
         async {}
     }
 
+    /// *Supervisor, after a restart of the station and before `start`; no instance exists; may wait, but not long.* Whether
+    /// what an earlier station left in [`Role::detach`] or by crashing is still there for `start` to find again. `start` is
+    /// then called at once; otherwise it is called when what the instance needs is up.
+    fn survives(_cx: &RoleContext) -> impl Future<Output = bool> + Send {
+        async { false }
+    }
+
     /// *Factory.* The commands of the role; the macro writes this.
     fn commands() -> Vec<RoleCommand<Self>> {
         Vec::new()

@@ -265,6 +265,10 @@ impl Runner {
     }
 
     async fn needs(&mut self) -> Phase {
+        // Needs order starts, and what outlived an earlier station has started: nothing else takes it back.
+        if self.resuming && self.survives().await {
+            return Phase::Starting;
+        }
         let mut changes = self.around.board.subscribe();
         let mut shown = None;
         loop {

@@ -6,7 +6,7 @@ use syn::parse::Parser;
 use syn::{Attribute, FnArg, ImplItem, ImplItemFn, ItemImpl, LitInt, LitStr, Type};
 
 /// Methods that belong to the `Role` trait.
-const LIFE_CYCLE: [&str; 7] = ["validate", "start", "update", "run", "stop", "detach", "abandon"];
+const LIFE_CYCLE: [&str; 8] = ["validate", "start", "update", "run", "stop", "detach", "abandon", "survives"];
 
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> syn::Result<TokenStream> {
     let (name, instances) = parse_arguments(arguments)?;

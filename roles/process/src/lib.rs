@@ -177,6 +177,13 @@ impl Process {
         keeper::end_left_over(&Paths::new(cx.state_dir()), Some(cx.stop_timeout())).await;
     }
 
+    async fn survives(cx: &RoleContext) -> bool {
+        let paths = Paths::new(cx.state_dir());
+        // One that ended unseen is judged by its exit, which begins nothing either.
+        let is_of_this_boot = || paths.read_run().is_some_and(|run| run.boot_id == keeper::boot_id());
+        paths.is_kept().unwrap_or_default() || is_of_this_boot()
+    }
+
     /// Replies how the program does.
     #[command(read)]
     async fn status(&self, _: Status) -> Result<ProcessStatus, NoError> {

@@ -19,6 +19,8 @@ const FINISH: Duration = Duration::from_millis(500);
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than its stop time-out a role may take before it is abandoned: it may need that time to kill.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a role may look for what it left before its needs are waited for.
+const SURVIVES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the new build of an instance was given up, if it did not fail.
 const ORDERED: &str = "another order came first";
@@ -70,6 +72,20 @@ async fn unless_ordered<T>(
 }
 
 impl Runner {
+    /// Whether an earlier station left something of this instance that still runs, or has ended unseen.
+    pub(super) async fn survives(&self) -> bool {
+        let Some(factory) = self.around.roles.factory_of(&self.spec) else { return false };
+        let Surroundings { board, commands, link, .. } = self.around.clone();
+        let (crash, _) = mpsc::channel(1);
+        let stop_timeout = self.spec.settings.stop_timeout;
+        let host = Arc::new(InstanceHost::new(self.key.clone(), board, commands, link, None, crash, stop_timeout));
+        let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, true));
+        let looking = catch(async { factory.survives(cx).await });
+        let survives = matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(true)));
+        host.end();
+        survives
+    }
+
     pub(super) async fn start_role(&mut self) -> Result<Started, NotStarted> {
         let resuming = self.resuming;
         self.left_over = true;

@@ -362,12 +362,12 @@ async fn what_no_instance_holds_any_more_is_ended() {
     world.apply(fleet.text()).await.with_code(0);
     let (db, app) = (world.pid("cam-1/process/db").await, world.pid("cam-1/process/app").await);
 
-    // One that waits after the restart, its program still there, is really stopped.
+    // One whose need is stopped is held again after the restart, and really stopped.
     world.ctl(&["stop", "cam-1/process/db"]).await.with_code(0);
     assert!(!is_alive(db));
     world.end_station("cam-1", Signal::SIGKILL).await;
     world.station("cam-1", &[]).await;
-    world.until_state("cam-1/process/app", "waiting").await;
+    world.until_state("cam-1/process/app", "active").await;
     assert!(is_alive(app));
     world.ctl(&["stop", "cam-1/process/app"]).await.with_code(0);
     assert!(!is_alive(app), "stopped, and its program runs");
@@ -382,4 +382,25 @@ async fn what_no_instance_holds_any_more_is_ended() {
     world.end_manager(Signal::SIGTERM).await;
     world.start_station("cam-1", &[]).await;
     world.eventually("both are gone", async |_| !is_alive(db) && !is_alive(app)).await;
+}
+
+#[tokio::test]
+async fn a_program_is_taken_back_also_when_what_it_needs_was_stopped() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let fleet = Fleet::new()
+        .shell("cam-1/process/db", "exec sleep 1000")
+        .with("cam-1/process/web", "command = [\"sh\", \"-c\", \"sleep 1000\"]\nneeds = [\"process/db\"]\n");
+    world.apply(fleet.text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/web").await;
+    world.ctl(&["stop", "cam-1/process/db"]).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    let web = world.until_state("cam-1/process/web", "active").await;
+    assert_eq!((web.pid, web.restarts), (Some(pid), 0));
+    world.until_state("cam-1/process/db", "stopped").await;
+    // Held again: its end is noticed, and its next start waits.
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let web = world.until_state("cam-1/process/web", "waiting").await;
+    assert_eq!((web.pid, web.restarts), (None, 1));
 }
