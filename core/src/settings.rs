@@ -60,7 +60,8 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Settings
 
 /// The folder of configuration files: `$QUILT_CFG_DIR`, or `/etc/quilt`.
 pub fn config_dir() -> PathBuf {
-    std::env::var_os("QUILT_CFG_DIR").map_or_else(|| "/etc/quilt".into(), PathBuf::from)
+    let set = std::env::var_os("QUILT_CFG_DIR").filter(|folder| !folder.is_empty());
+    set.map_or_else(|| "/etc/quilt".into(), PathBuf::from)
 }
 
 /// Where plugins are unless somebody says otherwise.
@@ -164,10 +165,15 @@ pub fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, SettingsError> {
     };
     let mut paths: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml") && !is_hidden(path))
         .collect();
     paths.sort();
     Ok(paths)
+}
+
+/// Hidden files are an editor's or a file system's own: Emacs locks `x.toml` with a link `.#x.toml` that leads nowhere.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn merge(below: &mut Table, above: Table) {
@@ -216,6 +222,16 @@ mod tests {
         fs::write(&path, "[client]\nx = 1\n[station]\nname = 'a'\nlog_level = 'warning'\n").unwrap();
         let read = read::<Station>(Some(&path), "station").unwrap();
         assert_eq!((read.name.as_str(), read.log_level.as_deref()), ("a", Some("warning")));
+    }
+
+    #[test]
+    fn an_editors_hidden_files_are_no_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let seen = folder.path().join("b.toml");
+        fs::write(&seen, "").unwrap();
+        fs::write(folder.path().join(".b.toml"), "half a line").unwrap();
+        std::os::unix::fs::symlink("ada@host.4711:1", folder.path().join(".#b.toml")).unwrap();
+        assert_eq!(drop_ins(folder.path()).unwrap(), [seen]);
     }
 
     #[test]
