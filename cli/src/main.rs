@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use quilt_client::Client;
-use quilt_core::settings;
+use quilt_core::{runtime, settings};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -222,7 +222,10 @@ fn main() -> ExitCode {
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
     let Cli { manager, output, timeout, verb } = Cli::parse();
     let only_shows = verb.only_shows();
-    let ran = Session::new(manager, timeout, output).and_then(|session| run(session, verb));
+    let ran = Session::new(manager, timeout, output).and_then(|session| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime::run(runtime, Duration::ZERO, run(session, verb))
+    });
     let code = ran.unwrap_or_else(|failure| {
         eprintln!("quiltctl: {failure}");
         failure.code()
@@ -231,7 +234,6 @@ fn main() -> ExitCode {
     if only_shows && code == ExitCode::SUCCESS && output::is_incomplete() { ExitCode::FAILURE } else { code }
 }
 
-#[tokio::main(worker_threads = 2)]
 async fn run(session: Session, verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Up(up) => up.run().await,

@@ -1,13 +1,14 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`], [`log`],
-//! [`signals`], [`lines`], [`time`], [`words`].
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`],
+//! [`log`], [`runtime`], [`signals`], [`lines`], [`time`], [`words`].
 
 mod append;
 pub mod daemon;
 pub mod files;
 pub mod lines;
 pub mod log;
+pub mod runtime;
 pub mod settings;
 pub mod signals;
 pub mod slots;

@@ -2,11 +2,12 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
-use quilt_core::{log, signals};
+use quilt_core::{log, runtime, signals};
 use quilt_station::{Station, StationArgs, StationConfig, stop};
 
 /// Hosts role instances on this machine.
@@ -35,14 +36,13 @@ struct Stop {
     roles: bool,
 }
 
+/// How long disk work that is under way may take when everything else has ended.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
-    let done = match Cli::parse() {
-        Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop),
-        Cli { station, verb: None } => station.clone().resolve().and_then(|config| run(config, station)),
-    };
-    match done {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be there to read it; the exit code says it too.
@@ -52,7 +52,16 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("the threads to work on")?;
+    runtime::run(runtime, EXIT_GRACE, async {
+        match cli {
+            Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop).await,
+            Cli { station, verb: None } => serve(station.clone().resolve()?, station).await,
+        }
+    })
+}
+
 async fn stop_other(stop: Stop) -> anyhow::Result<()> {
     let config = stop.station.resolve()?;
     let done = stop::stop(&config, stop.roles).await?;
@@ -60,8 +69,7 @@ async fn stop_other(stop: Stop) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::main]
-async fn run(config: StationConfig, args: StationArgs) -> anyhow::Result<()> {
+async fn serve(config: StationConfig, args: StationArgs) -> anyhow::Result<()> {
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
     let reload = move || match args.clone().resolve() {
         Ok(config) => log::reload_level(&config.log_level),
