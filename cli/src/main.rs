@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use quilt_client::Client;
-use quilt_core::{runtime, settings};
+use quilt_core::{args, runtime, settings};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -220,7 +220,7 @@ fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
-    let Cli { manager, output, timeout, verb } = Cli::parse();
+    let Cli { manager, output, timeout, verb } = args::parse();
     let only_shows = verb.only_shows();
     let ran = Session::new(manager, timeout, output).and_then(|session| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -46,11 +46,13 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
 /// Where data goes unless `--data-dir` says otherwise: `/var/lib/quilt` for root, `$XDG_STATE_HOME/quilt` or
 /// `~/.local/state/quilt` for others.
 pub fn default_data_dir() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
+    // Empty and relative ones are to be ignored, says the XDG specification; the folder must not depend on where one stands.
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
     if nix::unistd::geteuid().is_root() {
         PathBuf::from("/var/lib/quilt")
     } else {
-        std::env::var_os("XDG_STATE_HOME").map_or_else(|| home().join(".local/state"), PathBuf::from).join("quilt")
+        let home = || folder("HOME").unwrap_or_else(|| "/".into()).join(".local/state");
+        folder("XDG_STATE_HOME").unwrap_or_else(home).join("quilt")
     }
 }
 

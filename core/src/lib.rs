@@ -1,9 +1,10 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`settings`],
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`settings`],
 //! [`log`], [`runtime`], [`signals`], [`lines`], [`time`], [`words`].
 
 mod append;
+pub mod args;
 pub mod daemon;
 pub mod files;
 pub mod lines;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use quilt_core::files::PidFile;
-use quilt_core::{log, signals};
+use quilt_core::{args, log, signals};
 use quilt_manager::{Manager, ManagerArgs};
 
 /// Knows the stations of a fleet and drives them.
@@ -18,7 +18,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be there to read it; the exit code says it too.

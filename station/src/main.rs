@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
-use quilt_core::{log, runtime, signals};
+use quilt_core::{args, log, runtime, signals};
 use quilt_station::{Station, StationArgs, StationConfig, stop};
 
 /// Hosts role instances on this machine.
@@ -42,7 +42,7 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
-    match run(Cli::parse()) {
+    match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be there to read it; the exit code says it too.
