@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 use quilt_client::Client;
-use quilt_core::{args, runtime, settings};
+use quilt_core::{address, args, runtime, settings};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -53,7 +53,7 @@ use output::Format;
 #[command(name = "quiltctl", version, max_term_width = 110)]
 struct Cli {
     /// Where the manager listens; 127.0.0.1:7440 unless a configuration file says otherwise
-    #[arg(long, global = true, env = "QUILT_MANAGER", value_name = "HOST:PORT", value_parser = address)]
+    #[arg(long, global = true, env = "QUILT_MANAGER", value_name = "HOST:PORT", value_parser = manager_address)]
     manager: Option<String>,
     /// How to print results
     #[arg(short, long, global = true, env = "QUILT_OUTPUT", value_enum)]
@@ -157,7 +157,7 @@ struct Section {
 }
 
 fn read_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    address(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+    manager_address(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
 
 fn read_timeout<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
@@ -192,10 +192,8 @@ impl Session {
     }
 }
 
-/// Checks that it can be an address at all.
-fn address(text: &str) -> Result<String, String> {
-    let is_address = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-    if is_address { Ok(text.to_owned()) } else { Err(format!("{text:?} is not HOST:PORT")) }
+fn manager_address(text: &str) -> Result<String, String> {
+    address::complete(text, address::PROTOCOL_PORT)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -72,7 +72,7 @@ impl Up {
             listen: self.listen.clone(),
             http: self.http.clone(),
         };
-        let manager = Manager::start(&manager.resolve().map_err(anyhow::Error::from)?).await?;
+        let manager = Manager::start(&manager.resolve()?).await?;
         let address = manager.protocol_addr().to_string();
         output::line(&format!("listening protocol {address}"))?;
         output::line(&format!("listening http {}", manager.http_addr()))?;

@@ -1,8 +1,9 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`settings`],
-//! [`log`], [`runtime`], [`signals`], [`lines`], [`time`], [`words`].
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`address`],
+//! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`time`], [`words`].
 
+pub mod address;
 mod append;
 pub mod args;
 pub mod daemon;

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args;
 use quilt_core::daemon::DaemonArgs;
-use quilt_core::{files, settings};
+use quilt_core::{address, files, settings};
 use serde::Deserialize;
 
 /// Flags of `quilt-manager`; each is an environment variable and a key of `[manager]` as well.
@@ -56,16 +57,21 @@ impl ManagerArgs {
     ///
     /// # Errors
     ///
-    /// A file cannot be read or has an unknown key.
-    pub fn resolve(self) -> Result<ManagerConfig, settings::SettingsError> {
+    /// A file cannot be read or has an unknown key; an address is malformed.
+    pub fn resolve(self) -> anyhow::Result<ManagerConfig> {
         let file: Section = settings::read(self.daemon.config.as_deref(), "manager")?;
         Ok(ManagerConfig {
             data_dir: self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
-            listen: self.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:7440".into()),
-            http: self.http.or(file.http).unwrap_or_else(|| "127.0.0.1:7441".into()),
+            listen: complete("--listen", self.listen.or(file.listen), address::PROTOCOL_PORT)?,
+            http: complete("--http", self.http.or(file.http), address::HTTP_PORT)?,
             log_file: self.daemon.log_file.or(file.log_file),
             pid_file: self.daemon.pid_file.or(file.pid_file),
             log_level: self.daemon.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         })
     }
+}
+
+fn complete(flag: &'static str, address: Option<String>, port: u16) -> anyhow::Result<String> {
+    let address = address.as_deref().unwrap_or("127.0.0.1");
+    address::complete(address, port).map_err(anyhow::Error::msg).context(flag)
 }

@@ -36,7 +36,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
     let reload = move || match args.clone().resolve() {
         Ok(config) => log::reload_level(&config.log_level),
-        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
     };
     let stop = signals::stop(reload)?;
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;

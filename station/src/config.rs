@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use quilt_core::daemon::DaemonArgs;
-use quilt_core::{files, settings};
+use quilt_core::{address, files, settings};
 use quilt_protocol::Name;
 use serde::Deserialize;
 
@@ -104,9 +104,12 @@ impl StationArgs {
             None => Vec::new(),
         };
         let mut managers = or(self.manager, managers);
+        managers.retain(|manager| !manager.trim().is_empty());
         if managers.is_empty() {
-            managers.push("127.0.0.1:7440".into());
+            managers.push("127.0.0.1".into());
         }
+        let managers: Result<Vec<_>, _> =
+            managers.iter().map(|manager| address::complete(manager, address::PROTOCOL_PORT)).collect();
         let mut labels = file.label;
         for label in &self.label {
             let Some((key, value)) = label.split_once('=') else {
@@ -130,7 +133,7 @@ impl StationArgs {
             // Keepers leave the folder that the station was started in.
             data_dir: std::path::absolute(&data_dir).with_context(|| data_dir.display().to_string())?,
             roles_dir: settings::config_dir().join("roles.d"),
-            managers,
+            managers: managers.map_err(anyhow::Error::msg).context("a manager's address")?,
             name,
             labels,
             blocked: if blocked.is_empty() { file.block } else { blocked },
