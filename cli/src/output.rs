@@ -53,9 +53,7 @@ pub(crate) fn list<T: Serialize>(
         }
         Format::Json => line(&serde_json::to_string_pretty(items).expect("views have text keys")),
         Format::Jsonl => items.iter().try_for_each(|item| json_line(item)),
-        Format::Yaml => {
-            line(serde_yaml_ng::to_string(items).map_err(|error| Failure::new(error.to_string()))?.trim_end())
-        }
+        Format::Yaml => line(&yaml(items)?),
     }
 }
 
@@ -65,9 +63,7 @@ pub(crate) fn one<T: Serialize>(format: Format, item: &T, text: impl FnOnce(&T) 
         Format::Table | Format::Wide => line(&text(item)),
         Format::Json => line(&serde_json::to_string_pretty(item).expect("views have text keys")),
         Format::Jsonl => json_line(item),
-        Format::Yaml => {
-            line(serde_yaml_ng::to_string(item).map_err(|error| Failure::new(error.to_string()))?.trim_end())
-        }
+        Format::Yaml => line(&yaml(item)?),
     }
 }
 
@@ -80,6 +76,13 @@ pub(crate) fn item<T: Serialize>(format: Format, item: &T) -> Result<(), Failure
         }
         _ => json_line(item),
     }
+}
+
+/// A YAML document that readers of YAML 1.1 and 1.2 take for the same: to the former a bare `52:54:00:12:34:56` is a number,
+/// and `no` is false.
+fn yaml(item: impl Serialize) -> Result<String, Failure> {
+    let text = serde_saphyr::to_string(&item).map_err(|error| Failure::new(error.to_string()))?;
+    Ok(text.trim_end().to_owned())
 }
 
 /// Prints one JSON document on one line.
@@ -156,4 +159,20 @@ pub(crate) fn age(then: &str) -> String {
 /// Text from a fleet member, made safe for a terminal: control characters are shown, not obeyed.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_yaml_1_1_takes_for_something_else_is_quoted() {
+        let texts = ["52:54:00:12:34:56", "no", "on", "12:30:45", "2026-11-28", "1.10", "0777", "1_000", "~", "<<"];
+        for text in texts {
+            let document = yaml(serde_json::json!({ "label": text })).unwrap();
+            assert_eq!(document, format!("label: {text:?}"));
+        }
+        let view = serde_json::json!([{ "name": "cam-1", "no": 1, "ip": null, "roles": ["process"], "more": {} }]);
+        assert_eq!(yaml(&view).unwrap(), "- name: cam-1\n  \"no\": 1\n  ip: null\n  roles:\n  - process\n  more: {}");
+    }
 }

@@ -90,7 +90,7 @@ fn dependencies_with_known_trouble_are_absent_or_excused_in_writing() {
         ("rustls-pemfile", "RUSTSEC-2025-0134: unmaintained; PEM is in rustls-pki-types"),
         ("aws-lc-sys", "needs a heavy build; ring does"),
         ("openssl-sys", "rustls does"),
-        ("serde_yaml", "unmaintained; serde_yaml_ng is its successor"),
+        ("serde_yaml", "unmaintained; serde-saphyr does"),
         ("atty", "RUSTSEC-2021-0145: unmaintained; std::io::IsTerminal does"),
         ("fxhash", "RUSTSEC-2025-0057: unmaintained"),
         ("instant", "RUSTSEC-2024-0384: unmaintained"),
