@@ -16,7 +16,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) async fn start(mut command: Command) -> Self {
+    /// Starts one.
+    pub async fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
@@ -43,6 +44,11 @@ impl Daemon {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid() as i32), signal).unwrap();
+    }
+
+    /// Waits for the end.
+    pub async fn wait(mut self) -> std::process::ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap()
     }
 
     /// Sends a signal and waits for the end.

@@ -108,6 +108,74 @@ fn built(package: &str, name: &str, build: &str) -> PathBuf {
     out
 }
 
+/// A plugin of one source file. It is built where `imp` is: most of what it needs is there.
+pub fn from_source(name: &str, source: &str) -> PathBuf {
+    let _alone = building();
+    let package = folder().join(format!("{name}-source"));
+    fs::create_dir_all(package.join("src")).unwrap();
+    fs::write(package.join("src/lib.rs"), source).unwrap();
+    let like = root().join("tests/fixtures/imp");
+    let manifest = fs::read_to_string(like.join("Cargo.toml")).unwrap();
+    let sdk = root().join("plugin-api");
+    let manifest =
+        manifest.replace("\"imp\"", &format!("{name:?}")).replace("../../../plugin-api", sdk.to_str().unwrap());
+    fs::write(package.join("Cargo.toml"), manifest).unwrap();
+    let lock = fs::read_to_string(like.join("Cargo.lock")).unwrap();
+    fs::write(package.join("Cargo.lock"), lock.replace("\"imp\"", &format!("{name:?}"))).unwrap();
+    let target = folder().join("imp");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--quiet", "--target-dir"])
+        .arg(&target)
+        .current_dir(&package)
+        .env_remove("RUSTFLAGS")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} does not build");
+    target.join(format!("release/lib{name}.so"))
+}
+
+/// Runs cargo as an author does. In the folder that it builds in, packages of other test runs have the same name.
+pub fn cargo(_alone: &Building, folder: &Path, arguments: &[&str]) {
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .arg("--quiet")
+        .current_dir(folder)
+        .env("CARGO_TARGET_DIR", self::folder().join("author"))
+        .env_remove("RUSTFLAGS")
+        .status()
+        .unwrap();
+    assert!(status.success(), "cargo {arguments:?} in {}", folder.display());
+}
+
+/// Has the crate in `made` tested and built, and puts into its `target/release` what `cargo build --release` and `cargo build
+/// --example call` make. A crate with the same files is built once: tests that make one each share it.
+pub fn build_as_author(made: &Path, name: &str) {
+    let _alone = building();
+    let stored = folder().join(format!("{name}-made"));
+    let is_same =
+        Command::new("diff").args(["-rq", "--exclude=target", "--exclude=Cargo.lock"]).arg(made).arg(&stored).output();
+    let products = [format!("lib{name}.so"), "examples/call".to_owned()];
+    if !is_same.unwrap().status.success()
+        || !products.iter().all(|product| stored.join("target").join(product).exists())
+    {
+        let _ = fs::remove_dir_all(&stored);
+        crate::copy(made, &stored);
+        fs::create_dir_all(stored.join("target/examples")).unwrap();
+        for arguments in [&["test"][..], &["build"], &["build", "--example", "call"]] {
+            cargo(&_alone, &stored, &[arguments, &["--release"]].concat());
+        }
+        for product in &products {
+            fs::copy(folder().join("author/release").join(product), stored.join("target").join(product)).unwrap();
+        }
+    }
+    fs::create_dir_all(made.join("target/release/examples")).unwrap();
+    for product in &products {
+        // By another process: a program that is open for writing here and in a child that was just forked cannot be run.
+        let (from, to) = (stored.join("target").join(product), made.join("target/release").join(product));
+        assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+    }
+}
+
 /// When the newest source below a folder was changed.
 fn newest(folder: &Path) -> SystemTime {
     let mut newest = SystemTime::UNIX_EPOCH;

@@ -23,5 +23,6 @@ mod plugin_rollbacks;
 mod plugin_upgrades;
 mod plugins;
 mod process;
+mod readme;
 mod refusal;
 mod station_crash;
