@@ -16,6 +16,23 @@ use quilt_plugin_abi as abi;
 
 use crate::RoleFactory;
 
+/// What a station looks up in the library. There is one for all that a program links, in this crate: were it written by
+/// `export_plugin!`, no program could link the crates of two plugins, for their types. A linker exports it from libraries only.
+#[allow(unsafe_code, non_upper_case_globals, reason = "what a plugin exports is named by the contract")]
+#[unsafe(no_mangle)]
+pub static quilt_plugin_v1: abi::Entry = abi::Entry {
+    magic: abi::MAGIC,
+    size: size_of::<abi::Entry>() as u32,
+    major: abi::MAJOR,
+    minor_min: 0,
+    minor_max: abi::MINOR,
+    flags: if cfg!(panic = "abort") { abi::FLAG_ABORTS } else { 0 },
+    reserved: 0,
+    open: Some(open),
+};
+
+inventory::collect!(Library);
+
 /// What `export_plugin!` knows of the library.
 pub struct Library {
     /// Its name, as in its `Cargo.toml`.
@@ -42,21 +59,14 @@ pub struct Library {
 #[macro_export]
 macro_rules! export_plugin {
     ($($role:ty),+ $(,)?) => {
-        #[allow(unsafe_code, non_upper_case_globals, reason = "what a plugin exports is named by the contract")]
+        #[allow(unsafe_code, reason = "a note has a section of its own")]
         const _: () = {
-            unsafe extern "C" fn open(
-                host: *const $crate::abi::Host,
-                minor: u32,
-                plugin: *mut *const $crate::abi::Plugin,
-                error: *mut $crate::abi::Buf,
-            ) -> u32 {
-                let library = $crate::export::Library {
+            $crate::inventory::submit! {
+                $crate::export::Library {
                     name: ::core::env!("CARGO_PKG_NAME"),
                     version: ::core::env!("CARGO_PKG_VERSION"),
                     roles: || ::std::vec![$($crate::factory::<$role>()),+],
-                };
-                // SAFETY: the station vouches for its arguments.
-                unsafe { $crate::export::open(library, host, minor, plugin, error) }
+                }
             }
 
             const NOTE_TEXT: &[&str] = &[
@@ -70,18 +80,6 @@ macro_rules! export_plugin {
             #[unsafe(link_section = ".note.quilt")]
             static NOTE: $crate::export::note::Note<{ $crate::export::note::length(NOTE_TEXT) }> =
                 $crate::export::note::Note::new(NOTE_TEXT);
-
-            #[unsafe(no_mangle)]
-            static quilt_plugin_v1: $crate::abi::Entry = $crate::abi::Entry {
-                magic: $crate::abi::MAGIC,
-                size: ::core::mem::size_of::<$crate::abi::Entry>() as u32,
-                major: $crate::abi::MAJOR,
-                minor_min: 0,
-                minor_max: $crate::abi::MINOR,
-                flags: if ::core::cfg!(panic = "abort") { $crate::abi::FLAG_ABORTS } else { 0 },
-                reserved: 0,
-                open: ::core::option::Option::Some(open),
-            };
         };
     };
 }
@@ -91,14 +89,14 @@ macro_rules! export_plugin {
 /// # Safety
 ///
 /// As [`abi::Entry::open`] says: `host` is valid for ever, `plugin` and `error` for this call.
-pub unsafe fn open(
-    library: Library,
+unsafe extern "C" fn open(
     host: *const abi::Host,
     minor: u32,
     plugin: *mut *const abi::Plugin,
     error: *mut abi::Buf,
 ) -> u32 {
     let opened = calls::caught(|| {
+        let library = the_library()?;
         // SAFETY: the station's table is valid for ever.
         let host = unsafe { host.as_ref() }.ok_or("the station gave no functions")?;
         state::open(library, host, minor)
@@ -116,5 +114,22 @@ pub unsafe fn open(
         }
         Ok(Err(text)) => failed(text),
         Err(panic) => failed(panic),
+    }
+}
+
+/// The one plugin that this library exports.
+fn the_library() -> Result<&'static Library, String> {
+    let mut exported = inventory::iter::<Library>();
+    match (exported.next(), exported.next()) {
+        (Some(library), None) => Ok(library),
+        (None, _) => Err("it exports no plugin; `export_plugin!` names the roles".into()),
+        (Some(_), Some(_)) => {
+            let mut names: Vec<_> = inventory::iter::<Library>().map(|library| library.name).collect();
+            names.sort_unstable();
+            let names = names.join(", ");
+            Err(format!(
+                "it exports several plugins ({names}), and a library is one; move what they share into a crate without `export_plugin!`"
+            ))
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::{RoleFactory, Work};
 
 /// What the library holds while it is loaded, which is for ever.
 pub(super) struct State {
-    library: Library,
+    library: &'static Library,
     pub(super) host: &'static abi::Host,
     pub(super) roles: BTreeMap<String, Arc<dyn RoleFactory>>,
     pub(super) runtime: Runtime,
@@ -44,7 +44,7 @@ struct Manifest<'a> {
     roles: Vec<RoleDescription>,
 }
 
-pub(super) fn open(library: Library, host: &'static abi::Host, minor: u32) -> Result<(), String> {
+pub(super) fn open(library: &'static Library, host: &'static abi::Host, minor: u32) -> Result<(), String> {
     if minor > abi::MINOR {
         return Err(format!(
             "the station wants minor version {minor} of the contract, this plugin knows {}",
