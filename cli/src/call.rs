@@ -170,8 +170,14 @@ impl Call {
             }
             json => json.to_owned(),
         };
-        json::read(text.as_bytes())
-            .map_err(|error| Failure::with_code(2, format!("the request is not JSON: {error}")))?;
+        json::read(text.as_bytes()).map_err(|error| {
+            // The parser's own words are about its grammar; where it stopped is what helps.
+            let at = error.rsplit(" at ").next().unwrap_or_default();
+            let text = format!(
+                "the request is not JSON from {at} on; expected something like '{{\"by\": 2, \"text\": \"x\"}}'"
+            );
+            Failure::with_code(2, text)
+        })?;
         Ok(text.into())
     }
 

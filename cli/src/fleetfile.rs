@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use quilt_client::control::{FleetFile, Problem, STDIN_SOURCE};
 use quilt_core::settings::{self, line_and_column};
+use quilt_plugin_api::config;
 use quilt_protocol::Name;
 use toml::de::{DeTable, DeValue};
 
@@ -51,7 +52,8 @@ impl Source {
 
     /// Parses the text of a file.
     pub(crate) fn parse(path: PathBuf, text: String) -> Result<Self, Failure> {
-        let fleet = settings::parse(&path, &text).map_err(|error| Failure::new(error.to_string()))?;
+        let fleet = settings::parse(&path, &text)
+            .map_err(|first| Failure::new(mistakes(&path, &text).unwrap_or_else(|| first.to_string())))?;
         Ok(Self { path, text, fleet })
     }
 
@@ -83,18 +85,7 @@ impl Source {
 
     /// `FILE:LINE:COLUMN` of the value that a chain of keys leads to, as far as the file has them.
     pub(crate) fn place(&self, keys: &[&str]) -> Option<String> {
-        let table = DeTable::parse(&self.text).ok()?;
-        let mut table = table.get_ref();
-        let mut at = None;
-        for key in keys {
-            let Some((found, value)) = table.iter().find(|(name, _)| name.get_ref() == key) else { break };
-            at = Some(found.span().start);
-            match value.get_ref() {
-                DeValue::Table(inner) => table = inner,
-                _ => break,
-            }
-        }
-        let (line, column) = line_and_column(&self.text, at?);
+        let (line, column) = line_and_column(&self.text, position(&self.text, keys)?);
         Some(format!("{}:{line}:{column}", self.path.display()))
     }
 
@@ -120,9 +111,46 @@ impl Source {
             return None;
         }
         keys.extend(["roles", problem.role.as_str(), instance]);
-        keys.extend(problem.key.iter().flat_map(|key| key.split('.')));
+        // A place in a list is shown as the list's.
+        let key = problem.key.as_deref().and_then(|key| key.split('[').next());
+        keys.extend(key.into_iter().flat_map(|key| key.split('.')));
         self.place(&keys)
     }
+}
+
+/// Where in a text the value is that a chain of keys leads to, as far as it has them.
+fn position(text: &str, keys: &[&str]) -> Option<usize> {
+    let table = DeTable::parse(text).ok()?;
+    let mut table = table.get_ref();
+    let mut at = None;
+    for key in keys {
+        let Some((found, value)) = table.iter().find(|(name, _)| name.get_ref() == key) else { break };
+        at = Some(found.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    at
+}
+
+/// All that is wrong with the keys of a file that is TOML, each with its place; none if it is not.
+fn mistakes(path: &Path, text: &str) -> Option<String> {
+    let table = settings::parse::<toml::Table>(path, text).ok()?;
+    let wrong = config::read::<FleetFile>(&serde_json::to_value(table).ok()?, None).wrong;
+    let mut placed: Vec<_> = wrong
+        .iter()
+        .map(|wrong| {
+            let keys: Vec<_> = wrong.keys.iter().map(String::as_str).collect();
+            (position(text, &keys).unwrap_or_default(), wrong.invalid.to_string())
+        })
+        .collect();
+    placed.sort();
+    let line = |(at, wrong): &(usize, String)| {
+        let (line, column) = line_and_column(text, *at);
+        format!("{}:{line}:{column}: {wrong}", path.display())
+    };
+    (!placed.is_empty()).then(|| placed.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 #[cfg(test)]
@@ -131,6 +159,23 @@ mod tests {
 
     fn source(text: &str) -> Source {
         Source::parse("fleet.toml".into(), text.into()).unwrap()
+    }
+
+    #[test]
+    fn all_mistakes_of_a_file_are_listed_with_their_places_and_in_its_own_words() {
+        let text =
+            "nmae = 'x'\n[station.cam-1]\nlabels = ['a']\nroles = { process = 5 }\n[group.g]\n[group.h]\nmatch = 1\n";
+        let Err(failure) = Source::parse("f.toml".into(), text.into()) else { panic!("it is taken") };
+        assert_eq!(
+            failure.to_string().lines().collect::<Vec<_>>(),
+            [
+                "f.toml:1:1: key `nmae`: expected one of `name`, `station`, `group`, got an unknown key",
+                "f.toml:3:1: key `station.cam-1.labels`: expected a table, got a list",
+                "f.toml:4:11: key `station.cam-1.roles.process`: expected a table, got a whole number",
+                "f.toml:5:8: key `group.g.match`: expected a value, got nothing",
+                "f.toml:7:1: key `group.h.match`: expected text, got a whole number",
+            ]
+        );
     }
 
     #[test]

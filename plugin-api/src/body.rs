@@ -50,8 +50,13 @@ pub fn decode<T: DeserializeOwned>(encoding: Encoding, body: &[u8]) -> Result<T,
         Encoding::Json => {
             let body = if body.is_empty() { b"{}" } else { body };
             let mut json = serde_json::Deserializer::from_slice(body);
-            let value = serde_path_to_error::deserialize(Strict(&mut json)).map_err(|error| {
-                crate::Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()).to_string()
+            let value = serde_path_to_error::deserialize(Strict(&mut json)).map_err(|error| match error.inner() {
+                inner if inner.is_data() => {
+                    crate::Invalid::from_serde(&error.path().to_string(), &inner.to_string()).to_string()
+                }
+                inner => {
+                    format!("expected JSON, got something else at line {}, column {}", inner.line(), inner.column())
+                }
             })?;
             json.end().map_err(|error| error.to_string())?;
             Ok(value)

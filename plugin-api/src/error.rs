@@ -1,5 +1,7 @@
 //! What a role can answer to its supervisor.
 
+use crate::words;
+
 /// Why a role refuses or fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RoleError {
@@ -78,7 +80,17 @@ impl Invalid {
         Self { key: None, expected: "a configuration the role accepts".into(), got: text.into() }
     }
 
-    /// Reads what serde says about a document that does not decode.
+    /// The key that serde misses, if that is what it says.
+    pub(crate) fn missing(message: &str) -> Option<&str> {
+        quoted(message.strip_prefix("missing field ")?)
+    }
+
+    /// The key that serde does not know, if that is what it says.
+    pub(crate) fn unknown(message: &str) -> Option<&str> {
+        quoted(message.strip_prefix("unknown field ")?)
+    }
+
+    /// Reads what serde says about a document that does not decode, in the words of whoever wrote the document.
     pub(crate) fn from_serde(path: &str, message: &str) -> Self {
         let at = |key: &str| match path {
             "" | "." => key.to_owned(),
@@ -87,30 +99,22 @@ impl Invalid {
         let whole = (!matches!(path, "" | ".")).then(|| path.to_owned());
         // serde's own sentences; anything else is shown as it is.
         let message = message.split(" at line ").next().unwrap_or(message);
-        let quoted = |text: &str| text.split('`').nth(1).map(str::to_owned);
-        if let Some(rest) = message.strip_prefix("missing field ") {
-            let key = quoted(rest).unwrap_or_else(|| rest.to_owned());
-            return Self { key: Some(at(&key)), expected: "a value".into(), got: "nothing".into() };
+        if let Some(key) = Self::missing(message) {
+            return Self::key(at(key), "a value", "nothing");
         }
-        if let Some(rest) = message.strip_prefix("unknown field ") {
-            let key = quoted(rest).unwrap_or_else(|| rest.to_owned());
-            let expected = rest.split_once("expected ").map_or("no such key", |(_, expected)| expected);
-            let key = path.rsplit_once('.').map_or(key.clone(), |(parent, last)| match last == key {
-                true => format!("{parent}.{key}"),
-                false => at(&key),
-            });
-            return Self { key: Some(key), expected: expected.into(), got: "an unknown key".into() };
+        if let Some(key) = Self::unknown(message) {
+            let expected = message.split_once("expected ").map_or("no keys", |(_, expected)| expected);
+            let is_at_it = path == key || path.rsplit_once('.').is_some_and(|(_, last)| last == key);
+            return Self::key(if is_at_it { path.to_owned() } else { at(key) }, expected, "an unknown key");
         }
-        match message.split_once(", expected ") {
-            Some((got, expected)) => {
-                let value = got.strip_prefix("invalid type: ").or(got.strip_prefix("invalid value: "));
-                // What kind of value, not the value: it may be a secret that was put in the wrong place.
-                let got = value.map_or(got, |value| value.split([' ', '`', '"']).next().unwrap_or(value));
-                Self { key: whole, expected: expected.into(), got: got.into() }
-            }
-            None => Self { key: whole, expected: "a valid value".into(), got: message.into() },
-        }
+        let (expected, got) = words::translate(message);
+        Self { key: whole, expected, got }
     }
+}
+
+/// The first thing in backquotes.
+fn quoted(text: &str) -> Option<&str> {
+    text.split('`').nth(1)
 }
 
 #[cfg(test)]
@@ -134,8 +138,9 @@ mod tests {
             is("ready.tcpp", "`tcp`", "an unknown key")
         );
         assert_eq!(
-            read("by", "invalid type: string \"x\", expected u32 at line 1 column 9"),
-            is("by", "u32", "string")
+            read("by", "invalid type: string \"x\", expected i64 at line 1 column 9"),
+            is("by", "a whole number", "text")
         );
+        assert_eq!(read("a", "unknown field `b`, there are no fields"), is("a.b", "no keys", "an unknown key"));
     }
 }

@@ -9,10 +9,10 @@ use tokio::sync::RwLock;
 
 use crate::body;
 use crate::command::CommandRecord;
+use crate::config::{self, Reading};
 use crate::error::{Invalid, RoleError};
 use crate::group::{CommandGroup, Shared};
 use crate::role::{Role, Work};
-use crate::strict::Strict;
 use crate::{BoxFuture, RoleContext};
 
 /// What a station knows of a role without running it.
@@ -92,10 +92,37 @@ pub fn factory<R: Role>() -> Arc<dyn RoleFactory> {
 
 struct Factory<R>(RoleDescription, PhantomData<fn() -> R>);
 
-fn read_config<R: Role>(config: &[u8]) -> Result<R::Config, Invalid> {
-    let mut json = serde_json::Deserializer::from_slice(config);
-    serde_path_to_error::deserialize(Strict(&mut json))
-        .map_err(|error| Invalid::from_serde(&error.path().to_string(), &error.inner().to_string()))
+/// Reads a configuration as far as it can be read, and finds all that is wrong with it.
+fn read_config<R: Role>(config: &[u8]) -> (Option<R::Config>, Vec<Invalid>) {
+    let document = match serde_json::from_slice(config) {
+        Ok(document) => document,
+        Err(error) => {
+            let at = format!("something else at line {}, column {}", error.line(), error.column());
+            return (None, vec![Invalid { key: None, expected: "JSON".into(), got: at }]);
+        }
+    };
+    let Reading { value, wrong } = config::read(&document, Some(&body::schema_of::<R::Config>()));
+    (value, wrong.into_iter().map(|wrong| wrong.invalid).collect())
+}
+
+/// The same, where nothing but all of it will do.
+fn whole_config<R: Role>(config: &[u8]) -> Result<R::Config, RoleError> {
+    match read_config::<R>(config) {
+        (Some(config), wrong) if wrong.is_empty() => Ok(config),
+        (_, wrong) => Err(RoleError::Rejected(wrong)),
+    }
+}
+
+/// What a role says of a configuration from which something was left out, as far as it is not about that.
+fn beside(wrong: &[Invalid], found: Vec<Invalid>) -> Vec<Invalid> {
+    let is_within = |key: &str, whole: &str| {
+        key.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    let is_news = |key: &str| {
+        let mut left_out = wrong.iter().filter_map(|wrong| wrong.key.as_deref());
+        !left_out.any(|left_out| is_within(key, left_out) || is_within(left_out, key))
+    };
+    found.into_iter().filter(|found| found.key.as_deref().is_some_and(is_news)).collect()
 }
 
 impl<R: Role> RoleFactory for Factory<R> {
@@ -106,11 +133,17 @@ impl<R: Role> RoleFactory for Factory<R> {
     fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
         let config = config.to_vec();
         Box::pin(async move {
-            let config = read_config::<R>(&config).map_err(|wrong| vec![wrong])?;
-            R::validate(&config).map_err(|error| match error {
+            let (config, mut wrong) = read_config::<R>(&config);
+            let judged = config.map_or(Ok(()), |config| R::validate(&config));
+            let found = judged.err().map_or_else(Vec::new, |error| match error {
                 RoleError::Rejected(invalid) => invalid,
                 other => vec![Invalid::whole(other.to_string())],
-            })
+            });
+            match wrong.is_empty() {
+                true => wrong = found,
+                false => wrong.extend(beside(&wrong, found)),
+            }
+            if wrong.is_empty() { Ok(()) } else { Err(wrong) }
         })
     }
 
@@ -123,9 +156,9 @@ impl<R: Role> RoleFactory for Factory<R> {
     }
 
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
-        let config = read_config::<R>(config);
+        let config = whole_config::<R>(config);
         Box::pin(async move {
-            let mut role = R::start(config.map_err(|wrong| RoleError::Rejected(vec![wrong]))?, &cx).await?;
+            let mut role = R::start(config?, &cx).await?;
             // Before a command can have the role to itself.
             let work = role.run(&cx);
             let role: Shared<R> = Arc::new(RwLock::new(Some(role)));
@@ -152,9 +185,9 @@ struct Running<R> {
 
 impl<R: Role> Instance for Running<R> {
     fn update(&mut self, config: &[u8]) -> BoxFuture<'_, Result<(), RoleError>> {
-        let config = read_config::<R>(config);
+        let config = whole_config::<R>(config);
         Box::pin(async move {
-            let config = config.map_err(|wrong| RoleError::Rejected(vec![wrong]))?;
+            let config = config?;
             let mut role = self.role.write().await;
             role.as_mut().expect("the role is taken only by stop").update(config, &self.cx).await
         })

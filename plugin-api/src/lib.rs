@@ -5,7 +5,7 @@
 //! can be linked into a station or loaded into it at run time.
 //!
 //! Absent on purpose: sockets, the protocol, the station. Read first: [`Role`], [`RoleContext`], [`Command`].
-//! Modules in reading order: `role`, `context`, `command`, `group`, `factory`, `body`, `shape`, `strict`, `error`, `testing`.
+//! Modules in reading order: `role`, `context`, `command`, `group`, `factory`, `config`, `body`, `shape`, `strict`, `error`, `words`, `testing`.
 //!
 //! ```
 //! use quilt_plugin_api::{Command, RoleContext, RoleError, role};
@@ -47,6 +47,7 @@ extern crate self as quilt_plugin_api;
 mod body;
 pub mod bridge;
 mod command;
+pub mod config;
 mod context;
 mod error;
 pub mod export;
@@ -56,6 +57,7 @@ mod role;
 mod shape;
 mod strict;
 pub mod testing;
+mod words;
 
 use std::pin::Pin;
 

@@ -27,7 +27,9 @@ pub trait Role: Sized + Send + Sync + 'static {
     /// An instance's configuration. Use `#[serde(deny_unknown_fields)]`, so that a typing error is found in the plan.
     type Config: DeserializeOwned + JsonSchema + Send + 'static;
 
-    /// *Station, while planning a push; no instance exists; must not wait or change anything.*
+    /// *Station, while planning a push; no instance exists; must not wait or change anything.* Where keys do not decode, it
+    /// is called with what is left without them, if that decodes: an operator hears of everything at once. The push is refused
+    /// in any case, and what it says of keys that were left out, or of the whole, is not shown.
     ///
     /// # Errors
     ///

@@ -271,7 +271,7 @@ mod tests {
             r#"{"shapes": [{"at": {"at": [8]}}]}"#,
         ] {
             let error = read(array).unwrap_err();
-            assert!(error.contains("got sequence"), "{array}: {error}");
+            assert!(error.contains("got a list"), "{array}: {error}");
         }
     }
 }

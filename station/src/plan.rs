@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::catch::catch;
 use crate::plugins::{Carrier, Catalog, Offered, Plugin};
-use crate::spec::{Isolation, Key, Spec, WrongSettings};
+use crate::spec::{Isolation, Key, Spec};
 
 /// How long a role may take to judge a configuration.
 const VALIDATE: Duration = Duration::from_secs(6);
@@ -222,7 +222,7 @@ pub(crate) async fn read(
                 let got = format!("`{role}`, which it is told to refuse (--block)");
                 problems.push(problem(ProblemCode::RoleBlocked, None, expected, got));
             } else if let Some(factory) = roles.factory(role, isolation) {
-                let (mut own, mut wrong) = take_apart(key.clone(), owner, whole);
+                let (mut own, mut wrong) = Spec::read(key.clone(), owner, whole);
                 own.carrier = roles.carrier(role);
                 if judged(&key) {
                     let (config, at) = (own.config.clone(), read.len());
@@ -262,23 +262,6 @@ pub(crate) async fn read(
 /// Where an instance is to run, as far as its configuration says so in words that are known.
 fn isolation_of(whole: &serde_json::Map<String, serde_json::Value>) -> Option<Isolation> {
     serde_json::from_value(whole.get("isolation")?.clone()).ok()
-}
-
-/// Takes an instance's configuration apart, and finds what is wrong in quilt's keys.
-fn take_apart(key: Key, owner: Owner, whole: &serde_json::Map<String, serde_json::Value>) -> (Spec, Vec<Invalid>) {
-    let (spec, wrong) = Spec::read(key, owner, whole);
-    let wrong = wrong
-        .into_iter()
-        .map(|WrongSettings { key, text }| {
-            let (got, expected) = match (text.split_once(", expected "), text.strip_prefix("expected ")) {
-                (Some(parts), _) => parts,
-                (None, Some(expected)) => ("something else", expected),
-                (None, None) => (&*text, "a valid value"),
-            };
-            Invalid::key(key, expected, got)
-        })
-        .collect();
-    (spec, wrong)
 }
 
 /// What a role finds wrong in what it is to be told.

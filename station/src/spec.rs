@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use quilt_plugin_api::{Invalid, config};
 use quilt_protocol::control::{Owner, instance_digest};
 use quilt_protocol::{Digest, Name};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -76,7 +77,8 @@ impl Default for Settings {
 }
 
 /// The longest time that an instance's keys take; more is a slip, and would overflow clocks.
-const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const TIME_MAX: Duration = Duration::from_secs(DAYS_MAX * 24 * 60 * 60);
+const DAYS_MAX: u64 = 365;
 
 impl Settings {
     fn longest(&self) -> Option<Duration> {
@@ -202,43 +204,32 @@ impl<'de> Deserialize<'de> for Ready {
     }
 }
 
-/// What is wrong with quilt's own keys: path of the key, and what the parser says.
-pub(crate) struct WrongSettings {
-    pub(crate) key: String,
-    pub(crate) text: String,
-}
-
 impl Spec {
     /// Takes quilt's own keys out of an instance's configuration. Those that are wrong are left at their defaults and
     /// listed.
-    pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> (Self, Vec<WrongSettings>) {
+    pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> (Self, Vec<Invalid>) {
         let digest = instance_digest(whole);
         let (ours, theirs): (Map<_, _>, Map<_, _>) =
             whole.iter().map(|(k, v)| (k.clone(), v.clone())).partition(|(k, _)| KEYS.contains(&k.as_str()));
         let (mut settings, mut wrong) = (Settings::default(), Vec::new());
         for (key, value) in ours {
             let max_delay_is_given = key == "restart" && value.get("max_delay").is_some();
-            // One key at a time, so that an error has the key's name.
-            let alone = Map::from_iter([(key.clone(), value)]);
-            let mut read: Settings = match serde_path_to_error::deserialize(Value::Object(alone)) {
-                Ok(read) => read,
-                Err(error) => {
-                    wrong.push(WrongSettings { key: error.path().to_string(), text: error.inner().to_string() });
-                    continue;
-                }
-            };
+            // One key at a time: one that is wrong is left at its default whole.
+            let alone = Value::Object(Map::from_iter([(key.clone(), value)]));
+            let reading = config::read::<Settings>(&alone, None);
+            let is_whole = reading.wrong.is_empty();
+            wrong.extend(reading.wrong.into_iter().map(|wrong| wrong.invalid));
+            let Some(mut read) = reading.value.filter(|_| is_whole) else { continue };
             if let Some(got) = read.longest().filter(|longest| *longest > TIME_MAX) {
-                let got = humantime::format_duration(got);
-                let text = format!("{got}, expected times of at most {}", humantime::format_duration(TIME_MAX));
-                wrong.push(WrongSettings { key, text });
+                let got = humantime::format_duration(got).to_string();
+                wrong.push(Invalid::key(key, format!("times of at most {DAYS_MAX} days"), got));
                 continue;
             }
             let Restart { delay, max_delay, .. } = &mut read.restart;
             if delay > max_delay {
                 if max_delay_is_given {
-                    let [got, least] = [*max_delay, *delay].map(humantime::format_duration);
-                    let text = format!("{got}, expected at least `delay`, which is {least}");
-                    wrong.push(WrongSettings { key: "restart.max_delay".into(), text });
+                    let [got, least] = [*max_delay, *delay].map(|time| humantime::format_duration(time).to_string());
+                    wrong.push(Invalid::key("restart.max_delay", format!("at least `delay`, which is {least}"), got));
                     continue;
                 }
                 *max_delay = *delay;
@@ -261,7 +252,7 @@ impl Spec {
 mod tests {
     use super::*;
 
-    fn read(keys: &str) -> (Spec, Vec<WrongSettings>) {
+    fn read(keys: &str) -> (Spec, Vec<Invalid>) {
         let key = Key { role: "a".parse().unwrap(), instance: "c".parse().unwrap() };
         Spec::read(key, Owner::Fleet, &serde_json::from_str(keys).unwrap())
     }
@@ -272,10 +263,7 @@ mod tests {
         assert!(wrong.is_empty());
         assert_eq!(spec.settings.restart.max_delay, Duration::from_secs(60));
         let (_, wrong) = read(r#"{"restart":{"delay":"10s","max_delay":"5s"}}"#);
-        assert_eq!(
-            (&*wrong[0].key, &*wrong[0].text),
-            ("restart.max_delay", "5s, expected at least `delay`, which is 10s")
-        );
+        assert_eq!(wrong, [Invalid::key("restart.max_delay", "at least `delay`, which is 10s", "5s")]);
     }
 
     #[test]
@@ -291,12 +279,7 @@ mod tests {
         ] {
             let (_, wrong) = read(&format!(r#"{{"ready":{ready}}}"#));
             assert_eq!(wrong.len(), 1, "{ready}");
-            assert!(
-                wrong[0].key == key && wrong[0].text.contains(", expected "),
-                "{}: {}",
-                wrong[0].key,
-                wrong[0].text
-            );
+            assert!(wrong[0].key.as_deref() == Some(key) && wrong[0].expected != "a valid value", "{}", wrong[0]);
         }
     }
 

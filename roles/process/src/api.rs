@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct ProcessConfig {
     /// The program and its arguments; no shell is involved. A program without `/` is looked for in `PATH`.
+    // Without one it is not valid; but what else is wrong can be judged.
+    #[serde(default)]
+    #[schemars(!default)]
     pub command: Vec<String>,
     /// Environment variables, over the station's own. Values may be secret: they are never shown.
     #[serde(default)]
@@ -116,4 +119,16 @@ pub struct OutputLine {
     pub continues: bool,
     /// The bytes, if they are not UTF-8.
     pub bytes: Option<Vec<u8>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_says_that_a_command_is_required_although_it_can_be_judged_without() {
+        let schema = schemars::schema_for!(ProcessConfig).to_value();
+        assert_eq!(schema["required"], serde_json::json!(["command"]), "{schema}");
+        assert_eq!(schema["properties"]["command"].get("default"), None);
+    }
 }

@@ -55,7 +55,7 @@ impl Process {
         let mut wrong = Vec::new();
         let mut invalid = |key: &str, expected: &str, got: &str| wrong.push(Invalid::key(key, expected, got));
         match config.command.first() {
-            None => invalid("command", "a program and its arguments", "an empty list"),
+            None => invalid("command", "a program and its arguments", "nothing"),
             Some(program) if program.is_empty() => invalid("command", "a program", "an empty text"),
             Some(_) => {}
         }

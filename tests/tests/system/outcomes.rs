@@ -398,7 +398,7 @@ async fn blocked_missing_over_limit_and_mistyped_are_told_in_one_answer() {
              refuse (--block)",
             "bench | nonsense | main | - | one of the station's roles: `counter`, `imp`, `mischief`, `process`, `single` | \
              `nonsense`",
-            "bench | counter | main | start | i64 | string",
+            "bench | counter | main | start | a whole number | text",
             "bench | single | two | - | at most 1 instance of it on a station | 2",
         ]
     );

@@ -180,11 +180,29 @@ async fn mistakes_in_the_file_itself_name_line_and_column() {
 async fn all_that_is_wrong_with_one_instance_is_listed_at_once() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let keys = "command = []\nneeds = 'x'\nrestart = { policy = 'sometimes' }\nstop_timeout = '5000000000s'\n";
-    let refused = world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(4);
-    for key in ["`command`", "`needs`", "`restart.policy`", "`stop_timeout`"] {
-        assert!(refused.err.contains(key), "{key} is missing in {}", refused.err);
+    let keys = "command = []\nneeds = 'x'\nrestart = { policy = 'sometimes', delay = 5 }\nstop_timeout = '5000000000s'\n\
+                ready = 'now'\n";
+    let own = "env = ['A=1']\nsuccess_exit_codes = ['0', 1, 'x']\nstop_signal = 'SIGTREM'\norphan_timeout = 7\n";
+    let fleet = Fleet::new().with("cam-1/process/main", keys).with("cam-1/process/own", own);
+    let refused = world.apply(fleet.text()).await.with_code(4).err;
+    for problem in [
+        "main: key `command`: expected a program and its arguments, got nothing",
+        "main: key `needs`: expected a list, got text",
+        "main: key `ready`: expected a table, got text",
+        "main: key `restart.policy`: expected one of `permanent`, `transient`, `temporary`, got `sometimes`",
+        "main: key `restart.delay`: expected a time such as \"10s\" or \"1m 30s\", got a whole number",
+        "main: key `stop_timeout`: expected times of at most 365 days",
+        "own: key `command`: expected a program and its arguments, got nothing",
+        "own: key `env`: expected a table, got a list",
+        "own: key `success_exit_codes[0]`: expected a whole number from -2147483648 to 2147483647, got text (",
+        "fleet.toml:10:1",
+        "own: key `success_exit_codes[2]`: expected a whole number",
+        "own: key `stop_signal`: expected a signal such as TERM, got \"SIGTREM\"",
+        "own: key `orphan_timeout`: expected a time such as \"10s\" or \"1m 30s\", got a whole number",
+    ] {
+        assert!(refused.contains(problem), "{problem} is missing in {refused}");
     }
+    assert!(refused.contains(": 12 problems"), "{refused}");
 }
 
 #[tokio::test]
