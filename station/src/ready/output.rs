@@ -73,6 +73,23 @@ mod tests {
         lines.iter().any(|line| search.finds_in(line))
     }
 
+    #[tokio::test]
+    async fn a_text_of_the_run_is_found_though_the_clock_went_back_and_one_of_an_earlier_run_is_not() {
+        let log = tempfile::tempdir().unwrap();
+        let file = log.path().join("log");
+        std::fs::write(&file, "2026-01-01T00:00:03.000Z out server ready\n").unwrap();
+        Position::begin_run(log.path()).unwrap();
+        let begin = Position::of_run(log.path()).unwrap();
+        let append = |text: &str| {
+            let before = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, before + text).unwrap();
+        };
+        let waits = |text| tokio::time::timeout(std::time::Duration::ZERO, wait_for_text(log.path(), begin, text));
+        assert!(waits("server ready").await.is_err(), "that was the earlier run");
+        append("2026-01-01T00:00:00.000Z out server ready\n");
+        wait_for_text(log.path(), begin, "server ready").await.unwrap();
+    }
+
     #[test]
     fn a_text_is_found_in_the_stream_however_it_came() {
         let pieces = [line("out", "load", true), line("err", "warning", false), line("out", "ed: server ready", false)];
