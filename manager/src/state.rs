@@ -350,7 +350,8 @@ impl State {
             instances,
             facts: record.facts.clone(),
             flags: self.flags(station, macs),
-            last_seen: Some(time::ms_text(record.last_seen_ms)),
+            // One that is connected beats, and is lost when it does not.
+            last_seen: Some(live.as_ref().map_or_else(|| time::ms_text(record.last_seen_ms), |_| time::now_text())),
         }
     }
 

@@ -112,6 +112,9 @@ async fn three_stations_register_and_converge_on_a_fleet_file() {
             world.stations().await.iter().filter(|station| station.state.name() == "connected").count() == 3
         })
         .await;
+    let seen = world.show("cam-1").await.last_seen;
+    let later = async |world: &World| world.show("cam-1").await.last_seen > seen;
+    world.eventually("a station that is connected goes on to be seen", later).await;
     for station in world.stations().await {
         assert!(!station.hostname.is_empty());
         assert_eq!(station.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>(), ["counter", "process"]);
