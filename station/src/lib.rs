@@ -49,6 +49,7 @@ use quilt_role_process as _;
 /// A running station.
 pub struct Station {
     supervisor: supervisor::Handle,
+    push: Arc<push::Push>,
     session: tokio::task::JoinHandle<()>,
     stop_session: tokio_util::sync::CancellationToken,
     /// Looks at the plugin folders, and follows what they bring.
@@ -108,9 +109,16 @@ impl Station {
         });
         #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
         let follow = tokio::spawn(follow_plugins(plugins, service.push.clone(), board.clone()));
+        let push = service.push.clone();
         #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
         let session = tokio::spawn(session::keep(config, link, service, board, stop_session.clone()));
-        Ok(Self { supervisor, session, stop_session, plugins: [watch, follow], _lock: lock })
+        Ok(Self { supervisor, push, session, stop_session, plugins: [watch, follow], _lock: lock })
+    }
+
+    /// Reads the drop-in files of local instances again, from the folder that `config` names, and goes for what they say now. If one
+    /// cannot be read the log says why, and all stays as it was.
+    pub fn reload(&self, config: &StationConfig) {
+        self.push.reload(&config.roles_dir);
     }
 
     /// Ends the station: with its instances in order, or leaving those that can outlive it. Returns what was late.

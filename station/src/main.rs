@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
 use quilt_core::{args, log, runtime, signals};
 use quilt_station::{Station, StationArgs, StationConfig, stop};
+use tokio::sync::mpsc;
 
 /// Hosts role instances on this machine.
 #[derive(Parser)]
@@ -71,16 +72,27 @@ async fn stop_other(stop: Stop) -> anyhow::Result<()> {
 
 async fn serve(config: StationConfig, args: StationArgs) -> anyhow::Result<()> {
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
-    let reload = move || match args.clone().resolve() {
-        Ok(config) => log::reload_level(&config.log_level),
-        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-    };
-    let stop = signals::stop(reload)?;
+    // One that waits to be taken reads all that is there by then.
+    let (reload, mut reloads) = mpsc::channel(1);
+    let mut stop = std::pin::pin!(signals::stop(move || {
+        let _ = reload.try_send(());
+    })?);
     let _pid = config.pid_file.as_deref().map(PidFile::take).transpose()?;
     let station = Station::start(config).await?;
     // Whoever started it may have stopped listening.
     let _ = writeln!(std::io::stdout(), "station started");
-    let how = stop.await;
+    let how = loop {
+        tokio::select! {
+            how = &mut stop => break how,
+            Some(()) = reloads.recv() => match args.clone().resolve() {
+                Ok(config) => {
+                    log::reload_level(&config.log_level);
+                    station.reload(&config);
+                }
+                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+            },
+        }
+    };
     tracing::info!(?how, "stopping");
     for late in station.stop(how).await {
         tracing::error!(instance = late, "did not stop in time");

@@ -1,6 +1,7 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
@@ -9,7 +10,7 @@ use quilt_protocol::control::{
 };
 use tokio::sync::Mutex;
 
-use crate::local::Local;
+use crate::local::{self, Local};
 use crate::plan::{self, Read, RoleTable};
 use crate::plugins::{Catalog, Offered, Plugin, Prepared};
 use crate::saved::{Accepted, Saved};
@@ -22,7 +23,8 @@ pub(crate) struct Push {
     saved: Mutex<Saved>,
     /// What was accepted last; known without waiting for what is being thought about.
     applied: std::sync::Mutex<Option<Applied>>,
-    local: Local,
+    /// What the host configures; replaced as a whole.
+    local: std::sync::Mutex<Arc<Local>>,
     roles: Arc<RoleTable>,
     supervisor: supervisor::Handle,
     link: Arc<Link>,
@@ -38,6 +40,7 @@ impl Push {
         link: &Arc<Link>,
     ) -> Arc<Self> {
         let applied = saved.accepted.as_ref().map(|accepted| accepted.applied).into();
+        let local = std::sync::Mutex::new(Arc::new(local));
         let push = Self { saved: Mutex::new(saved), applied, local, roles, supervisor, link: link.clone() };
         let saved = push.saved.lock().await;
         let target = push.accepted_target(&saved, true).await;
@@ -54,9 +57,10 @@ impl Push {
         let document = saved.document();
         let (roles, plugins, given_up) = self.offering(&document, starting).await;
         // What was accepted holds until the next push, which would be refused for the clash.
-        let mut local = self.local.document.clone();
-        take_clashes(&mut local, &document);
-        let mut target = self.target(&local, &roles).await;
+        let local = self.local();
+        let mut fits = local.document.clone();
+        take_clashes(&mut fits, &document);
+        let mut target = self.target(&fits, local.whole, &roles).await;
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
         target.complete &= !saved.damaged;
@@ -141,7 +145,8 @@ impl Push {
         let before = offered.insert(name.to_owned(), newer);
         let concerned = |key: &Key| before.as_ref().is_some_and(|before| before.offers(key.role.as_str()));
         let would = self.roles.with(offered);
-        for (document, owner) in [(&self.local.document, Owner::Local), (document, Owner::Fleet)] {
+        let local = self.local();
+        for (document, owner) in [(&local.document, Owner::Local), (document, Owner::Fleet)] {
             let now = plan::read(&self.link.name(), document, owner, &now, concerned).await;
             let then = plan::read(&self.link.name(), document, owner, &would, concerned).await;
             for (now, then) in now.into_iter().zip(then) {
@@ -153,8 +158,26 @@ impl Push {
         None
     }
 
-    async fn target(&self, local: &Document, roles: &RoleTable) -> Target {
-        let complete = self.local.whole;
+    fn local(&self) -> Arc<Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what the host configures now. If not all of it can be read it stays as it was: what a broken file configures runs on
+    /// until the file says something else.
+    pub(crate) fn reload(self: &Arc<Self>, folder: &Path) {
+        let local = local::read(folder);
+        if !local.whole {
+            tracing::error!("the drop-in files are not taken before each can be read; what they configured runs on");
+            return;
+        }
+        *self.local.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(local);
+        let push = self.clone();
+        #[allow(clippy::disallowed_methods, reason = "bounded by the time-outs of judging a configuration")]
+        tokio::spawn(async move { push.reconsider().await });
+    }
+
+    /// What the host configures, as `local` has it, which may not be `complete`.
+    async fn target(&self, local: &Document, complete: bool, roles: &RoleTable) -> Target {
         let mut target = Target {
             specs: Vec::new(),
             impossible: Vec::new(),
@@ -212,6 +235,7 @@ impl Push {
 
     async fn planned(&self, document: &str) -> Result<Planned, Rejection> {
         let plugins = serde_json::from_str::<Document>(document).map(|document| document.plugins).unwrap_or_default();
+        let local = self.local();
         let prepared = match self.roles.catalog() {
             Some(catalog) => Some(catalog.prepare(&plugins).await),
             None => None,
@@ -233,11 +257,11 @@ impl Push {
         if let Some(prepared) = prepared.as_ref().filter(|_| !tried.is_empty()) {
             let offered = prepared.offered.clone().into_iter().chain(tried).collect();
             let before = self.roles.with(offered);
-            let local = self.target(&self.local.document, &before).await;
+            let local = self.target(&local.document, local.whole, &before).await;
             let wrong = plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before).await.err();
             problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
         }
-        let local = self.target(&self.local.document, &roles).await;
+        let local = self.target(&local.document, local.whole, &roles).await;
         match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles).await {
             Ok(specs) if problems.is_empty() => Ok(Planned { specs, local, prepared }),
             planned => {
