@@ -19,15 +19,31 @@ use sha2::{Digest as _, Sha256};
 /// What the operating system says; the old file is then untouched.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder"))?;
-    // One writer per file: a left-over of a crash is overwritten by the next write.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(Path::new(&temporary))?;
+    let temporary = temporary(path);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     File::open(folder)?.sync_all()
+}
+
+/// Replaces `path` with `content` so that a crash of the process leaves the old file or the new one. Does not wait for the disk: a
+/// machine that loses its power may leave neither. For what is a convenience.
+///
+/// # Errors
+///
+/// What the operating system says; the old file is then untouched.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = temporary(path);
+    fs::write(&temporary, content)?;
+    fs::rename(&temporary, path)
+}
+
+/// One writer per file: a left-over of a crash is overwritten by the next write.
+fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    temporary.into()
 }
 
 /// Makes a folder, and those above it, that only its owner can look into.

@@ -8,7 +8,7 @@
 //!                 \---- too often ----> Failed     Paused <- update that needs a restart
 //! ```
 
-mod given_up;
+mod record;
 mod running;
 
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::running::abandon;
 
-use self::given_up::GivenUp;
+use self::record::Record;
 use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
 use crate::commands::Commands;
@@ -96,6 +96,11 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
     // A few orders at most are under way: the supervisor waits for each.
     let (sender, inbox) = mpsc::channel(8);
     around.board.put(&spec);
+    let dir = instance_dir(&around.folder, &spec.key);
+    let record = if beginning.resuming { Record::read(&dir, spec.digest) } else { None };
+    if let Some(record) = &record {
+        around.board.update(&spec.key, |report| report.restarts = record.restarts);
+    }
     let runner = Runner {
         key: spec.key.clone(),
         restarts: Restarts::new(&spec.settings.restart),
@@ -103,6 +108,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         spec,
         inbox,
         heard: None,
+        record,
         resuming: beginning.resuming,
         left_over: beginning.resuming,
         stopped: beginning.stopped,
@@ -123,6 +129,8 @@ struct Runner {
     /// An order that came while something was under way, and is carried out next.
     heard: Option<Order>,
     restarts: Restarts,
+    /// How it was when an earlier station ended; none once it is so again, or anything new.
+    record: Option<Record>,
     /// The next start is the first after the station's own.
     resuming: bool,
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
@@ -178,8 +186,24 @@ impl Runner {
         }
     }
 
-    fn show(&self, state: State, detail: impl Into<String>) {
+    fn show(&mut self, state: State, detail: impl Into<String>) {
         self.around.board.state(&self.key, state, detail);
+        self.remember();
+    }
+
+    /// Puts on record how the instance does, if that lasts. What an earlier station left as it is now has been so since then.
+    fn remember(&mut self) {
+        let Some(mut report) = self.around.board.get(&self.key).filter(|report| lasts(report.state)) else { return };
+        if let Some(since) = self.record.as_ref().and_then(|record| record.since(report.state)) {
+            self.record = None;
+            self.around.board.update(&self.key, |report| report.since_ms = since);
+            report.since_ms = since;
+        }
+        Record::new(&report).write(&self.dir());
+    }
+
+    fn dir(&self) -> PathBuf {
+        instance_dir(&self.around.folder, &self.key)
     }
 
     /// What an order means to an instance that has nothing running.
@@ -188,6 +212,7 @@ impl Runner {
             Order::Update(spec, _, done) if self.stopped => {
                 // A configuration says what the instance is, an operator whether it runs.
                 self.take(*spec);
+                self.remember();
                 let _ = done.send(Updated::InPlace);
                 Phase::Idle
             }
@@ -223,6 +248,10 @@ impl Runner {
             Order::Operator(Action::Start | Action::Restart, done) => {
                 self.stopped = false;
                 self.restarts.forgive();
+                if self.state() == Some(State::Failed) {
+                    // A station that dies before the next state that lasts has not given it up.
+                    Record::remove(&self.dir());
+                }
                 let _ = done.send(());
                 Phase::Needs
             }
@@ -243,15 +272,17 @@ impl Runner {
         self.spec = spec;
         self.around.board.put(&self.spec);
         self.around.board.update(&self.key, |report| report.restarts = 0);
+        // Of another configuration.
+        self.record = None;
     }
 
     async fn paused(&mut self) -> Phase {
         loop {
             match self.order().await {
                 None => return Phase::Over,
-                Some(Order::Go) if !self.stopped && self.resuming && self.given_up().why(&self.spec).is_some() => {
-                    // An earlier station gave it up, with this configuration: it is not tried again by itself.
-                    let why = self.given_up().why(&self.spec).unwrap_or_default();
+                Some(Order::Go) if !self.stopped && self.gave_up().is_some() => {
+                    // It is not tried again by itself.
+                    let why = self.gave_up().unwrap_or_default();
                     self.abandon().await;
                     self.show(State::Failed, why);
                     return Phase::Idle;
@@ -293,7 +324,6 @@ impl Runner {
 
     async fn start(&mut self) -> Phase {
         self.show(State::Starting, "");
-        self.given_up().clear();
         let log = self.log_dir();
         let before = Position::end(&log);
         let mut started = match self.start_role().await {
@@ -335,6 +365,10 @@ impl Runner {
                     return self.failed_to_start(text);
                 }
             }
+        }
+        if found.is_none() {
+            // What was known is of an earlier run.
+            self.record = None;
         }
         started.since = Instant::now();
         self.show(State::Active, "");
@@ -404,7 +438,6 @@ impl Runner {
         match next {
             Next::Again(delay) => self.back_off(delay, &text),
             Next::GiveUp | Next::Rest => {
-                self.given_up().set(&self.spec, &text);
                 self.show(State::Failed, text);
                 Phase::Idle
             }
@@ -412,14 +445,15 @@ impl Runner {
     }
 
     /// It is started again after `delay`. Also an end that was no failure counts as a restart: it is not what was asked for.
-    fn back_off(&self, delay: Duration, why: &str) -> Phase {
+    fn back_off(&mut self, delay: Duration, why: &str) -> Phase {
         self.around.board.update(&self.key, |report| report.restarts += 1);
         self.show(State::Backoff, until(delay, why));
         Phase::Backoff(delay)
     }
 
-    fn given_up(&self) -> GivenUp {
-        GivenUp::new(&instance_dir(&self.around.folder, &self.key))
+    /// Why an earlier station gave it up with this configuration, if it did.
+    fn gave_up(&self) -> Option<String> {
+        self.record.as_ref()?.given_up().map(str::to_owned)
     }
 
     async fn backoff(&mut self, delay: Duration) -> Phase {
@@ -476,6 +510,7 @@ impl Runner {
                         let restarts = self.around.board.get(&self.key).map_or(0, |report| report.restarts);
                         self.take(*spec);
                         self.around.board.update(&self.key, |report| report.restarts = restarts);
+                        self.remember();
                         let _ = done.send(Updated::InPlace);
                         Phase::Active(started)
                     }
@@ -561,6 +596,14 @@ impl Answered {
     fn after(&self, why: &str) -> String {
         let answer = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         format!("{why} before it was ready: {answer}")
+    }
+}
+
+/// Whether a state is more than a step to another.
+fn lasts(state: State) -> bool {
+    match state {
+        State::Active | State::Completed | State::Stopped | State::Failed | State::Backoff => true,
+        State::Starting | State::Waiting | State::Stopping | State::Unknown => false,
     }
 }
 

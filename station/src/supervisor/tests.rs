@@ -55,12 +55,23 @@ struct Bench {
     handle: Handle,
     board: Arc<Board>,
     roles: Arc<RoleTable>,
-    _folder: TempDir,
+    folder: TempDir,
+    /// An earlier station was here.
+    resuming: bool,
 }
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::on(tempfile::tempdir().unwrap(), false)
+    }
+
+    /// Ends it as a restart of the station does, and begins another with what is on disk.
+    async fn restart(self) -> Self {
+        self.handle.shut_down(true).await;
+        Self::on(self.folder, true)
+    }
+
+    fn on(folder: TempDir, resuming: bool) -> Self {
         let roles = Arc::new(RoleTable::new(vec![factory::<Toy>()], Vec::new()));
         let board = Arc::new(Board::default());
         let handle = start(Setup {
@@ -71,7 +82,7 @@ impl Bench {
             link: Arc::new(Link::new(StationId::random(), "s".parse().unwrap())),
             stopped: Saved::open(folder.path()).unwrap().stopped(),
         });
-        Self { handle, board, roles, _folder: folder }
+        Self { handle, board, roles, folder, resuming }
     }
 
     /// Has the toys of these names and configurations run, and no others.
@@ -82,7 +93,7 @@ impl Bench {
         let target = Target {
             specs,
             impossible: Vec::new(),
-            resuming: false,
+            resuming: self.resuming,
             digest: None,
             plugins: None,
             given_up: BTreeMap::new(),
@@ -232,4 +243,38 @@ async fn a_start_that_takes_longer_than_its_time_fails_and_says_which_key() {
     assert_eq!(report.detail, "its start took longer than `start_timeout`, 3s");
     bench.commit(&[("a", r#"{"start":100000,"start_timeout":"2m"}"#)]).await;
     bench.until_state("a", State::Active).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_and_since_survive_a_restart_of_the_station() {
+    let bench = Bench::new();
+    let periodic = r#"{"work":10,"restart":{"policy":"permanent","delay":"10s"}}"#;
+    let gives_up = r#"{"start":10,"start_timeout":"5ms","restart":{"policy":"temporary"}}"#;
+    let toys = [("periodic", periodic), ("stopped", "{}"), ("gives-up", gives_up), ("active", "{}")];
+    bench.commit(&toys).await;
+    bench.until_state("active", State::Active).await;
+    bench.until_state("stopped", State::Active).await;
+    bench.operate("stopped", Action::Stop).await;
+    bench.until("periodic", |report| report.restarts == 3).await;
+    let mut before = Vec::new();
+    for (name, state) in [("stopped", State::Stopped), ("gives-up", State::Failed), ("active", State::Active)] {
+        before.push((name, bench.until_state(name, state).await));
+    }
+    while quilt_core::time::now_ms() <= before[2].1.since_ms {
+        std::thread::yield_now();
+    }
+
+    let bench = bench.restart().await;
+    bench.commit(&toys).await;
+    assert!(bench.until_state("periodic", State::Backoff).await.restarts > 3);
+    for (name, before) in &before[..2] {
+        let now = bench.until_state(name, before.state).await;
+        assert_eq!((now.since_ms, &now.detail), (before.since_ms, &before.detail), "{name}");
+    }
+    // A role inside the station does begin anew.
+    assert!(bench.until_state("active", State::Active).await.since_ms > before[2].1.since_ms);
+    // Of another configuration nothing is known.
+    let bench = bench.restart().await;
+    bench.commit(&[("periodic", r#"{"work":100000}"#)]).await;
+    assert_eq!(bench.until_state("periodic", State::Active).await.restarts, 0);
 }

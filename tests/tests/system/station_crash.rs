@@ -22,13 +22,14 @@ async fn programs_outlive_their_station_with_unbroken_logs_and_are_taken_back() 
     world.station("cam-1", &[]).await;
     let fleet = Fleet::new().shell("cam-1/process/count", &counting(&world));
     world.apply(fleet.text()).await.with_code(0);
-    let pid = world.pid("cam-1/process/count").await;
+    let first = world.until_state("cam-1/process/count", "active").await;
+    let pid = first.pid.unwrap();
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
         world.end_station("cam-1", signal).await;
         assert!(is_alive(pid), "the program ended with its station ({signal})");
         world.station("cam-1", &[]).await;
         let view = world.until_state("cam-1/process/count", "active").await;
-        assert_eq!((view.pid, view.restarts), (Some(pid), 0));
+        assert_eq!((view.pid, view.restarts, &view.since), (Some(pid), 0, &first.since));
     }
     assert_eq!(starts(&world), 1);
     let numbers = async |world: &World| -> Vec<u32> {
@@ -228,6 +229,33 @@ async fn hangup_opens_the_log_anew_and_ends_nothing() {
     world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(0);
     assert!(std::fs::read_to_string(&log).unwrap().contains("accepted a configuration"));
     assert!(!std::fs::read_to_string(&moved).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn hangup_reads_the_drop_in_files_again_and_a_broken_one_changes_nothing() {
+    let mut world = World::new().await;
+    let (folder, log) = (world.folder().join("config/roles.d"), world.folder().join("station.log"));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("10-one.toml"), "[counter.one]\n").unwrap();
+    world.station("cam-1", &["--log-file", log.to_str().unwrap()]).await;
+    world.until_state("cam-1/counter/one", "active").await;
+    let station = Pid::from_raw(world.station_pid("cam-1") as i32);
+
+    std::fs::write(folder.join("20-two.toml"), "[counter.two]\nstart = 2\n").unwrap();
+    kill(station, Signal::SIGHUP).unwrap();
+    world.until_state("cam-1/counter/two", "active").await;
+
+    std::fs::write(folder.join("20-two.toml"), "[counter.two\n").unwrap();
+    std::fs::remove_file(folder.join("10-one.toml")).unwrap();
+    kill(station, Signal::SIGHUP).unwrap();
+    let told = async |_: &World| std::fs::read_to_string(&log).unwrap().contains("what they configured runs on");
+    world.eventually("the log says why", told).await;
+
+    std::fs::write(folder.join("20-two.toml"), "[counter.two]\nstart = 3\n").unwrap();
+    kill(station, Signal::SIGHUP).unwrap();
+    let gone = async |world: &World| world.instance("cam-1/counter/one").await.is_none();
+    world.eventually("the one whose file is gone has gone", gone).await;
+    assert_eq!(world.instance("cam-1/counter/two").await.unwrap().restarts, 0);
 }
 
 #[tokio::test]
