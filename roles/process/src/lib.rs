@@ -17,7 +17,7 @@ use std::sync::{Arc, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
 use nix::sys::signal::Signal as UnixSignal;
-use nix::unistd::{Group, User};
+use nix::unistd::{Group, SysconfVar, User};
 use quilt_core::{lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
 use sha2::{Digest as _, Sha256};
@@ -27,6 +27,9 @@ use tokio::sync::{Mutex, watch};
 use keeper::{Exit, Paths, Run, Spec, SpecUser, ToKeeper};
 use kept::{Ears, Found, Kept, say};
 
+/// How long an argument or an environment variable may be, its closing zero byte included, in pages of memory: a limit of Linux
+/// that no setting moves.
+const ARGUMENT_MAX_PAGES: usize = 32;
 /// How many of a failed program's last error lines are shown.
 const LAST_LINES: usize = 5;
 /// How many characters of each.
@@ -61,6 +64,20 @@ impl Process {
         }
         if config.command.iter().any(|argument| argument.contains('\0')) {
             invalid("command", "text without a zero byte", "a zero byte");
+        }
+        let page = nix::unistd::sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+        let longest = ARGUMENT_MAX_PAGES * usize::try_from(page).unwrap_or(4096) - 1;
+        let too_long = |length: usize| (length > longest).then(|| format!("{length} bytes"));
+        let expected = format!("at most {longest} bytes, which is what Linux passes on in one piece");
+        for (index, argument) in config.command.iter().enumerate() {
+            if let Some(got) = too_long(argument.len()) {
+                invalid(&format!("command[{index}]"), &expected, &got);
+            }
+        }
+        for (name, value) in &config.env {
+            if let Some(got) = too_long(name.len() + 1 + value.len()) {
+                invalid(&format!("env.{name}"), &expected, &got);
+            }
         }
         for name in config.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
             invalid("env", "names without `=`", &format!("{name:?}"));
@@ -429,6 +446,20 @@ mod tests {
         let _station = keeper.join().unwrap();
         let status = found.call(Status {}).await;
         assert!(matches!(&status, quilt_plugin_api::testing::Outcome::Reply(status) if status.pid == 7), "{status:?}");
+    }
+
+    #[tokio::test]
+    async fn what_linux_cannot_pass_to_a_program_is_refused_in_the_plan() {
+        let judge = async |argument: usize, value: usize| {
+            let config =
+                serde_json::json!({ "command": ["echo", "x".repeat(argument)], "env": { "A": "x".repeat(value) } });
+            factory::<Process>().validate(config.to_string().as_bytes()).await
+        };
+        let longest = 32 * nix::unistd::sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize - 1;
+        assert_eq!(judge(longest, longest - 2).await, Ok(()));
+        let wrong = judge(longest + 1, longest - 1).await.unwrap_err();
+        let keys: Vec<_> = wrong.iter().map(|wrong| wrong.key.as_deref()).collect();
+        assert_eq!(keys, [Some("command[1]"), Some("env.A")], "{wrong:?}");
     }
 
     #[test]
