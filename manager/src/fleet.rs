@@ -7,7 +7,7 @@ use quilt_protocol::control::{
     ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
     STDIN_SOURCE, StationEntry,
 };
-use quilt_protocol::{Digest, Labels, Name, StationId};
+use quilt_protocol::{Digest, Labels, Name, StationId, labels};
 
 use crate::selector::Selector;
 use crate::store::{Entry, EntryKey};
@@ -198,6 +198,12 @@ impl Fleet {
         for (station, entry) in &file.station {
             if let Err(text) = check_reference(station) {
                 mistakes.push(Remark { at: vec!["station".into(), station.clone()], text });
+            }
+            for (key, _) in entry.labels.iter() {
+                if let Err(text) = labels::check_key(key) {
+                    let at = vec!["station".into(), station.clone(), "labels".into(), key.to_string()];
+                    mistakes.push(Remark { at, text: format!("station `{station}`: {text}") });
+                }
             }
             let known = self.stations.get(station);
             let sourced = Sourced { source: source.into(), content: entry.clone() };
@@ -516,6 +522,15 @@ mod tests {
         let conflicts = &said.saying.conflicts;
         let text = conflicts[0].to_string();
         assert!(text.contains("station `mac:02") && text.contains("group `all`"), "{text}");
+    }
+
+    #[test]
+    fn a_label_that_selectors_take_for_something_else_is_a_mistake_with_its_place() {
+        let file = file(serde_json::json!({ "station": { "cam-1": { "labels": { "role": "db", "room": "a" } } } }));
+        let mistakes = Fleet::default().merged(&file, "f").err().unwrap();
+        let [Remark { at, text }] = &mistakes[..] else { panic!("{mistakes:?}") };
+        assert_eq!(at, &["station", "cam-1", "labels", "role"]);
+        assert!(text.contains("my-role"), "{text}");
     }
 
     #[test]

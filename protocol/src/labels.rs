@@ -37,6 +37,26 @@ impl Labels {
     }
 }
 
+/// What selectors know of a station by other means, and their own words: a label of such a name could never be asked for.
+const RESERVED: [&str; 10] = ["name", "id", "hostname", "mac", "ip", "role", "state", "and", "or", "not"];
+
+/// Checks that a selector can ask for a label of this name.
+///
+/// # Errors
+///
+/// Says what is expected.
+pub fn check_key(key: &str) -> Result<(), String> {
+    if RESERVED.contains(&key) {
+        return Err(format!(
+            "{key:?} is no name for a label: selectors mean something else by it; use another, such as my-{key}"
+        ));
+    }
+    if key.is_empty() || key.contains(|c: char| c.is_whitespace() || c.is_control() || "=!()\"'".contains(c)) {
+        return Err(format!("{key:?} is no name for a label; use one without spaces, quotes and any of = ! ( )"));
+    }
+    Ok(())
+}
+
 impl Index<&str> for Labels {
     type Output = SmolStr;
 
@@ -106,6 +126,16 @@ mod tests {
 
     use super::*;
     use crate::codec::{from_bincode, to_bincode};
+
+    #[test]
+    fn a_label_that_no_selector_could_ask_for_is_refused() {
+        for key in ["room", "kubernetes.io/os", "größe", "a-b", "Role"] {
+            assert_eq!(check_key(key), Ok(()));
+        }
+        for key in ["role", "state", "not", "", "a b", "a=b", "a!", "(a", "a\n"] {
+            assert!(check_key(key).is_err(), "{key:?}");
+        }
+    }
 
     #[test]
     fn a_table_is_found_by_key_overlaid_and_travels_as_a_map() {

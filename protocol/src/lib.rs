@@ -12,7 +12,7 @@ pub mod codec;
 pub mod control;
 pub mod dedupe;
 pub mod error;
-mod labels;
+pub mod labels;
 pub mod message;
 pub mod names;
 pub mod session;

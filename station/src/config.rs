@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use quilt_core::daemon::DaemonArgs;
 use quilt_core::{address, files, settings};
-use quilt_protocol::Name;
+use quilt_protocol::{Name, labels};
 use serde::Deserialize;
 
 use crate::plugins::Trust;
@@ -117,6 +117,7 @@ impl StationArgs {
             };
             labels.insert(key.into(), value.into());
         }
+        labels.keys().try_for_each(|key| labels::check_key(key)).map_err(anyhow::Error::msg).context("a label")?;
         let name = match self.name {
             Some(name) => name.parse().context("the station's name")?,
             None => file.name.unwrap_or_else(host_name),
