@@ -196,12 +196,16 @@ fn manager_address(text: &str) -> Result<String, String> {
     address::complete(text, address::PROTOCOL_PORT)
 }
 
+/// The longest time that is taken: one that is much longer has no end that a clock could show.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let duration = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
         Err(_) => humantime::parse_duration(text).ok(),
     };
-    duration.ok_or_else(|| format!("expected a time such as 15 (seconds), 500ms or 2m, got {text:?}"))
+    let in_reach = duration.filter(|duration| *duration <= TIME_MAX);
+    in_reach.ok_or_else(|| format!("expected a time such as 15 (seconds), 500ms or 2m, at most a year, got {text:?}"))
 }
 
 /// A time in which there can be an answer.
@@ -253,5 +257,19 @@ async fn run(session: Session, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Plugin(plugin) => plugin.run(&session).await,
         Verb::Events(events) => output::while_read(events.run(&session)).await,
         Verb::Completions(completions) => completions.run(&mut Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_clock_holds_is_refused() {
+        for text in ["18446744073709551615s", "1e19", "1e300", "inf", "nan", "-1", "", "366d"] {
+            assert!(seconds(text).is_err(), "{text:?}");
+        }
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(seconds("365d"), Ok(TIME_MAX));
     }
 }
