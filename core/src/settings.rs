@@ -5,11 +5,13 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use toml::{Table, Value};
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table, Value};
 
 /// Why settings cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +57,29 @@ pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
 ///
 /// [`SettingsError::Invalid`], with line and column.
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, SettingsError> {
-    toml::from_str(text).map_err(|error| SettingsError::invalid(path, text, &error))
+    let invalid = |error: toml::de::Error| SettingsError::invalid(path, text, &error);
+    let table = DeTable::parse(text).map_err(invalid)?;
+    if let Some((at, expected)) = table.get_ref().iter().find_map(|(_, value)| not_in_json(value)) {
+        let (line, column) = line_and_column(text, at.start);
+        let got = &text[at];
+        let text = format!("expected {expected}, got {got}");
+        return Err(SettingsError::Invalid { place: format!("{}:{line}:{column}", path.display()), text });
+    }
+    T::deserialize(toml::Deserializer::from(table)).map_err(invalid)
+}
+
+/// The first value that JSON has not, with what is expected there. What files configure travels as JSON, which would make
+/// something else of it: a date becomes a table, and `nan` becomes null.
+fn not_in_json(value: &Spanned<DeValue<'_>>) -> Option<(Range<usize>, &'static str)> {
+    match value.get_ref() {
+        DeValue::Datetime(_) => Some((value.span(), "a date or time in quotes")),
+        DeValue::Float(number) if number.as_str().parse().is_ok_and(|number: f64| !number.is_finite()) => {
+            Some((value.span(), "a finite number"))
+        }
+        DeValue::Array(items) => items.iter().find_map(not_in_json),
+        DeValue::Table(table) => table.iter().find_map(|(_, value)| not_in_json(value)),
+        _ => None,
+    }
 }
 
 /// The folder of configuration files: `$QUILT_CFG_DIR`, or `/etc/quilt`.
@@ -222,6 +246,17 @@ mod tests {
         fs::write(&path, "[client]\nx = 1\n[station]\nname = 'a'\nlog_level = 'warning'\n").unwrap();
         let read = read::<Station>(Some(&path), "station").unwrap();
         assert_eq!((read.name.as_str(), read.log_level.as_deref()), ("a", Some("warning")));
+    }
+
+    #[test]
+    fn a_value_that_json_has_not_is_refused_where_it_stands() {
+        let wrong = |text: &str| parse::<Table>(Path::new("fleet.toml"), text).unwrap_err().to_string();
+        let date = wrong("[a]\nx = [1, { y = 2024-01-01 }]\n");
+        assert_eq!(date, "fleet.toml:2:15: expected a date or time in quotes, got 2024-01-01");
+        assert_eq!(wrong("x = -inf"), "fleet.toml:1:5: expected a finite number, got -inf");
+        assert!(wrong("x = nan").contains("a finite number"));
+        let fine: Table = parse(Path::new("fleet.toml"), "x = \"2024-01-01\"\ny = 1.5").unwrap();
+        assert_eq!(fine["y"].as_float(), Some(1.5));
     }
 
     #[test]
