@@ -69,7 +69,6 @@ pub enum ConnectFailure {
         /// Where.
         manager: String,
         /// What the operating system says.
-        #[source]
         error: std::io::Error,
     },
     /// Something answers, and it is not a manager that takes us.
@@ -78,7 +77,6 @@ pub enum ConnectFailure {
         /// Where.
         manager: String,
         /// Why.
-        #[source]
         error: ConnectError,
     },
     /// Something answers, and does not greet in time.

@@ -106,7 +106,6 @@ pub enum LockError {
         /// The file.
         path: PathBuf,
         /// What the operating system says.
-        #[source]
         error: io::Error,
     },
 }

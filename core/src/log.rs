@@ -164,7 +164,8 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
     let colour = match file {
         Some(path) => {
             let log = LOG.get_or_init(|| LogFile { path: path.to_owned(), file: Mutex::new(None) });
-            log.open()?;
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+            log.open().map_err(named)?;
             false
         }
         None => io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none(),

@@ -22,7 +22,6 @@ pub enum SettingsError {
         /// The file.
         path: PathBuf,
         /// What the operating system says.
-        #[source]
         error: io::Error,
     },
     /// A file is not TOML, or a key is unknown or of the wrong type.
