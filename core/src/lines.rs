@@ -6,7 +6,8 @@
 //!
 //! Records are appended with one write each, so that two writers never mix. When the current file reaches [`FILE_MAX`] it
 //! becomes the older one, so an instance keeps between one and two times that. A third file, `run`, says where in the log the
-//! output of the current run begins; that is a [`Position`], because clocks are set back.
+//! output of the current run begins; that is a [`Position`], because clocks are set back. A fourth, `ready`, is a copy of it once
+//! that output has shown the run to be ready.
 
 mod reader;
 mod writer;
@@ -31,6 +32,7 @@ pub const LINE_MAX: usize = 16 << 10;
 const CURRENT: &str = "log";
 const OLDER: &str = "log.1";
 const RUN: &str = "run";
+const READY: &str = "ready";
 
 /// The stream of quilt's own lines.
 const QUILT: &str = "quilt";
@@ -108,10 +110,33 @@ impl Position {
     pub fn begin_run(folder: &Path) -> io::Result<()> {
         files::create_private_dir(folder)?;
         let Self { file: FileId { inode, created_ns }, offset } = Self::end(folder)?;
+        match fs::remove_file(folder.join(READY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let new = folder.join("run.new");
         // Not synced: no run outlives the machine's.
         fs::write(&new, format!("{inode} {created_ns} {offset}\n"))?;
         fs::rename(new, folder.join(RUN))
+    }
+
+    /// Notes that the current run has logged what makes it ready: the log may lose that long before the run ends. Does nothing if
+    /// nobody noted where the run begins.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn note_ready(folder: &Path) -> io::Result<()> {
+        match fs::copy(folder.join(RUN), folder.join(READY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether [`Position::note_ready`] was called for the current run.
+    pub fn was_ready(folder: &Path) -> bool {
+        let read = |name| fs::read(folder.join(name)).ok();
+        read(READY).is_some_and(|ready| Some(ready) == read(RUN))
     }
 
     /// Where the output of the current run begins, or of the last one; `None` if nobody noted it.

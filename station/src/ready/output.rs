@@ -7,12 +7,19 @@ use std::path::Path;
 use anstream::adapter::StripBytes;
 use quilt_core::lines::{Line, Position, Reader};
 
-/// Waits until a text appears in what was logged since `begin`.
+/// Waits until a text appears in what was logged since `begin`. A run in which it has appeared is ready for good: when the next
+/// station finds the program again, the text may have gone from the log.
 pub(super) async fn wait_for_text(log: &Path, begin: Position, text: &str) -> io::Result<()> {
+    if Position::was_ready(log) {
+        return Ok(());
+    }
     let mut reader = Reader::open_since(log, usize::MAX, begin)?;
     let mut search = Search::new(text);
     loop {
         if reader.next().await?.iter().any(|line| search.finds_in(line)) {
+            if let Err(error) = Position::note_ready(log) {
+                tracing::warn!(%error, log = %log.display(), "cannot note that it was ready; the next station looks for it in the log");
+            }
             return Ok(());
         }
     }
@@ -88,6 +95,24 @@ mod tests {
         assert!(waits("server ready").await.is_err(), "that was the earlier run");
         append("2026-01-01T00:00:00.000Z out server ready\n");
         wait_for_text(log.path(), begin, "server ready").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_run_that_was_ready_is_so_though_its_log_has_lost_the_text() {
+        let log = tempfile::tempdir().unwrap();
+        let file = log.path().join("log");
+        let begin = || {
+            Position::begin_run(log.path()).unwrap();
+            Position::of_run(log.path()).unwrap()
+        };
+        let run = begin();
+        std::fs::write(&file, "2026-01-01T00:00:00.000Z out server ready\n").unwrap();
+        wait_for_text(log.path(), run, "server ready").await.unwrap();
+        std::fs::write(&file, "").unwrap();
+        wait_for_text(log.path(), run, "server ready").await.unwrap();
+        // The next run begins at the same place.
+        let waits = tokio::time::timeout(std::time::Duration::ZERO, wait_for_text(log.path(), begin(), "server ready"));
+        assert!(waits.await.is_err());
     }
 
     #[test]

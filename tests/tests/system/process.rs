@@ -400,7 +400,7 @@ async fn output_is_a_stream_in_which_a_ready_text_is_found_and_from_which_it_can
     // In colour, over a pause without a line break, behind a long line, and not all of it text.
     std::fs::write(&bytes, [&b"\xff\r\n"[..], "\u{20ac}".repeat(20_000).as_bytes(), b" is \x1b[32mLIS"].concat())
         .unwrap();
-    let script = format!("cat {}; sleep 1.1; printf 'TE\\033[0mNING'; exec sleep 1000", bytes.display());
+    let script = format!("cat {}; sleep 0.6; printf 'TE\\033[0mNING'; exec sleep 1000", bytes.display());
     let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nready = {{ log = \"is LISTENING\" }}\n");
     world.apply(Fleet::new().with("cam-1/process/main", &keys).text()).await.with_code(0);
     let records = world.ctl(&["logs", "cam-1/process/main", "-o", "jsonl"]).await.with_code(0).out;

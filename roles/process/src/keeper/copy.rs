@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quilt_core::lines::{self, complete_characters};
 
 /// How long output without a line break waits for one. A prompt or a progress bar is then logged as far as it came.
-const LINE_DELAY: Duration = Duration::from_secs(1);
+const LINE_DELAY: Duration = Duration::from_millis(500);
 /// How often a keeper whose lines were lost tries to say so in the log.
 const LOSS_RETRY: Duration = Duration::from_secs(1);
 
@@ -93,18 +93,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_without_a_line_break_is_due_once_a_second_however_often_it_changes() {
+    fn progress_without_a_line_break_is_due_at_least_once_a_second_however_often_it_changes() {
         let begin = Instant::now();
         let mut pending = Pending::default();
         let mut taken_at = Vec::new();
-        for tenth in 0..40 {
+        for tenth in 0..20 {
             let now = begin + Duration::from_millis(tenth * 100);
             pending.push(b"10%\r", now);
             if !pending.take_due(now).is_empty() {
                 taken_at.push(tenth);
             }
         }
-        assert_eq!(taken_at, [10, 21, 32]);
+        assert_eq!(taken_at, [5, 11, 17]);
     }
 
     #[test]
@@ -113,12 +113,12 @@ mod tests {
         let later = |ms: u64| begin + Duration::from_millis(ms);
         let mut pending = Pending::default();
         pending.push(b"first", begin);
-        assert_eq!(pending.take_due(later(900)), b"");
-        pending.push(b" line\nsecond", later(950));
-        assert_eq!(pending.take_due(later(950)), b"first line\n");
-        assert_eq!(pending.due_at(), Some(later(1950)));
-        assert_eq!(pending.take_due(later(1949)), b"");
-        assert_eq!(pending.take_due(later(1950)), b"second");
+        assert_eq!(pending.take_due(later(400)), b"");
+        pending.push(b" line\nsecond", later(450));
+        assert_eq!(pending.take_due(later(450)), b"first line\n");
+        assert_eq!(pending.due_at(), Some(later(950)));
+        assert_eq!(pending.take_due(later(949)), b"");
+        assert_eq!(pending.take_due(later(950)), b"second");
         assert_eq!(pending.due_at(), None);
     }
 
