@@ -1,16 +1,18 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
 //! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`address`],
-//! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`time`], [`words`].
+//! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`time`], [`words`].
 
 pub mod address;
 mod append;
 pub mod args;
+pub mod clean_start;
 pub mod daemon;
 pub mod files;
 pub mod lines;
 pub mod log;
 pub mod runtime;
+pub mod processes;
 pub mod settings;
 pub mod signals;
 pub mod slots;

@@ -1,0 +1,193 @@
+//! Processes of this machine. A process is never known by its number alone: numbers come round, and begin again in another
+//! pid namespace. It is told by number and start time within one boot and one namespace, and signalled through a
+//! descriptor that stays with it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process as `/proc/PID/stat` shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProcessStat {
+    /// Its number.
+    pub pid: u32,
+    /// The process that started it, or that took it over.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// Its session.
+    pub session: u32,
+    /// When it began, in clock ticks since the machine did.
+    pub started_ticks: u64,
+}
+
+impl ProcessStat {
+    /// Reads one; `None` if there is none, or only a zombie.
+    pub fn read(pid: u32) -> Option<Self> {
+        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads all that this process may see, without zombies. Costs about 10 µs each.
+    pub fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| Self::read(entry.file_name().to_str()?.parse().ok()?)).collect()
+    }
+
+    fn parse(pid: u32, stat: &str) -> Option<Self> {
+        // The fields begin behind the name, which may contain anything.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        if matches!(fields.first(), None | Some(&"Z" | &"X")) {
+            return None;
+        }
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        Some(Self {
+            pid,
+            parent: number(1)? as u32,
+            group: number(2)? as u32,
+            session: number(3)? as u32,
+            started_ticks: number(19)?,
+        })
+    }
+}
+
+/// A descriptor of one process. It never comes to mean another, also when the number is given to somebody else.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens the process that has this number now. Only for a child that is not waited for yet, whose number is its own;
+    /// [`PidFd::proven`] otherwise.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or the kernel is older than 5.3.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    /// Opens a process if it is the one that began at `started_ticks`.
+    pub fn proven(pid: u32, started_ticks: u64) -> Option<Self> {
+        let process = Self::open(pid).ok()?;
+        // Read after it was opened: a process that has the start time now had it when it was opened, because one that came
+        // in between would have begun later.
+        let stat = ProcessStat::read(pid)?;
+        (stat.started_ticks == started_ticks).then_some(process)
+    }
+
+    /// Kills the process; one that has ended is left alone.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+
+    /// Sends a signal that has a name.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended, it may not be signalled, or the number is not one of the named signals.
+    pub fn send(&self, signal: i32) -> io::Result<()> {
+        let signal = Signal::from_named_raw(signal).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(pidfd_send_signal(&self.0, signal)?)
+    }
+
+    /// Whether the process has ended; a zombie has.
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
+    }
+
+    /// Waits for the end of the process. A child is not reaped by this.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor cannot be watched.
+    pub async fn ended(&self) -> io::Result<()> {
+        let descriptor = self.0.try_clone()?;
+        // SAFETY: the descriptor is owned by what is registered, which has no other way to close or replace it.
+        #[allow(unsafe_code, reason = "tokio cannot know that the descriptor stays open")]
+        let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
+        watched.readable().await.map(drop)
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether a process has this file open; false also if this process may not look.
+pub fn has_open(pid: u32, path: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    let Some(wanted) = identity(path) else { return false };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.into_iter().any(|entry| identity(&entry.path()) == Some(wanted))
+}
+
+/// The identity of this boot of the machine.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// The identity of this pid namespace within this boot. The number of a namespace is given again as soon as it is gone, so
+/// that the start time of its first process belongs to it.
+pub fn pid_namespace() -> String {
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let first = ProcessStat::read(1).map_or(0, |first| first.started_ticks);
+    format!("{}@{first}", namespace.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_read_whatever_its_name_contains() {
+        let stat = "7 (a) Z 1 (b) S 3 5 6 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
+        let read = ProcessStat::parse(7, stat).unwrap();
+        assert_eq!(read, ProcessStat { pid: 7, parent: 3, group: 5, session: 6, started_ticks: 4711 });
+        assert_eq!(ProcessStat::parse(7, &stat.replace(" S 3", " Z 3")), None);
+        assert_eq!(ProcessStat::parse(7, "7 (cut"), None);
+    }
+
+    #[test]
+    fn a_number_that_was_given_to_a_later_process_proves_nothing() {
+        let own = ProcessStat::read(std::process::id()).unwrap();
+        assert!(PidFd::proven(own.pid, own.started_ticks).is_some());
+        assert!(PidFd::proven(own.pid, own.started_ticks - 1).is_none());
+        assert!(PidFd::proven(own.pid, 0).is_none());
+    }
+
+    #[test]
+    fn a_process_that_has_a_file_open_is_told_from_one_that_has_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        assert!(has_open(std::process::id(), file.path()));
+        assert!(!has_open(child.id(), file.path()) && !has_open(child.id(), Path::new("/no/such/file")));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_child_is_seen_before_it_is_reaped_and_its_descriptor_never_means_another() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let process = PidFd::open(child.id()).unwrap();
+        assert!(!process.has_ended());
+        drop(child.stdin.take());
+        process.ended().await.unwrap();
+        assert!(process.has_ended());
+        assert!(child.wait().unwrap().success());
+        assert!(process.send(nix::libc::SIGTERM).is_err(), "it has ended and is reaped");
+    }
+}
