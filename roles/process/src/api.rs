@@ -17,7 +17,7 @@ pub struct ProcessConfig {
     #[serde(default)]
     #[schemars(!default)]
     pub command: Vec<String>,
-    /// Environment variables, over the station's own. Values may be secret: they are never shown.
+    /// Environment variables, over the station's own without those of quilt and of the service manager. Values may be secret: they are never shown.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Working directory; `/` unless said otherwise.
@@ -29,10 +29,22 @@ pub struct ProcessConfig {
     /// Group to run as; the user's own unless said otherwise.
     #[serde(default)]
     pub group: Option<String>,
+    /// Permissions that its new files do not get, in octal such as `"027"`; `"022"` unless said otherwise.
+    #[serde(default)]
+    pub umask: Option<String>,
+    /// From -20, which is scheduled first, to 19; 0 unless said otherwise.
+    #[serde(default)]
+    pub nice: Option<i32>,
+    /// From -1000, which is never killed when memory is short, to 1000, which is killed first; 0 unless said otherwise.
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
+    /// How many files it may have open; 1024 unless said otherwise, which it may raise itself up to the station's hard limit.
+    #[serde(default)]
+    pub open_files: Option<u64>,
     /// Exit codes that mean success.
     #[serde(default = "only_zero")]
     pub success_exit_codes: Vec<i32>,
-    /// The signal that asks the program to stop, such as `TERM` or `INT`.
+    /// The signal that asks the program to stop, such as `TERM`, `INT` or `RTMIN+3`.
     #[serde(default = "term")]
     pub stop_signal: String,
     /// How long the program goes on when its station is gone and does not come back; for ever unless said otherwise.

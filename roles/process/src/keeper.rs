@@ -8,30 +8,40 @@
 //!
 //! The keeper is blocking code on a few threads: it has one program, and should be small and hard to break. What it
 //! knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before
-//! anybody is told. A lock on `keeper.lock` makes sure that an instance has one keeper. If the keeper itself is
+//! anybody is told. A lock on the instance's state folder makes sure that an instance has one keeper: whatever removes old
+//! files cannot remove it, and a keeper makes its files again when it is asked to (HUP). If the keeper itself is
 //! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves (`leftovers`), so a program
 //! is never run twice. What a program leaves behind when it ends is ended too.
 
+pub(crate) mod children;
 mod copy;
 mod exec;
 pub(crate) mod leftovers;
+mod oom;
+mod paths;
 mod serve;
+mod station;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-
 use std::time::Duration;
 
-use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
-use quilt_core::files;
+use quilt_core::clean_start::{self, Scheduling};
+use quilt_core::processes;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::paths::Paths;
+use crate::signals;
 
 /// The first argument that makes a quilt binary a keeper.
 pub(crate) const KEEPER: &str = "keeper";
-/// The first argument that makes it the stage that becomes the program.
-const EXEC: &str = "keeper-exec";
+/// What a keeper is called in lists of processes.
+pub(crate) const KEEPER_NAME: &str = "quilt-keeper";
+/// The first argument that makes it the stage that becomes a program.
+pub(crate) const EXEC: &str = "exec";
+/// What the stage is called until then.
+pub(crate) const EXEC_NAME: &str = "quilt-exec";
 /// Marks a program and its descendants, so that what is left of a run is told apart from strangers.
 const RUN_VARIABLE: &str = "QUILT_RUN";
 
@@ -47,16 +57,22 @@ pub fn become_keeper_if_asked() {
         Some(KEEPER) => {
             let folders = (arguments.next().map(PathBuf::from), arguments.next().map(PathBuf::from));
             if let (Some(state), Some(log)) = folders {
+                clean_start::begin(c"quilt-keeper");
+                // Its own are the defaults; what its program has is configured.
+                Scheduling::default().apply().unwrap_or_else(failed);
                 serve::keep(Paths::new(&state), &log).unwrap_or_else(failed);
                 std::process::exit(0);
             }
         }
-        Some(EXEC) => exec::become_program(),
+        Some(EXEC) => {
+            clean_start::begin(c"quilt-exec");
+            exec::become_program()
+        }
         _ => {}
     }
 }
 
-/// What a program needs to begin; goes to the keeper on its standard input, never on a command line.
+/// What a program needs to begin; goes to the keeper, or to the stage, on its standard input, never on a command line.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) command: Vec<String>,
@@ -65,6 +81,8 @@ pub(crate) struct Spec {
     pub(crate) user: Option<SpecUser>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
+    #[serde(flatten)]
+    pub(crate) scheduling: Scheduling,
     pub(crate) stop_signal: i32,
     /// Tells whether a running program is the configured one.
     pub(crate) digest: String,
@@ -98,6 +116,22 @@ pub(crate) struct Run {
     /// When its main process began, in clock ticks since the machine did: tells it from a later one of the same number.
     #[serde(default)]
     pub(crate) started_ticks: u64,
+    /// The same of its keeper.
+    #[serde(default)]
+    pub(crate) keeper_started_ticks: u64,
+    /// The pid namespace that its numbers are from.
+    #[serde(default)]
+    pub(crate) pid_namespace: String,
+    /// The inodes of the pipes that take its output.
+    #[serde(default)]
+    pub(crate) pipes: [u64; 2],
+}
+
+impl Run {
+    /// Whether its numbers mean anything here: they are of this boot and of this pid namespace.
+    pub(crate) fn is_here(&self) -> bool {
+        self.boot_id == processes::boot_id() && self.pid_namespace == processes::pid_namespace()
+    }
 }
 
 /// How a run ended; on disk before anybody is told.
@@ -110,17 +144,33 @@ pub(crate) struct Exit {
     /// How many processes it left running when it ended by itself; they were ended.
     #[serde(default)]
     pub(crate) left: usize,
+    /// Whether the kernel's out-of-memory killer was at work when it was killed.
+    #[serde(default)]
+    pub(crate) out_of_memory: bool,
+}
+
+impl Exit {
+    /// The end of a run whose keeper was killed: nobody saw how.
+    pub(crate) fn unseen(run: &Run) -> Self {
+        let at_ms = quilt_core::time::now_ms();
+        Self { run: run.id.clone(), code: None, signal: None, at_ms, left: 0, out_of_memory: false }
+    }
+
+    /// Whether nobody saw how the run ended.
+    pub(crate) fn is_unseen(&self) -> bool {
+        self.code.is_none() && self.signal.is_none()
+    }
 }
 
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exit code {code}")?,
-            (_, Some(signal)) => match Signal::try_from(signal) {
-                Ok(signal) => write!(f, "killed by {signal}")?,
-                Err(_) => write!(f, "killed by signal {signal}")?,
-            },
+            (_, Some(signal)) => write!(f, "killed by {}", signals::name(signal))?,
             _ => f.write_str("ended with its keeper")?,
+        }
+        if self.out_of_memory {
+            f.write_str("; the kernel's out-of-memory killer was at work")?;
         }
         match self.left {
             0 => Ok(()),
@@ -154,70 +204,6 @@ pub(crate) enum FromKeeper {
     Exited(Exit),
 }
 
-/// The files of an instance's keeper, in the instance's state folder.
-#[derive(Clone, Debug)]
-pub(crate) struct Paths {
-    folder: PathBuf,
-}
-
-impl Paths {
-    pub(crate) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    fn lock(&self) -> PathBuf {
-        self.folder.join("keeper.lock")
-    }
-
-    fn run(&self) -> PathBuf {
-        self.folder.join("run.json")
-    }
-
-    fn exit(&self) -> PathBuf {
-        self.folder.join("exit.json")
-    }
-
-    /// A name for the socket that fits a socket address however deep the folder is; valid while the file lives.
-    pub(crate) fn socket(&self) -> io::Result<(File, PathBuf)> {
-        use std::os::fd::AsRawFd as _;
-        let folder = File::open(&self.folder)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}/keeper.sock", folder.as_raw_fd()));
-        Ok((folder, path))
-    }
-
-    /// Whether a keeper is at work.
-    pub(crate) fn is_kept(&self) -> io::Result<bool> {
-        match OpenOptions::new().read(true).write(true).open(self.lock()) {
-            Ok(file) => Ok(files::is_locked(&file)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn read_run(&self) -> Option<Run> {
-        serde_json::from_slice(&fs::read(self.run()).ok()?).ok()
-    }
-
-    pub(crate) fn read_exit(&self) -> Option<Exit> {
-        serde_json::from_slice(&fs::read(self.exit()).ok()?).ok()
-    }
-
-    /// Forgets the last run, so that the next start begins a new one.
-    pub(crate) fn forget(&self) -> io::Result<()> {
-        for path in [self.run(), self.exit()] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Stops the programs of all keepers below a station's folder of instances, as far as they still run, each within its own
 /// stop time-out and all at once. Answers how many.
 pub async fn stop_all(instances: &Path) -> usize {
@@ -236,7 +222,7 @@ pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>)
     if is_kept {
         match crate::kept::Kept::connect(paths).await {
             Ok(kept) => drop(kept.stop(paths, stop_timeout).await),
-            Err(_) => force_end(paths).await,
+            Err(_) => force_end(paths, None).await,
         }
     } else if let Some(run) = paths.read_run() {
         leftovers::kill(&run);
@@ -245,28 +231,35 @@ pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>)
     is_kept
 }
 
+/// How long a keeper may take to be gone once it told the end of its program.
+const LINGERS: Duration = Duration::from_secs(2);
 /// How long a killed keeper may take to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 
-/// Ends a keeper that does not answer, and its program with it.
-pub(crate) async fn force_end(paths: &Paths) {
-    let Some(run) = paths.read_run() else { return };
-    let folder = paths.folder.as_os_str().as_encoded_bytes();
-    let command = fs::read(format!("/proc/{}/cmdline", run.keeper)).unwrap_or_default();
-    // Who has that number now must be a keeper, and this instance's.
-    if command.starts_with(b"quilt-keeper\0") && command.split(|byte| *byte == 0).any(|argument| argument == folder) {
-        let _ = signal::kill(Pid::from_raw(run.keeper as i32), Signal::SIGKILL);
-        let gone = async {
-            while paths.is_kept().unwrap_or_default() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let _ = tokio::time::timeout(KILLED, gone).await;
+/// Waits until the keeper of a run that has ended is gone, and kills one that stays: as long as it is there, the next start
+/// would take it for the keeper of its own run.
+pub(crate) async fn until_gone(paths: &Paths, run: &Run) {
+    if let Some(keeper) = paths.keeper_of(run)
+        && tokio::time::timeout(LINGERS, keeper.ended()).await.is_err()
+    {
+        keeper.kill();
+        let _ = tokio::time::timeout(KILLED, keeper.ended()).await;
     }
-    leftovers::kill(&run);
 }
 
-/// The identity of this boot of the machine.
-pub(crate) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+/// Ends a keeper that does not answer, and its program with it. `run` is what the station knows of it, if it does; what is on
+/// disk may have been removed meanwhile.
+pub(crate) async fn force_end(paths: &Paths, run: Option<&Run>) {
+    let run = run.cloned().or_else(|| paths.read_run());
+    let keeper = run.as_ref().and_then(|run| paths.keeper_of(run)).or_else(|| paths.find_keeper());
+    if let Some(keeper) = keeper {
+        keeper.kill();
+        let _ = tokio::time::timeout(KILLED, keeper.ended()).await;
+    }
+    if let Some(run) = run {
+        leftovers::kill(&run);
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,24 +8,27 @@
 //! This role is linked into stations only: it uses the station's tokio directly for sockets and child processes.
 
 pub mod api;
+pub mod check;
 pub mod keeper;
 mod kept;
+mod signals;
 
 use std::path::PathBuf;
-use std::str::FromStr as _;
 use std::sync::{Arc, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
-use nix::sys::signal::Signal as UnixSignal;
 use nix::unistd::{Group, SysconfVar, User};
+use quilt_core::clean_start::Scheduling;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
 use sha2::{Digest as _, Sha256};
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, watch};
 
 use keeper::{Exit, Paths, Run, Spec, SpecUser, ToKeeper};
-use kept::{Ears, Found, Kept, say};
+use kept::{Ears, Found, Kept, Mouth, say};
+
+/// The name of this role.
+pub const ROLE: &str = "process";
 
 /// How long an argument or an environment variable may be, its closing zero byte included, in pages of memory: a limit of Linux
 /// that no setting moves.
@@ -34,6 +37,9 @@ const ARGUMENT_MAX_PAGES: usize = 32;
 const LAST_LINES: usize = 5;
 /// How many characters of each.
 const LAST_LINE_MAX: usize = 200;
+
+/// How many files a program can be allowed: fewer than these and it does not even begin, more and no kernel gives them.
+const OPEN_FILES: std::ops::RangeInclusive<u64> = 16..=1 << 30;
 
 /// A running program.
 pub struct Process {
@@ -44,7 +50,7 @@ pub struct Process {
     paths: Paths,
     run: Run,
     /// Until the program is known to have ended.
-    mouth: Mutex<Option<OwnedWriteHalf>>,
+    mouth: Mouth,
     /// Taken by `run`.
     ears: Option<Ears>,
     exit: watch::Sender<Option<Exit>>,
@@ -88,8 +94,21 @@ impl Process {
         if let Some(cwd) = config.cwd.as_ref().filter(|cwd| !cwd.is_absolute()) {
             invalid("cwd", "an absolute path", &format!("{cwd:?}"));
         }
-        if signal_number(&config.stop_signal).is_none() {
+        if signals::number(&config.stop_signal).is_none() {
             invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal));
+        }
+        if let Some(umask) = config.umask.as_ref().filter(|umask| octal(umask).is_none()) {
+            invalid("umask", "octal digits such as \"027\"", &format!("{umask:?}"));
+        }
+        if let Some(nice) = config.nice.filter(|nice| !(-20..=19).contains(nice)) {
+            invalid("nice", "a number from -20 to 19", &nice.to_string());
+        }
+        if let Some(score) = config.oom_score_adj.filter(|score| !(-1000..=1000).contains(score)) {
+            invalid("oom_score_adj", "a number from -1000 to 1000", &score.to_string());
+        }
+        if let Some(files) = config.open_files.filter(|files| !OPEN_FILES.contains(files)) {
+            let expected = format!("a number from {} to {}", OPEN_FILES.start(), OPEN_FILES.end());
+            invalid("open_files", &expected, &files.to_string());
         }
         wrong.extend(identity(config).err().into_iter().flatten());
         RoleError::unless_empty(wrong)
@@ -120,7 +139,7 @@ impl Process {
             digest,
             paths,
             run,
-            mouth: Mutex::new(mouth),
+            mouth: Arc::new(Mutex::new(mouth)),
             ears,
             exit: watch::Sender::new(exit),
             log: cx.log_dir().to_owned(),
@@ -143,15 +162,15 @@ impl Process {
 
     fn run(&mut self, cx: &RoleContext) -> Option<Work> {
         let (ears, paths, run, log) = (self.ears.take(), self.paths.clone(), self.run.clone(), self.log.clone());
-        let (sender, success, cx) = (self.exit.clone(), self.success.clone(), cx.clone());
+        let (sender, success, mouth, cx) = (self.exit.clone(), self.success.clone(), self.mouth.clone(), cx.clone());
         Some(Box::pin(async move {
             let known = sender.borrow().clone();
             let exit = match (known, ears) {
                 (Some(exit), _) => exit,
-                (None, Some(ears)) => ears.exit(&paths, &run).await,
+                (None, Some(ears)) => ears.exit(&paths, &run, &mouth).await,
                 (None, None) => return Err(RoleError::failed("the program is watched already")),
             };
-            if exit.code.is_none() && exit.signal.is_none() {
+            if exit.is_unseen() {
                 // Its keeper was killed, and the program with it; but not what the program had started.
                 keeper::leftovers::kill(&run);
             }
@@ -167,18 +186,17 @@ impl Process {
     }
 
     async fn stop(self, cx: &RoleContext) {
-        let ended = self.exit.borrow().is_some();
-        if !ended {
+        if self.exit.borrow().is_some() {
+            keeper::until_gone(&self.paths, &self.run).await;
+        } else {
             // `run` listened on the other connection; the keeper serves the newest.
-            let exit = match Kept::connect(&self.paths).await {
-                Ok(kept) => Some(kept.stop(&self.paths, Some(cx.stop_timeout())).await),
-                Err(_) => {
-                    keeper::force_end(&self.paths).await;
-                    None
+            match Kept::connect(&self.paths).await {
+                Ok(kept) => {
+                    if kept.stop(&self.paths, Some(cx.stop_timeout())).await.is_unseen() {
+                        keeper::leftovers::kill(&self.run);
+                    }
                 }
-            };
-            if exit.is_none_or(|exit| exit.code.is_none() && exit.signal.is_none()) {
-                keeper::leftovers::kill(&self.run);
+                Err(_) => keeper::force_end(&self.paths, Some(&self.run)).await,
             }
         }
         if let Err(error) = self.paths.forget() {
@@ -197,8 +215,8 @@ impl Process {
     async fn survives(cx: &RoleContext) -> bool {
         let paths = Paths::new(cx.state_dir());
         // One that ended unseen is judged by its exit, which begins nothing either.
-        let is_of_this_boot = || paths.read_run().is_some_and(|run| run.boot_id == keeper::boot_id());
-        paths.is_kept().unwrap_or_default() || is_of_this_boot()
+        let is_here = || paths.read_run().is_some_and(|run| run.is_here());
+        paths.is_kept().unwrap_or_default() || is_here()
     }
 
     /// Replies how the program does.
@@ -215,7 +233,7 @@ impl Process {
     /// Sends a signal to the program's main process.
     #[command]
     async fn signal(&self, request: Signal) -> Result<(), SignalError> {
-        let number = signal_number(&request.signal).ok_or(SignalError::Unknown(request.signal))?;
+        let number = signals::number(&request.signal).ok_or(SignalError::Unknown(request.signal))?;
         let mut mouth = self.mouth.lock().await;
         match mouth.as_mut() {
             Some(mouth) if self.exit.borrow().is_none() => say(mouth, &ToKeeper::Signal(number)).await,
@@ -246,7 +264,7 @@ impl Process {
 
     async fn tell_orphan_timeout(&mut self) {
         let timeout = self.config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
-        if let Some(mouth) = self.mouth.get_mut() {
+        if let Some(mouth) = self.mouth.lock().await.as_mut() {
             say(mouth, &ToKeeper::OrphanTimeout(timeout)).await;
         }
     }
@@ -256,21 +274,32 @@ impl Process {
 async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, RoleError> {
     if paths.is_kept()? {
         match Kept::connect(paths).await {
-            Ok(kept) if kept.run.digest == digest => return Ok(Found::Running(kept)),
+            Ok(kept) if kept.run.digest == digest && paths.exit_of(&kept.run).is_none() => {
+                return Ok(Found::Running(kept));
+            }
             Ok(kept) => {
                 kept.stop(paths, Some(cx.stop_timeout())).await;
             }
             // It ended between the look and the connection: its exit is on disk by now.
             Err(_) if !paths.is_kept()? => {}
-            Err(error) => return Err(RoleError::failed(format!("its keeper does not answer: {error}"))),
+            Err(error) => match paths.read_run().filter(|run| paths.exit_of(run).is_some()) {
+                Some(run) => keeper::until_gone(paths, &run).await,
+                None => return Err(RoleError::failed(format!("its keeper does not answer: {error}"))),
+            },
         }
     }
-    let Some(run) = paths.read_run() else { return Ok(Found::Nothing) };
-    if paths.read_exit().is_none_or(|exit| exit.run != run.id) {
+    let Some(run) = paths.read_run() else {
+        // Its whole folder was removed: it cannot be reached any more.
+        if cx.resuming() && paths.forgotten_keeper().is_some() {
+            keeper::force_end(paths, None).await;
+        }
+        return Ok(Found::Nothing);
+    };
+    if paths.exit_of(&run).is_none() {
         keeper::leftovers::kill(&run);
     }
-    // What ended while nobody watched counts as ending now, once; what ended before is history.
-    let counts = cx.resuming() && run.digest == digest && run.boot_id == keeper::boot_id();
+    // What ended while nobody watched counts as ending now, once; what ended before, or with its machine or container, is history.
+    let counts = cx.resuming() && run.digest == digest && run.is_here();
     Ok(if counts { Found::ended(paths, run) } else { Found::Nothing })
 }
 
@@ -292,14 +321,24 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
 /// again also while nobody can say who its user is, because a directory service is away.
 fn digest(config: &ProcessConfig) -> String {
     let ProcessConfig { command, env, cwd, user, group, stop_signal, .. } = config;
-    let parts = serde_json::to_vec(&(command, env, cwd, user, group, signal_number(stop_signal)));
+    let parts = serde_json::to_vec(&(command, env, cwd, user, group, signals::number(stop_signal), scheduling(config)));
     let digest = Sha256::digest(parts.expect("a configuration has text keys"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a program needs to begin.
 fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
-    let (user, uid, gid) = identity(config).map_err(RoleError::Rejected)?;
+    let mut spec = program(config).map_err(RoleError::Rejected)?;
+    spec.digest = digest(config);
+    spec.station = std::process::id();
+    spec.orphan_timeout_ms = config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
+    spec.stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
+    Ok(spec)
+}
+
+/// What a program with this configuration begins with.
+fn program(config: &ProcessConfig) -> Result<Spec, Vec<Invalid>> {
+    let (user, uid, gid) = identity(config)?;
     Ok(Spec {
         user,
         command: config.command.clone(),
@@ -307,12 +346,24 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
         cwd: config.cwd.clone().unwrap_or_else(|| "/".into()),
         uid,
         gid,
-        stop_signal: signal_number(&config.stop_signal).unwrap_or(UnixSignal::SIGTERM as i32),
-        digest: digest(config),
-        station: std::process::id(),
-        orphan_timeout_ms: config.orphan_timeout.map(|timeout| timeout.as_millis() as u64),
-        stop_timeout_ms: cx.stop_timeout().as_millis() as u64,
+        scheduling: scheduling(config),
+        stop_signal: signals::number(&config.stop_signal).unwrap_or(nix::libc::SIGTERM),
+        digest: String::new(),
+        station: 0,
+        orphan_timeout_ms: None,
+        stop_timeout_ms: 0,
     })
+}
+
+fn scheduling(config: &ProcessConfig) -> Scheduling {
+    let umask = config.umask.as_deref().and_then(octal);
+    let ProcessConfig { nice, oom_score_adj, open_files, .. } = *config;
+    Scheduling { umask, nice, oom_score_adj, open_files }
+}
+
+/// Permissions as octal digits.
+fn octal(text: &str) -> Option<u32> {
+    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'))
 }
 
 /// The user and group to run as.
@@ -343,13 +394,6 @@ fn known<T>(key: &str, name: &str, found: nix::Result<Option<T>>, wrong: &mut Ve
     };
     wrong.push(Invalid::key(key, "a name known to this machine", got));
     None
-}
-
-fn signal_number(name: &str) -> Option<i32> {
-    let name = name.to_ascii_uppercase();
-    let by_name = || UnixSignal::from_str(&name).or_else(|_| UnixSignal::from_str(&format!("SIG{name}"))).ok();
-    let by_number = || UnixSignal::try_from(name.parse::<i32>().ok()?).ok();
-    by_name().or_else(by_number).map(|signal| signal as i32)
 }
 
 /// The last lines on standard error of the run that ended, for its reason. The run's begin is a position in the log: the clock
@@ -423,8 +467,7 @@ mod tests {
         assert!(refused.contains("a name known to this machine"), "{refused}");
 
         // A keeper, as far as the station can see.
-        let lock = std::fs::File::create(state.join("keeper.lock")).unwrap();
-        quilt_core::files::lock_whole(&lock).unwrap();
+        let _lock = Paths::new(&state).lock().unwrap();
         let keeper = UnixListener::bind(state.join("keeper.sock")).unwrap();
         let parsed = serde_json::from_value(config.clone()).unwrap();
         let run = Run {
@@ -432,10 +475,13 @@ mod tests {
             digest: digest(&parsed),
             pid: 7,
             keeper: 8,
-            boot_id: keeper::boot_id(),
+            boot_id: quilt_core::processes::boot_id(),
             started_ms: 1,
             stop_timeout_ms: 0,
             started_ticks: 0,
+            keeper_started_ticks: 0,
+            pid_namespace: String::new(),
+            pipes: [0; 2],
         };
         let keeper = std::thread::spawn(move || {
             let (mut station, _) = keeper.accept().unwrap();

@@ -1,7 +1,8 @@
-//! The stage between keeper and program: takes on everything that the program should have, then becomes it.
+//! The stage between keeper and program, and between station and ready check: takes on everything that the program should
+//! have, then becomes it.
 //!
 //! A process of its own rather than code between fork and exec, where almost nothing is allowed: this way there is no
-//! unsafe code. The pid stays the same, so the keeper knows it before the program exists.
+//! unsafe code. The pid stays the same, so its parent knows it before the program exists.
 
 use std::ffi::CString;
 use std::io::{self, Read as _};
@@ -13,7 +14,9 @@ use nix::sys::signal::Signal;
 
 use super::{RUN_VARIABLE, Spec};
 
-/// Waits for the go-ahead (a [`Spec`] with the run's id, on standard input) and becomes the program.
+const PARENT_ENDED: &str = "its parent ended before the program began";
+
+/// Waits for the go-ahead (a [`Spec`] with the run's id and the parent's number, on standard input) and becomes the program.
 pub(super) fn become_program() -> ! {
     let error = prepare();
     // Captured with the program's own output, so an operator sees it where they look.
@@ -26,14 +29,14 @@ fn prepare() -> io::Error {
     if let Err(error) = io::stdin().read_to_string(&mut input) {
         return error;
     }
-    // A keeper that died before the go-ahead leaves nothing to do.
-    let Ok((run, keeper, spec)) = serde_json::from_str::<(String, u32, Spec)>(&input) else {
-        return io::Error::other("the keeper ended before the program began");
+    // A parent that died before the go-ahead leaves nothing to do.
+    let Ok((run, parent, spec)) = serde_json::from_str::<(String, u32, Spec)>(&input) else {
+        return io::Error::other(PARENT_ENDED);
     };
     let Some((program, arguments)) = spec.command.split_first() else {
         return io::Error::new(io::ErrorKind::InvalidInput, "an empty command");
     };
-    if let Err(error) = take_on(&spec, keeper) {
+    if let Err(error) = take_on(&spec, parent) {
         return error;
     }
     let mut command = Command::new(program);
@@ -51,14 +54,14 @@ fn prepare() -> io::Error {
     io::Error::new(error.kind(), format!("cannot run {program:?}: {error}"))
 }
 
-fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
+fn take_on(spec: &Spec, parent: u32) -> io::Result<()> {
     let named = |what: &str| {
         let what = what.to_owned();
         move |error: nix::Error| io::Error::other(format!("{what}: {error}"))
     };
     nix::unistd::setsid().map_err(named("a session of its own"))?;
-    // The keeper blocks the signals that it waits for; its program must not inherit that.
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(named("a signal mask"))?;
+    // Before the change of user: some of it takes privileges.
+    spec.scheduling.apply()?;
     if let Some(gid) = spec.gid {
         match &spec.user {
             Some(user) => {
@@ -77,10 +80,10 @@ fn take_on(spec: &Spec, keeper: u32) -> io::Result<()> {
         nix::unistd::setuid(uid.into()).map_err(named("the configured user"))?;
     }
     std::env::set_current_dir(&spec.cwd).map_err(|error| io::Error::other(format!("cwd = {:?}: {error}", spec.cwd)))?;
-    // After the change of user, which would undo it. If the keeper died before, its death signal never comes.
+    // After the change of user, which would undo it. If the parent died before, its death signal never comes.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(named("a death signal"))?;
-    if parent_id() != keeper {
-        return Err(io::Error::other("the keeper ended before the program began"));
+    if parent_id() != parent {
+        return Err(io::Error::other(PARENT_ENDED));
     }
     Ok(())
 }

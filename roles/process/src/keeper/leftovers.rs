@@ -1,108 +1,140 @@
-//! What a program leaves running: found by what cannot be forged by accident, never by its command line.
+//! What a program leaves running: found by what cannot be forged by accident, never by its command line, and killed only
+//! where it is proven to be the run's.
 
 use std::fs;
 
-use nix::sys::signal::{Signal, kill as send};
-use nix::unistd::Pid;
+use quilt_core::processes::{PidFd, ProcessStat};
 
-use super::{RUN_VARIABLE, Run, boot_id};
-
-/// A process as `/proc/PID/stat` tells it.
-#[derive(Clone, Copy)]
-struct Seen {
-    pid: u32,
-    parent: u32,
-    session: u32,
-    started_ticks: u64,
-}
+use super::paths::is_keeper;
+use super::{RUN_VARIABLE, Run};
 
 /// How often whatever is found is killed again: what is killed may have begun something in this very moment.
 const ROUNDS: usize = 5;
 
-fn look(pid: u32) -> Option<Seen> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may contain anything.
-    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    if matches!(fields.first(), None | Some(&"Z" | &"X")) {
-        return None;
-    }
-    Some(Seen { pid, parent: number(1)? as u32, session: number(3)? as u32, started_ticks: number(19)? })
-}
-
-fn all() -> Vec<Seen> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| look(entry.file_name().to_str()?.parse().ok()?)).collect()
-}
-
-/// When a process began, in clock ticks since the machine did.
-pub(super) fn started_ticks(pid: u32) -> u64 {
-    look(pid).map_or(0, |seen| seen.started_ticks)
-}
-
-/// Kills what is left of a run whose keeper is gone: what carries its mark, and what is in its session. A stranger that runs
-/// the same command, or got the same number later, is in neither.
+/// Kills what is left of a run whose keeper is gone.
 pub(crate) fn kill(run: &Run) {
-    // A keeper that lives ends its program itself. It may be another station's, of which this one's data is a copy.
-    if run.boot_id != boot_id() || is_keeper(run.keeper) {
+    // The numbers of another boot or namespace are others' here.
+    if !run.is_here() {
         return;
     }
-    let mark = format!("{RUN_VARIABLE}={}", run.id);
+    // A keeper that lives ends its program itself. It may be another station's, of which this one's data is a copy.
+    if PidFd::proven(run.keeper, run.keeper_started_ticks).is_some() && is_keeper(run.keeper) {
+        return;
+    }
     for _ in 0..ROUNDS {
-        let all = all();
-        // As long as the number names a session, the kernel gives it to nobody else.
-        let leader = all.iter().find(|seen| seen.pid == run.pid);
-        let is_ours = leader.is_none_or(|leader| leader.started_ticks == run.started_ticks);
-        let left: Vec<_> = all
-            .iter()
-            .filter(|seen| (is_ours && seen.session == run.pid) || carries(seen.pid, mark.as_bytes()))
-            .collect();
+        let left =
+            of_run(run, &ProcessStat::all(), |seen| carries_mark(seen.pid, &run.id), |seen| holds_pipe(seen.pid, run));
         if left.is_empty() {
             return;
         }
-        for seen in left {
-            let _ = send(Pid::from_raw(seen.pid as i32), Signal::SIGKILL);
-        }
+        left.iter().for_each(end);
     }
 }
 
-/// Whether a process is a keeper.
-fn is_keeper(pid: u32) -> bool {
-    look(pid).is_some()
-        && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.starts_with(b"quilt-keeper\0"))
+/// Which of all processes are a run's: those that carry its mark, and those in its session. A stranger that runs the same
+/// command, or got the same number later, is in neither.
+///
+/// A session is the run's if its leader began when the run's main process did. When the leader is gone its number stays the
+/// session's, but a later session can have had the same number: then one member must prove it for all, with the mark or with
+/// an end of the run's output. A run that left neither is left alone.
+fn of_run(
+    run: &Run,
+    all: &[ProcessStat],
+    carries_mark: impl Fn(&ProcessStat) -> bool,
+    holds_pipe: impl Fn(&ProcessStat) -> bool,
+) -> Vec<ProcessStat> {
+    let in_session = |seen: &&ProcessStat| seen.session == run.pid && seen.started_ticks >= run.started_ticks;
+    let is_ours = match all.iter().find(|seen| seen.pid == run.pid) {
+        Some(leader) => leader.started_ticks == run.started_ticks,
+        None => all.iter().filter(in_session).any(|seen| carries_mark(seen) || holds_pipe(seen)),
+    };
+    all.iter().filter(|seen| (is_ours && in_session(seen)) || carries_mark(seen)).copied().collect()
 }
 
-fn carries(pid: u32, mark: &[u8]) -> bool {
+fn carries_mark(pid: u32, run: &str) -> bool {
+    let mark = format!("{RUN_VARIABLE}={run}");
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|variable| variable == mark)
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
 }
 
-/// This process and all its descendants: a keeper is the parent of whatever its program has left (it is a subreaper).
-fn family() -> Vec<u32> {
-    let all = all();
-    let mut family = vec![std::process::id()];
-    let mut at = 0;
-    while let Some(parent) = family.get(at).copied() {
-        family.extend(all.iter().filter(|seen| seen.parent == parent).map(|seen| seen.pid));
-        at += 1;
+fn holds_pipe(pid: u32, run: &Run) -> bool {
+    let names = run.pipes.map(|inode| format!("pipe:[{inode}]"));
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| names.iter().any(|name| target.as_os_str() == name.as_str()))
+}
+
+/// All descendants of this process: a keeper is the parent of whatever its program has left (it is a subreaper).
+fn descendants() -> Vec<ProcessStat> {
+    let all = ProcessStat::all();
+    let mut found: Vec<ProcessStat> = Vec::new();
+    let mut parents = vec![std::process::id()];
+    while let Some(parent) = parents.pop() {
+        let children = all.iter().filter(|seen| seen.parent == parent);
+        parents.extend(children.clone().map(|seen| seen.pid));
+        found.extend(children);
     }
-    family
+    found
 }
 
 /// How many descendants this process has.
-pub(super) fn descendants() -> usize {
-    family().len() - 1
+pub(super) fn count_descendants() -> usize {
+    descendants().len()
 }
 
 /// Kills all descendants of this process.
 pub(super) fn kill_descendants() {
     for _ in 0..ROUNDS {
-        let family = family();
-        if family.len() == 1 {
+        let left = descendants();
+        if left.is_empty() {
             return;
         }
-        for pid in &family[1..] {
-            let _ = send(Pid::from_raw(*pid as i32), Signal::SIGKILL);
-        }
+        left.iter().for_each(end);
+    }
+}
+
+/// Kills a process that was seen, and nobody who got its number since.
+fn end(seen: &ProcessStat) {
+    if let Some(process) = PidFd::proven(seen.pid, seen.started_ticks) {
+        process.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run() -> Run {
+        serde_json::from_str(
+            r#"{"id":"r","digest":"d","pid":100,"keeper":99,"boot_id":"b","started_ms":1,"started_ticks":50}"#,
+        )
+        .unwrap()
+    }
+
+    fn seen(pid: u32, session: u32, started_ticks: u64) -> ProcessStat {
+        ProcessStat { pid, parent: 1, group: session, session, started_ticks }
+    }
+
+    fn pids(all: &[ProcessStat], marked: &[u32], piped: &[u32]) -> Vec<u32> {
+        let left = of_run(&run(), all, |seen| marked.contains(&seen.pid), |seen| piped.contains(&seen.pid));
+        left.iter().map(|seen| seen.pid).collect()
+    }
+
+    #[test]
+    fn a_session_is_the_runs_only_if_that_is_proven() {
+        let leader = seen(100, 100, 50);
+        let member = seen(101, 100, 60);
+        let stranger = seen(102, 102, 60);
+        assert_eq!(pids(&[leader, member, stranger], &[], &[]), [100, 101]);
+        // The number of the leader was given to another process, whose session it is.
+        assert_eq!(pids(&[seen(100, 100, 70), seen(101, 100, 71), stranger], &[], &[]), [0; 0]);
+        // The leader is gone: the session may be a later one of the same number, which a daemon has left.
+        assert_eq!(pids(&[member, stranger], &[], &[]), [0; 0]);
+        // One that has the run's output, or its mark, speaks for the others in its session.
+        let other = seen(103, 100, 80);
+        assert_eq!(pids(&[member, other, stranger], &[], &[101]), [101, 103]);
+        assert_eq!(pids(&[member, other, stranger], &[103], &[]), [101, 103]);
+        // The mark is enough anywhere.
+        assert_eq!(pids(&[leader, stranger], &[102], &[]), [100, 102]);
     }
 }

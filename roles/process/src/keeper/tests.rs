@@ -1,0 +1,138 @@
+use std::future::Future;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::pin::pin;
+use std::process::{Child, Command, Stdio};
+use std::task::{Context, Waker};
+
+use quilt_core::processes::ProcessStat;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A process that looks like the keeper of a folder, and ends when nobody holds its standard input. It marks itself as one of
+/// the run's.
+struct Fake {
+    folder: TempDir,
+    process: Child,
+}
+
+impl Fake {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // The shell is given the file as its script, by the name of a keeper's first argument.
+        fs::write(folder.path().join(KEEPER), "read line").unwrap();
+        let mut command = Command::new("sh");
+        command.arg0(KEEPER_NAME).arg(KEEPER).arg(folder.path()).current_dir(&folder);
+        let process = command.env(RUN_VARIABLE, "r").stdin(Stdio::piped()).spawn().unwrap();
+        Self { folder, process }
+    }
+
+    fn paths(&self) -> Paths {
+        Paths::new(self.folder.path())
+    }
+
+    /// A run that this is the keeper of, whose program is long gone.
+    fn run(&self) -> Run {
+        let keeper = ProcessStat::read(self.process.id()).unwrap();
+        Run {
+            id: "r".into(),
+            digest: "d".into(),
+            // Above every number that the kernel gives.
+            pid: 1 << 30,
+            keeper: keeper.pid,
+            boot_id: processes::boot_id(),
+            started_ms: 0,
+            stop_timeout_ms: 0,
+            started_ticks: 1,
+            keeper_started_ticks: keeper.started_ticks,
+            pid_namespace: processes::pid_namespace(),
+            pipes: [0; 2],
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        ProcessStat::read(self.process.id()).is_some()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The name is set by the exec, which comes a little after the fork.
+fn until_named(fake: &Fake, run: &Run) {
+    while fake.paths().keeper_of(run).is_none() {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_over_for_its_station_only_when_its_keeper_is_gone() {
+    let mut fake = Fake::new();
+    let (paths, run) = (fake.paths(), fake.run());
+    until_named(&fake, &run);
+    let mut gone = pin!(until_gone(&paths, &run));
+    assert!(gone.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(fake.process.stdin.take());
+    gone.await;
+    assert!(!fake.is_alive());
+    assert_eq!(fake.process.wait().unwrap().code(), Some(1), "it was killed rather than waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_stays_after_the_end_of_its_run_is_killed() {
+    let mut fake = Fake::new();
+    let run = fake.run();
+    until_named(&fake, &run);
+    until_gone(&fake.paths(), &run).await;
+    assert_eq!(fake.process.wait().unwrap().signal(), Some(nix::libc::SIGKILL));
+}
+
+#[tokio::test]
+async fn the_run_on_record_says_who_its_keeper_is_and_numbers_of_elsewhere_say_nothing() {
+    let fake = Fake::new();
+    let (paths, run) = (fake.paths(), fake.run());
+    until_named(&fake, &run);
+    let elsewhere = [
+        Run { boot_id: "another boot".into(), ..run.clone() },
+        Run { pid_namespace: "pid:[1]@1".into(), ..run.clone() },
+        Run { keeper_started_ticks: run.keeper_started_ticks - 1, ..run.clone() },
+        Run { keeper: std::process::id(), ..run.clone() },
+    ];
+    for run in &elsewhere {
+        fs::write(paths.run(), serde_json::to_vec(run).unwrap()).unwrap();
+        assert!(!paths.is_kept().unwrap(), "{run:?}");
+    }
+    // It carries the mark of the run, but in this boot or namespace the mark was not given.
+    for run in &elsewhere[..2] {
+        leftovers::kill(run);
+        force_end_recorded(run).await;
+    }
+    assert!(fake.is_alive());
+    // The record is enough, also without the lock.
+    fs::write(paths.run(), serde_json::to_vec(&run).unwrap()).unwrap();
+    assert!(paths.is_kept().unwrap());
+    // One of an earlier release does not say when its keeper began.
+    fs::write(paths.run(), serde_json::to_vec(&Run { keeper_started_ticks: 0, ..run.clone() }).unwrap()).unwrap();
+    assert!(paths.is_kept().unwrap());
+    // So is the lock, whatever was removed.
+    fs::remove_file(paths.run()).unwrap();
+    assert!(!paths.is_kept().unwrap());
+    let lock = paths.lock().unwrap();
+    assert!(paths.is_kept().unwrap());
+    assert!(paths.lock().is_err(), "two have the lock");
+    drop(lock);
+    paths.lock().unwrap();
+    // A leftover with the mark of the run is ended where the mark means something.
+    leftovers::kill(&Run { keeper: 1 << 30, ..run });
+    assert!(!fake.is_alive());
+}
+
+/// In a folder that nothing else names, so that only the record can lead to a process.
+async fn force_end_recorded(run: &Run) {
+    let empty = tempfile::tempdir().unwrap();
+    force_end(&Paths::new(empty.path()), Some(run)).await;
+}
