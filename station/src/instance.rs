@@ -340,8 +340,9 @@ impl Runner {
         };
         let answered = Answered::new(&self.around.board, &self.key);
         while let Some(ready) = self.spec.settings.ready.clone() {
+            let spec = self.spec.clone();
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &log, begin, |answer| answered.show(answer)) => outcome,
+                outcome = ready::wait(&ready, &spec, &log, begin, |answer| answered.show(answer)) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.

@@ -3,25 +3,27 @@
 mod output;
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use quilt_core::lines::Position;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
 use crate::endpoint::{HttpUrl, TcpAddress};
-use crate::spec::{Check, Ready};
+use crate::spec::{Check, Ready, Spec};
 
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// Waits until the check passes. `tell` hears at once what each attempt answered that did not; `Err` says what the last one did
 /// when the time is over. The run's output begins at `begin` in `log`.
-pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position, tell: impl Fn(&str)) -> Result<(), String> {
+pub(crate) async fn wait(
+    ready: &Ready,
+    spec: &Spec,
+    log: &Path,
+    begin: Position,
+    tell: impl Fn(&str),
+) -> Result<(), String> {
     let mut last = String::new();
     let mut answered = |answer: String| {
         if answer != last {
@@ -45,7 +47,7 @@ pub(crate) async fn wait(ready: &Ready, log: &Path, begin: Position, tell: impl 
             let attempt = match &ready.check {
                 Check::Tcp(address) => tokio::time::timeout(ATTEMPT, tcp(address)).await,
                 Check::Http(url) => tokio::time::timeout(ATTEMPT, http(url)).await,
-                Check::Command(command) => tokio::time::timeout(ATTEMPT, run(command)).await,
+                Check::Command(command) => tokio::time::timeout(ATTEMPT, run(command, spec)).await,
                 Check::Log(_) => unreachable!("handled above"),
             };
             match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT:?}"))) {
@@ -84,27 +86,8 @@ async fn http(url: &HttpUrl) -> Result<(), String> {
     }
 }
 
-async fn run(command: &[String]) -> Result<(), String> {
-    let mut program = Command::new(&command[0]);
-    program.args(&command[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    program.process_group(0);
-    let mut child = program.spawn().map_err(|error| format!("{command:?}: {error}"))?;
-    // What it started ends with it, also when its time is over.
-    let _group = Group(child.id().map(|pid| Pid::from_raw(pid as i32)));
-    match child.wait().await {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?}: {status}")),
-        Err(error) => Err(format!("{command:?}: {error}")),
-    }
-}
-
-/// A process group that is killed when this is dropped.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
+/// Runs a program as that of the instance, if it is one of the role that runs programs.
+async fn run(command: &[String], spec: &Spec) -> Result<(), String> {
+    let config = (spec.key.role == *quilt_role_process::ROLE).then_some(spec.config.as_str());
+    quilt_role_process::check::run(command, config).await
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use quilt_core::files;
+use quilt_core::processes::{self, PidFd};
 use quilt_core::words::count;
 use quilt_role_process::keeper;
 
@@ -30,7 +30,16 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
         None => "no station runs here".to_owned(),
         Some(pid) => {
             let signal = if roles { Signal::SIGINT } else { Signal::SIGTERM };
-            kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot signal process {pid}"))?;
+            // The number is the station's own. In another pid namespace it is somebody else's.
+            let process = PidFd::open(pid).ok().filter(|_| processes::has_open(pid, &path));
+            let Some(process) = process else {
+                bail!(
+                    "{} is held by a station that calls itself process {pid}, and no such process has it open here; stop it \
+                     in its own container, as the user that it runs as or as root",
+                    path.display()
+                );
+            };
+            process.send(signal as i32).with_context(|| format!("cannot signal process {pid}"))?;
             let stopped = async {
                 while holder(&path)?.is_some() {
                     tokio::time::sleep(LOOK).await;
@@ -54,7 +63,7 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
 }
 
 /// The process that holds the lock. A pid in a file that nobody locks is nobody's.
-fn holder(path: &Path) -> anyhow::Result<Option<i32>> {
+fn holder(path: &Path) -> anyhow::Result<Option<u32>> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -192,8 +192,25 @@ impl World {
     /// Starts a station and does not wait for the manager.
     pub async fn start_station(&mut self, name: &str, more: &[&str]) {
         let mut command = self.command("quilt-station");
-        command.arg("--data-dir").arg(self.station_folder(name));
-        command.args(["--manager", &self.address, "--name", name]).args(more);
+        self.station_arguments(&mut command, name).args(more);
+        self.run_station(name, command).await;
+    }
+
+    /// Starts a station from a shell script, which ends with `exec .. "$@"`, and does not wait for the manager. It inherits
+    /// what the script leaves it.
+    pub async fn station_from_shell(&mut self, name: &str, script: &str) {
+        let mut command = Command::new("sh");
+        command.env("QUILT_CFG_DIR", self.folder().join("config")).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(["-c", script, "sh"]).arg(binary_path("quilt-station"));
+        self.station_arguments(&mut command, name);
+        self.run_station(name, command).await;
+    }
+
+    fn station_arguments<'a>(&self, command: &'a mut Command, name: &str) -> &'a mut Command {
+        command.arg("--data-dir").arg(self.station_folder(name)).args(["--manager", &self.address, "--name", name])
+    }
+
+    async fn run_station(&mut self, name: &str, command: Command) {
         let mut daemon = Daemon::start(command).await;
         daemon.line_after("station started").await;
         self.stations.insert(name.to_owned(), daemon);
@@ -250,6 +267,15 @@ impl World {
     pub async fn until_state(&self, path: &str, state: &str) -> InstanceView {
         self.eventually(&format!("{path} is {state}"), async |world| {
             world.instance(path).await.is_some_and(|view| view.state.name() == state)
+        })
+        .await;
+        self.instance(path).await.unwrap()
+    }
+
+    /// Waits until an instance has another process than this one, and gives it.
+    pub async fn eventually_other_pid(&self, path: &str, pid: u32) -> InstanceView {
+        self.eventually(&format!("{path} has another process than {pid}"), async |world| {
+            world.instance(path).await.is_some_and(|view| view.pid.is_some_and(|new| new != pid))
         })
         .await;
         self.instance(path).await.unwrap()

@@ -235,7 +235,7 @@ impl Runner {
             let crashed = &mut started.crashed;
             let checking = async {
                 tokio::select! {
-                    outcome = crate::ready::wait(&check, &log, begin, |_| {}) => outcome,
+                    outcome = crate::ready::wait(&check, &self.spec, &log, begin, |_| {}) => outcome,
                     Some(panic) = crashed.recv() => Err(panic),
                 }
             };

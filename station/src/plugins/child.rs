@@ -16,13 +16,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use quilt_core::clean_start;
+use quilt_core::processes::PidFd;
 use quilt_net::{AskError, Handle, accept};
 use quilt_plugin_api::{Host, Report, RoleFactory};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Encoding, Limits, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::process::{Child as Process, Command};
+use tokio::process::Command;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use self::hearing::Station;
@@ -167,8 +169,8 @@ impl Child {
         let failed = |error: std::io::Error| LoadError::Open(format!("a process for it: {error}"));
         let (ours, theirs) = tokio::net::UnixStream::pair().map_err(failed)?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(failed)?);
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(PLUGIN_HOST).arg(&library.path).arg(&library.sha256).arg(trace::level().to_string());
+        let mut command = Command::from(clean_start::command("quilt-plugin-host", PLUGIN_HOST));
+        command.arg(&library.path).arg(&library.sha256).arg(trace::level().to_string());
         command
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::piped())
@@ -176,11 +178,13 @@ impl Child {
             .kill_on_drop(true)
             .process_group(0);
         let mut process = command.spawn().map_err(failed)?;
+        let pid = process.id().unwrap_or_default();
+        let exit = PidFd::open(pid).map_err(failed)?;
         // Our copy of its end would keep the socket open after its death.
         drop(command);
         let child = Arc::new(Self {
             name: library.name.clone(),
-            pid: process.id().unwrap_or_default(),
+            pid,
             session: OnceLock::new(),
             instances: Mutex::default(),
             next: Mutex::new(1),
@@ -207,28 +211,27 @@ impl Child {
         tokio::spawn(async move {
             let mut killed = child_of_task.killed.subscribe();
             let why = tokio::select! {
-                why = over(session, &mut process) => why,
+                why = over(session, &exit) => why,
                 why = killed.wait_for(Option::is_some) => why.ok().and_then(|why| why.clone()).unwrap_or_default(),
                 why = child_of_task.follow_levels() => why,
                 why = child_of_task.idle() => why,
             };
             // What ends the session of a child ends the child; one that ended by itself has its own status.
-            let by_itself = tokio::time::timeout(Duration::from_millis(200), process.wait()).await;
+            let by_itself = tokio::time::timeout(Duration::from_millis(200), exit.ended()).await.is_ok();
+            if !by_itself {
+                exit.kill();
+                let _ = exit.ended().await;
+            }
+            // What it forked goes with it. It is not reaped yet, so that its number is that of its group and of nobody else.
+            let _ = killpg(Pid::from_raw(pid as i32), Signal::SIGKILL);
             // The reason for which the station let go of it says more than how it took that.
             let reason = child_of_task.killed.borrow().clone();
-            let how = match by_itself {
-                Ok(Ok(_)) if reason.is_some() => reason.unwrap_or_default(),
-                Ok(Ok(status)) if status.success() => format!("{}; {why}", ended(status)),
-                Ok(Ok(status)) => ended(status),
-                _ => {
-                    let _ = process.kill().await;
-                    format!("{why}; it was killed")
-                }
+            let how = match process.wait().await {
+                Ok(_) if by_itself && reason.is_some() => reason.unwrap_or_default(),
+                Ok(status) if by_itself && status.success() => format!("{}; {why}", ended(status)),
+                Ok(status) if by_itself => ended(status),
+                _ => format!("{why}; it was killed"),
             };
-            if let Some(group) = i32::try_from(child_of_task.pid).ok().filter(|pid| *pid > 1) {
-                // What it forked goes with it. The group is there as long as anybody is in it; if nobody is, this does nothing.
-                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-            }
             for reading in [out, err].into_iter().flatten() {
                 let _ = tokio::time::timeout(Duration::from_millis(200), reading).await;
             }
@@ -370,11 +373,11 @@ impl Child {
 
 /// Waits for the end of a child's session, or of the child: that closes the session only if nobody else has its socket, and it
 /// may have forked.
-async fn over(session: impl Future<Output = Closed>, process: &mut Process) -> String {
+async fn over(session: impl Future<Output = Closed>, process: &PidFd) -> String {
     let mut session = std::pin::pin!(session);
     tokio::select! {
         why = &mut session => return why.to_string(),
-        _ = process.wait() => {}
+        _ = process.ended() => {}
     }
     match tokio::time::timeout(LAST_WORDS, session).await {
         Ok(why) => why.to_string(),

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::sys::resource::{Resource, getrlimit};
+use quilt_core::clean_start::{self, Scheduling};
 use quilt_net::{Handle, Inbound, ItemSink, NoService, Service};
 use quilt_plugin_api as api;
 use quilt_plugin_api::bridge::Tokens;
@@ -43,6 +45,13 @@ pub fn become_plugin_host_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|mode| mode != PLUGIN_HOST) {
         return;
+    }
+    clean_start::begin(c"quilt-plugin");
+    // A plugin has no key for its limits: it may have as many files open as the station may allow.
+    let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard);
+    if let Err(error) = (Scheduling { open_files, ..Scheduling::default() }).apply() {
+        eprintln!("{error}");
+        std::process::exit(1);
     }
     let (Some(path), Some(sha256), level) = (arguments.next(), arguments.next(), arguments.next()) else {
         eprintln!("{PLUGIN_HOST} is what a station starts for a plugin; it is not for people");

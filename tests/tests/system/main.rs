@@ -5,12 +5,14 @@
 #[path = "../../fixtures/imp/src/role.rs"]
 mod imp;
 
+mod clean_start;
 mod commands;
 mod conformance;
 mod convergence;
 mod first_steps;
 mod hostile;
 mod identity;
+mod keepers;
 mod manager_crash;
 mod nobody_reads;
 mod outcomes;
