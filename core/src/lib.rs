@@ -1,7 +1,7 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
 //! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`address`],
-//! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`time`], [`words`].
+//! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`init`], [`time`], [`words`].
 
 pub mod address;
 mod append;
@@ -9,6 +9,7 @@ pub mod args;
 pub mod clean_start;
 pub mod daemon;
 pub mod files;
+pub mod init;
 pub mod lines;
 pub mod log;
 pub mod processes;

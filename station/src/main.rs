@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
-use quilt_core::{args, clean_start, log, runtime, signals};
+use quilt_core::{args, clean_start, init, log, runtime, signals};
 use quilt_station::{Station, StationArgs, StationConfig, stop};
 use tokio::sync::mpsc;
 
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
     clean_start::keep_inherited();
+    init::serve_if_first();
     match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

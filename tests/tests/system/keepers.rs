@@ -111,3 +111,41 @@ async fn a_program_that_a_nameless_signal_ends_is_known_to_have_ended() {
     world.ctl(&["stop", "cam-1/process/asked"]).await.with_code(0);
     assert_eq!(world.until_state("cam-1/process/asked", "stopped").await.pid, None);
 }
+
+/// All zombies of the machine, with their parents.
+fn zombies() -> Vec<(u32, u32)> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let stat = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stat.filter_map(|stat| {
+        let pid = stat.split(' ').next()?.parse().ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        (fields.next()? == "Z").then_some(())?;
+        Some((pid, fields.next()?.parse().ok()?))
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_station_that_is_process_1_reaps_what_loses_its_parent_and_stops_as_it_is_told() {
+    // A pid namespace of one's own is root's to make.
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut world = World::new().await;
+    world.station_from_shell("cam-1", "exec unshare --pid --fork --kill-child --mount-proc \"$@\"").await;
+    let unshare = world.station_pid("cam-1");
+    let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    let first: u32 = children.trim().parse().unwrap();
+    // What these leave is killed by their keepers, which are gone before they could reap it.
+    let leaves = "command = [\"sh\", \"-c\", \"setsid sleep 1000 & exit 0\"]\nrestart = { policy = \"temporary\" }\n";
+    let fleet = (0..4).fold(Fleet::new(), |fleet, number| fleet.with(&format!("cam-1/process/p{number}"), leaves));
+    let file = world.fleet_file("f.toml", fleet.text());
+    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    for number in 0..4 {
+        world.until_state(&format!("cam-1/process/p{number}"), "completed").await;
+    }
+    world.eventually("no zombie is left", async |_| zombies().iter().all(|(_, parent)| *parent != first)).await;
+    kill(Pid::from_raw(first as i32), Signal::SIGTERM).unwrap();
+    world.eventually("it has stopped", async |_| !is_alive(first)).await;
+    assert_eq!(world.show("cam-1").await.state.name(), "disconnected");
+}

@@ -353,6 +353,8 @@ async fn a_program_that_clears_its_environment_is_not_run_twice_when_its_keeper_
         })
         .await;
     assert!(!is_alive(child), "a child without the mark goes on beside the next run");
+    // Nobody could find what the next run began, either.
+    world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
 }
 
 #[tokio::test]
