@@ -108,6 +108,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         spec,
         inbox,
         heard: None,
+        may_begin: false,
         record,
         resuming: beginning.resuming,
         left_over: beginning.resuming,
@@ -128,6 +129,8 @@ struct Runner {
     inbox: mpsc::Receiver<Order>,
     /// An order that came while something was under way, and is carried out next.
     heard: Option<Order>,
+    /// The order to begin came while an update was under way, which may end in a pause.
+    may_begin: bool,
     restarts: Restarts,
     /// How it was when an earlier station ended; none once it is so again, or anything new.
     record: Option<Record>,
@@ -217,6 +220,7 @@ impl Runner {
                 Phase::Idle
             }
             Order::Update(spec, _, done) => {
+                self.may_begin = false;
                 self.abandon().await;
                 // A failure of the old configuration is not one of the new.
                 self.show(State::Waiting, "");
@@ -278,7 +282,9 @@ impl Runner {
 
     async fn paused(&mut self) -> Phase {
         loop {
-            match self.order().await {
+            let begins = self.heard.is_none() && std::mem::take(&mut self.may_begin);
+            let order = if begins { Some(Order::Go) } else { self.order().await };
+            match order {
                 None => return Phase::Over,
                 Some(Order::Go) if !self.stopped && self.gave_up().is_some() => {
                     // It is not tried again by itself.
@@ -505,6 +511,7 @@ impl Runner {
                 }
             }
             Some(Order::Update(spec, _, done)) => {
+                self.may_begin = false;
                 let in_place = started.work.is_some() || self.state() == Some(State::Active);
                 match in_place {
                     true if self.update_role(&mut started, &spec).await => {

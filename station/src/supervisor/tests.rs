@@ -220,11 +220,12 @@ async fn the_end_of_the_station_waits_for_no_start() {
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_takes_long_delays_no_other_of_a_push() {
-    for how in ["start", "ready", "update", "active"] {
+    // The last takes longer than an update in place may, and begins again after it.
+    for (how, update) in [("start", 20), ("ready", 20), ("update", 20), ("active", 20), ("active", 40)] {
         let bench = Bench::new();
         busy(&bench, how).await;
         let pushed = Instant::now();
-        bench.commit(&[("a", r#"{"update":20000,"work":1}"#), ("b", "{}")]).await;
+        bench.commit(&[("a", &format!(r#"{{"update":{update}000,"work":1}}"#)), ("b", "{}")]).await;
         bench.until_state("b", State::Active).await;
         assert!(pushed.elapsed() <= Duration::from_secs(2), "{how}: after {:?}", pushed.elapsed());
         // And takes what was pushed in its turn.
