@@ -221,7 +221,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
-    clap_complete::CompleteEnv::with_factory(Cli::command).complete();
+    clap_complete::CompleteEnv::with_factory(Cli::command).shells(complete::SHELLS).complete();
     let Cli { manager, output, timeout, verb } = args::parse();
     let only_shows = verb.only_shows();
     let ran = Session::new(manager, timeout, output).and_then(|session| {

@@ -106,11 +106,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::SCHEMAS => inbound.answer(move |request| async move { schemas::read(&core, request).await }),
         command::EVENTS => events(core, inbound),
         other => {
-            let known = [
-                "stations", "clients", "resolve", "history", "rollback", "forget", "adopt", "replace", "renew",
-                "control", "apply", "events",
-            ];
-            let text = format!("the manager has no command {other:?}; it has {}", known.join(", "));
+            let text = format!("the manager has no command {other:?}; it has {}", command::OF_MANAGER.join(", "));
             inbound.responder.fail(Outcome::NoCommand, &text);
             done()
         }

@@ -74,4 +74,9 @@ pub mod command {
     pub const EVENTS: &str = "quilt:events";
     /// Tool to manager: connected tools.
     pub const CLIENTS: &str = "quilt:clients";
+    /// What a tool may ask the manager for without types of its own, as `quiltctl call manager` does; without the group.
+    pub const OF_MANAGER: [&str; 12] = [
+        "stations", "clients", "resolve", "history", "rollback", "forget", "adopt", "replace", "renew", "control",
+        "apply", "events",
+    ];
 }

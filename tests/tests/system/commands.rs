@@ -253,6 +253,8 @@ async fn a_command_is_callable_from_start_to_stop_and_a_restart_never_leads_to_a
 #[tokio::test]
 async fn completion_knows_names_from_the_running_manager() {
     let world = counting_world().await;
+    let fleet = Fleet::new().with("cam-1/counter/main", "").with("cam-1/process/x", "command = ['sleep', '1000']\n");
+    world.apply(fleet.text()).await.with_code(0);
     let complete = async |words: &[&str]| {
         let mut command = world.command("quiltctl");
         let index = (words.len() - 1).to_string();
@@ -265,7 +267,33 @@ async fn completion_knows_names_from_the_running_manager() {
     assert!(complete(&["quiltctl", "roles", "cam"]).await.contains("cam-1"));
     assert!(complete(&["quiltctl", "call", "cam"]).await.contains("cam-1/counter/main"));
     assert!(complete(&["quiltctl", "call", "cam-1/counter/main", "inc"]).await.contains("increment"));
+    // Only what the target offers.
+    let of_manager = complete(&["quiltctl", "call", "manager", ""]).await;
+    assert!(of_manager.contains("stations") && !of_manager.contains("increment"), "{of_manager}");
+    let of_program = complete(&["quiltctl", "call", "cam-1/process/x", ""]).await;
+    assert!(of_program.contains("status") && !of_program.contains("increment"), "{of_program}");
     for shell in ["bash", "zsh", "fish"] {
         assert!(world.ctl(&["completions", shell]).await.with_code(0).out.contains("quiltctl"));
     }
+    // In a real bash, which takes words apart at `:` and `=`; with no other manager than that of the line.
+    let binary = world.binary("quiltctl");
+    let folder = binary.parent().unwrap().to_str().unwrap();
+    let in_bash = async |line: &str, words: &str| {
+        let number = words.split_whitespace().count() - 1;
+        let script = format!(
+            "PATH={folder}:$PATH; source <(quiltctl completions bash); COMP_LINE={line:?}; COMP_POINT=${{#COMP_LINE}}; COMP_TYPE=9; \
+             COMP_WORDS=({words}); COMP_CWORD={number}; \
+             _clap_complete_quiltctl quiltctl \"${{COMP_WORDS[COMP_CWORD]}}\" x 2>/dev/null; echo \"${{COMPREPLY[@]}}\""
+        );
+        let mut bash = tokio::process::Command::new("bash");
+        bash.args(["--norc", "-c", &script]).env("QUILT_CFG_DIR", world.folder().join("config"));
+        String::from_utf8(bash.output().await.unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let (host, port) = world.address.rsplit_once(':').unwrap();
+    let (line, words) =
+        (format!("quiltctl --manager {}", world.address), format!("quiltctl --manager {host} : {port}"));
+    assert_eq!(in_bash(&format!("{line} roles ca"), &format!("{words} roles ca")).await, "cam-1");
+    let (line, words) = (line.replace("r 1", "r=1"), words.replace("r 1", "r = 1"));
+    let call = "call cam-1/counter/main inc";
+    assert_eq!(in_bash(&format!("{line} {call}"), &format!("{words} {call}")).await, "increment");
 }
