@@ -16,6 +16,7 @@
 pub(crate) mod children;
 mod copy;
 mod exec;
+mod interpreter;
 pub(crate) mod leftovers;
 mod oom;
 mod paths;

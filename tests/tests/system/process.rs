@@ -1,5 +1,6 @@
 //! The `process` role: any program, supervised.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use quilt_role_process::api::{ProcessStatus, Signal, SignalError, Status, Tail};
@@ -176,8 +177,12 @@ async fn a_program_that_cannot_run_says_why() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     let once = "restart = { policy = \"temporary\" }\n";
+    let script = world.folder().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let fleet = Fleet::new()
         .with("cam-1/process/missing", &format!("command = [\"/no/such/program\"]\n{once}"))
+        .with("cam-1/process/script", &format!("command = [{:?}]\n{once}", script.to_str().unwrap()))
         .with("cam-1/process/homeless", &format!("command = [\"true\"]\ncwd = \"/no/such/folder\"\n{once}"));
     let file = world.fleet_file("f.toml", fleet.text());
     world.ctl(&["apply", "-f", &file]).await.with_code(0);
@@ -187,6 +192,8 @@ async fn a_program_that_cannot_run_says_why() {
         "{}",
         missing.detail
     );
+    let script = world.until_state("cam-1/process/script", "failed").await;
+    assert!(script.detail.contains("/no/such/interpreter"), "{}", script.detail);
     let homeless = world.until_state("cam-1/process/homeless", "failed").await;
     assert!(homeless.detail.contains("/no/such/folder"), "{}", homeless.detail);
 }

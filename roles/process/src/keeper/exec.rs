@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
-use super::{RUN_VARIABLE, Spec};
+use super::{RUN_VARIABLE, Spec, interpreter};
 
 const PARENT_ENDED: &str = "its parent ended before the program began";
 
@@ -51,7 +51,8 @@ fn prepare() -> io::Error {
     }
     command.envs(&spec.env).env(RUN_VARIABLE, run);
     let error = command.exec();
-    io::Error::new(error.kind(), format!("cannot run {program:?}: {error}"))
+    let missing = interpreter::missing(program, &error).map_or_else(String::new, |missing| format!("; {missing}"));
+    io::Error::new(error.kind(), format!("cannot run {program:?}: {error}{missing}"))
 }
 
 fn take_on(spec: &Spec, parent: u32) -> io::Result<()> {
