@@ -17,6 +17,7 @@ use quilt_plugin_api::{
 };
 use serde::Deserialize;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::child::Library;
 use super::services::{HOST, INSTANCES, Placed, STREAMS};
@@ -300,8 +301,17 @@ impl RoleFactory for Loaded {
         let (role, place) = (lend(self.role.name.as_bytes()), lend(place.as_bytes()));
         // SAFETY: of the plugin's table; names are lent, the configuration changes hands.
         unsafe { start(placed.token, role, place, config, completion) };
+        let (give, started) = oneshot::channel();
+        self.image.runtime.spawn(async move {
+            let answer = waiting.await;
+            if let Err((placed, (abi::OK, _))) = give.send((placed, answer)) {
+                // Nobody waits for it any more, and what was started is stopped.
+                Running { placed, work: false }.end(0).await;
+            }
+        });
         Box::pin(async move {
-            let (status, body) = waiting.await;
+            let (placed, (status, body)) =
+                started.await.map_err(|_| RoleError::failed("its start was not seen through"))?;
             let Started { work } = serde_json::from_slice(&body).unwrap_or_default();
             outcome((status, body))?;
             Ok(Box::new(Running { placed, work }) as Box<dyn Instance>)

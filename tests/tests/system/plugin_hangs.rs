@@ -55,6 +55,27 @@ async fn an_update_that_never_ends_or_ends_its_process_is_followed_by_a_restart_
 }
 
 #[tokio::test]
+async fn a_start_that_is_given_up_is_stopped_when_it_comes_up_and_costs_no_other_instance_anything() {
+    for isolation in ["process", "inproc"] {
+        let keys = format!("say = 'x'\nisolation = '{isolation}'\n{QUICK}");
+        let world = world(&keys).await;
+        let gate = world.folder().join("gate");
+        let slow = format!("{keys}wait_for = {gate:?}\n");
+        let fleet = Fleet::new().with(TARGET, &keys).with("cam-1/imp/slow", &slow);
+        let file = world.fleet_file("f.toml", fleet.text());
+        world.ctl(&["apply", "-f", &file]).await.with_code(0);
+        let started = async |world: &World| world.ctl(&["logs", "cam-1/imp/slow"]).await.out.contains("starting x");
+        world.eventually("the slow one is in the midst of its start", started).await;
+        world.ctl(&["stop", "cam-1/imp/slow"]).await.with_code(0);
+        world.until_state("cam-1/imp/slow", "stopped").await;
+        std::fs::write(&gate, "").unwrap();
+        world.ctl(&["start", "cam-1/imp/slow"]).await.with_code(0);
+        world.until_state("cam-1/imp/slow", "active").await;
+        assert_eq!(world.instance(TARGET).await.unwrap().restarts, 0, "{isolation}");
+    }
+}
+
+#[tokio::test]
 async fn a_stop_that_never_ends_is_over_after_its_time_and_the_instance_can_be_started_again() {
     const CHILD: [&str; 5] = ["hang_at_stop", "never_at_stop", "abort_at_stop", "twice_at_stop", "late_at_stop"];
     const INSIDE: [&str; 3] = ["never_at_stop", "twice_at_stop", "late_at_stop"];

@@ -9,8 +9,9 @@ use quilt_plugin_api::{
 };
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, Terms};
+use tokio::sync::oneshot;
 
-use super::{Child, Keeper, Placed};
+use super::{CANCEL, Child, Keeper, Placed};
 use crate::plugins::wire::{self, Done};
 
 /// How long judging a configuration may take.
@@ -60,13 +61,17 @@ impl RoleFactory for Remote {
             let stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
             let instance = place.instance;
             cx.host().report(Report::Pid(Some(child.pid)));
-            // A start that is given up leaves something half done, and nobody to end it.
-            let mut given_up = KillUnlessDone { child: child.clone(), what: "a start that was given up", done: false };
             let request = wire::Start { instance, role, place: cx.place().clone(), config, stop_timeout_ms };
-            let started = child.ask(wire::START, &request, LONG).await;
-            given_up.done = true;
-            let work = outcome(started)?;
-            Ok(Box::new(Running { place, work }) as Box<dyn Instance>)
+            let (give, started) = oneshot::channel();
+            #[allow(clippy::disallowed_methods, reason = "ends with the start, or CANCEL after that was given up")]
+            tokio::spawn(see_through(place, request, give));
+            match started.await {
+                Ok((place, done)) => {
+                    let work = outcome(done)?;
+                    Ok(Box::new(Running { place, work }) as Box<dyn Instance>)
+                }
+                Err(_) => Err(RoleError::failed("its start was not seen through")),
+            }
         })
     }
 
@@ -78,6 +83,28 @@ impl RoleFactory for Remote {
             let request = wire::Abandon { role, place: cx.place().clone(), stop_timeout_ms };
             let _ = child.ask::<_, Done<()>>(wire::ABANDON, &request, LONG).await;
         })
+    }
+}
+
+/// Has an instance started, and stopped again if nobody waits for it any more: the other instances of its child have no part in
+/// that. A start that was given up and does not end by itself leaves something half done, and costs the child its life.
+async fn see_through(
+    place: Place,
+    request: wire::Start,
+    mut give: oneshot::Sender<(Place, Result<Done<bool>, String>)>,
+) {
+    let child = place.child.clone();
+    let mut given_up = KillUnlessDone { child: child.clone(), what: "a start that was given up", done: false };
+    let mut starting = std::pin::pin!(child.ask::<_, Done<bool>>(wire::START, &request, LONG));
+    let started = tokio::select! {
+        started = &mut starting => Some(started),
+        () = give.closed() => tokio::time::timeout(CANCEL, starting).await.ok(),
+    };
+    given_up.done = started.is_some();
+    let Some(started) = started else { return };
+    if let Err((place, Ok(Done::Ok(work)))) = give.send((place, started)) {
+        let limit = place.host.stop_timeout().saturating_add(CANCEL);
+        let _ = tokio::time::timeout(limit, Running { place, work }.end(false)).await;
     }
 }
 
