@@ -109,7 +109,7 @@ impl Bench {
             if let Some(report) = self.board.get(&key(name)).filter(&seen) {
                 return report;
             }
-            let waited = tokio::time::timeout(Duration::from_secs(600), changes.changed()).await;
+            let waited = tokio::time::timeout(Duration::from_secs(120), changes.changed()).await;
             assert!(waited.is_ok(), "waited in vain: {:?}", self.board.get(&key(name)));
         }
     }
@@ -154,11 +154,15 @@ async fn what_an_operator_stopped_stays_stopped_whatever_its_configuration_becom
     bench.until_state("a", State::Active).await;
 }
 
+/// A port that nobody listens on: free by now, and nobody else is given it so soon.
+fn unused_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 #[tokio::test]
 async fn what_a_ready_check_answers_is_shown_at_once_and_with_the_failure() {
     let bench = Bench::new();
-    // Free by now; nobody else is given it so soon.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = unused_port();
     let ready = |more: &str| format!(r#"{{"ready":{{"tcp":"127.0.0.1:{port}"{more}}}}}"#);
     bench.commit(&[("waits", &ready("")), ("fails", &ready(r#","within":"200ms""#))]).await;
     let refused = |report: &InstanceReport| report.detail.contains("Connection refused");
@@ -170,8 +174,9 @@ async fn what_a_ready_check_answers_is_shown_at_once_and_with_the_failure() {
 #[tokio::test]
 async fn an_end_before_it_was_ready_says_what_the_check_answered() {
     let bench = Bench::new();
-    let keys = r#"{"work":100,"restart":{"policy":"temporary"},"ready":{"command":["false"]}}"#;
-    bench.commit(&[("ends", keys)]).await;
+    let ready = format!(r#""ready":{{"tcp":"127.0.0.1:{}"}}"#, unused_port());
+    let keys = format!(r#"{{"work":100,"restart":{{"policy":"temporary"}},{ready}}}"#);
+    bench.commit(&[("ends", &keys)]).await;
     let failed = bench.until_state("ends", State::Failed).await;
     assert!(failed.detail.starts_with("it ended before it was ready: "), "{}", failed.detail);
 }
