@@ -33,8 +33,8 @@ pub enum CallError<E: std::fmt::Display> {
     /// The command's own error.
     #[error("{0}")]
     Command(E),
-    /// It was carried out, and its answer is not what the caller's types say.
-    #[error("carried out, but the answer is not of the caller's type: {0}")]
+    /// The command was carried out, but its answer does not decode as the caller's type.
+    #[error("the command was carried out, but its answer is not of the caller's type: {0}")]
     Answer(String),
     /// It ended otherwise.
     #[error("{}{}{text}", .outcome.name(), if .text.is_empty() { "" } else { ": " })]
@@ -49,8 +49,8 @@ pub enum CallError<E: std::fmt::Display> {
 impl Client {
     /// Calls a typed command of `station/role/instance` with the default options.
     ///
-    /// bincode is used when it can carry the types and the role's are the caller's; if only the latter is not so, JSON after one more
-    /// round trip.
+    /// The call uses bincode if that can carry the types and they agree with the role's. If they do not agree, it uses JSON after
+    /// one more round trip.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Client {
         Ok(TypedItems { items, command: PhantomData })
     }
 
-    /// The terms of a call, in bincode if that can carry it. Those of the last few calls are kept: most are made again and again.
+    /// The terms of a call, in bincode if that can carry it. Those of the last few calls are cached, because most are made again.
     fn terms<C: Command>(&self, target: &str, idempotent: bool) -> Result<Arc<Terms>, NameError> {
         const KEPT_MAX: usize = 8;
         let fingerprint = C::fingerprint();

@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// The port of a manager's protocol side.
 pub const PROTOCOL_PORT: u16 = 7440;
-/// The port of its HTTP side.
+/// The port of a manager's HTTP side.
 pub const HTTP_PORT: u16 = 7441;
 
-/// Completes an address to `HOST:PORT`: a port that is left out is `port`, and an IPv6 address may lack its brackets then.
+/// Completes an address to `HOST:PORT`. A missing port becomes `port`; an IPv6 address without a port may lack its brackets.
 ///
 /// # Errors
 ///
-/// It cannot be an address; says what is expected.
+/// The text is not an address; the error says what is expected.
 pub fn complete(text: &str, port: u16) -> Result<String, String> {
     let text = text.trim();
     let wrong = || {
@@ -33,7 +33,7 @@ pub fn complete(text: &str, port: u16) -> Result<String, String> {
     if is_host { Ok(format!("{host}:{port}")) } else { Err(wrong()) }
 }
 
-/// Whether a name server can be asked for it.
+/// Whether the text can be a host name.
 fn is_name(host: &str) -> bool {
     !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }

@@ -17,17 +17,17 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
-    /// Whether lines are missing that no notice in the file accounts for.
-    pub(crate) fn is_owing(&self) -> bool {
+    /// Whether lines are missing and no notice in the file says so yet.
+    pub(crate) fn has_unreported_losses(&self) -> bool {
         self.lines > 0
     }
 
-    /// Appends whole lines with a single write. `torn` says whether the file ends in the middle of a line; `None` if that cannot
-    /// be looked up. `notice` makes a line out of "3 lines were lost here: REASON"; that line precedes `lines` in the file.
+    /// Appends whole lines with a single write. `torn` says whether the file ends in the middle of a line; `None` if the caller
+    /// cannot know. `notice` turns "3 lines were lost here: REASON" into a line of the file's format, which then precedes `lines`.
     ///
     /// # Errors
     ///
-    /// The operating system's error. What is not in the file is counted as lost.
+    /// The operating system's error. Lines that did not reach the file are counted as lost.
     pub(crate) fn append(
         &mut self,
         out: &mut impl Write,
@@ -39,7 +39,7 @@ impl Losses {
         if torn.unwrap_or(self.torn) {
             before.push(b'\n');
         }
-        if self.is_owing() {
+        if self.has_unreported_losses() {
             let plural = if self.lines == 1 { " was" } else { "s were" };
             before.extend(notice(&format!("{} line{plural} lost here: {}", self.lines, self.why)));
         }
@@ -118,7 +118,7 @@ mod tests {
         losses.append(&mut disk, None, b"still full\n", notice).unwrap_err();
         disk.room = 1000;
         losses.append(&mut disk, None, b"five\n", notice).unwrap();
-        assert!(!losses.is_owing());
+        assert!(!losses.has_unreported_losses());
         losses.append(&mut disk, None, b"six\n", notice).unwrap();
         let text = String::from_utf8(disk.content).unwrap();
         let lines: Vec<_> = text.lines().collect();

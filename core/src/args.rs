@@ -1,5 +1,5 @@
-//! Command lines. An environment variable that is set and empty counts as not set: that is what `${NAME:-}` in a compose
-//! file or an `EnvironmentFile=` leaves of a setting that nobody made.
+//! Command lines. An environment variable that is set but empty counts as not set: `${NAME:-}` in a compose file and
+//! `EnvironmentFile=` leave such variables behind.
 
 use std::ffi::OsStr;
 
@@ -11,7 +11,7 @@ pub fn parse<T: Parser>() -> T {
     T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
-/// Takes the variables for which `is_empty` holds out of a command and its subcommands.
+/// Removes the variables for which `is_empty` holds from a command and its subcommands.
 fn ignore_empty(command: Command, is_empty: &impl Fn(&OsStr) -> bool) -> Command {
     let command = command.mut_args(|argument| match argument.get_env() {
         Some(name) if is_empty(name) => argument.env(None::<&'static str>),

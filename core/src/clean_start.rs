@@ -1,8 +1,8 @@
-//! A clean start: a process that quilt starts has what quilt gives it, and nothing of whoever started quilt.
+//! A clean start: a process that quilt starts inherits nothing from the process that started quilt.
 //!
-//! What a process inherits, it passes on: open descriptors with their locks and pipes, ignored and blocked signals, umask,
-//! priorities, and the variables with which a service manager talks to its service. Programs, ready checks, keepers and
-//! plugin hosts all begin with [`command`] in the process that starts them and [`begin`] in the one that is started.
+//! Without this it would inherit open descriptors with their locks and pipes, ignored and blocked signals, umask, priorities,
+//! and the variables with which a service manager talks to its service. The parent of a program, ready check, keeper or
+//! plugin host builds it with [`command`]; the new process calls [`begin`] first.
 
 use std::ffi::CStr;
 use std::fs;
@@ -16,7 +16,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 
-/// What a service manager tells its service only.
+/// Variables that a service manager means for its service only.
 const SERVICE_VARIABLES: [&str; 24] = [
     "CACHE_DIRECTORY",
     "CONFIGURATION_DIRECTORY",
@@ -47,32 +47,33 @@ const SERVICE_VARIABLES: [&str; 24] = [
 /// The highest signal number of the kernel.
 const SIGNAL_MAX: libc::c_int = 64;
 
-/// The umask of a process that has no other configured.
-pub const UMASK: u32 = 0o022;
-/// The soft limit of open files of a process that has no other configured: more breaks programs that use `select`, and a
-/// program that can use more may raise it up to the hard limit, which stays the station's.
-pub const OPEN_FILES: u64 = 1024;
+/// The umask of a process whose configuration has none.
+pub const DEFAULT_UMASK: u32 = 0o022;
+/// The soft limit of open files of a process whose configuration has none. More breaks programs that use `select`; a program
+/// that can use more raises it itself, up to the hard limit, which stays the station's.
+pub const DEFAULT_OPEN_FILES: u64 = 1024;
 
-/// What a process begins with. Each that is `None` has its default, as far as this process may set it; one that is given
-/// is set, or the start fails.
+/// Priorities and limits of a process. A value that is given must be settable, or the start fails. `None` means the default;
+/// if this process may not set that, the inherited value stays.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Scheduling {
-    /// Permissions that new files do not get; [`UMASK`] by default.
+    /// Permissions that new files do not get; [`DEFAULT_UMASK`] by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umask: Option<u32>,
-    /// From -20, which is first, to 19; 0 by default.
+    /// Niceness from -20, which is scheduled first, to 19; 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nice: Option<i32>,
     /// From -1000, which is never killed when memory is short, to 1000, which is killed first; 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
-    /// Soft limit of open files, and the hard one if that is lower; [`OPEN_FILES`] and the hard limit of this process by
+    /// Soft limit of open files, and the hard one if that is lower; [`DEFAULT_OPEN_FILES`] and the hard limit of this process by
     /// default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u64>,
 }
 
-/// A command that starts this program again, as `name` in lists of processes and with `mode` as its first argument.
+/// A command that starts this program again: as `name` in process lists, with `mode` as its first argument and without the
+/// variables of a service manager.
 pub fn command(name: &str, mode: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(name).arg(mode);
@@ -82,10 +83,10 @@ pub fn command(name: &str, mode: &str) -> Command {
     command
 }
 
-/// Lets go of what this process inherited: descriptors above 2, ignored and blocked signals. `name`, of at most 15 bytes,
-/// is what `top` shows.
+/// Drops what this process inherited: closes all descriptors above 2 and resets ignored and blocked signals. `name`, of at
+/// most 15 bytes, is what `top` shows.
 ///
-/// To be called first thing in `main`, before anything was opened: every descriptor above 2 is closed, whoever owns it.
+/// Call it first in `main`, before anything is opened: it closes every descriptor above 2, even one that is in use.
 pub fn begin(name: &CStr) {
     close_range(0);
     reset_signals();
@@ -93,33 +94,35 @@ pub fn begin(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);
 }
 
-/// Keeps what a daemon inherited from whatever it starts itself, and resets the signals that it ignores or blocks. For
-/// `main` of a daemon, before anything is started; the descriptors stay open here, with the locks and pipes they stand for.
-pub fn keep_inherited() {
+/// Makes sure that a daemon does not pass on what it inherited: marks all descriptors above 2 close-on-exec and resets ignored
+/// and blocked signals. The descriptors stay open in the daemon itself, with their locks and pipes.
+///
+/// Call it in `main` of a daemon before it starts anything.
+pub fn seal_inherited() {
     close_range(libc::CLOSE_RANGE_CLOEXEC);
     reset_signals();
 }
 
 impl Scheduling {
-    /// Sets all of it for this process. Call it before privileges are given up.
+    /// Applies all values to this process. Call it before giving up privileges: some need them.
     ///
     /// # Errors
     ///
-    /// A value that was configured cannot be set; the text names its key.
+    /// A configured value cannot be set; the text names its key.
     pub fn apply(&self) -> io::Result<()> {
-        umask(Mode::from_bits_truncate(self.umask.unwrap_or(UMASK)));
+        umask(Mode::from_bits_truncate(self.umask.unwrap_or(DEFAULT_UMASK)));
         let nice = rustix::process::setpriority_process(None, self.nice.unwrap_or(0));
         check("nice", self.nice, nice.map_err(io::Error::from))?;
         let score = fs::write("/proc/self/oom_score_adj", self.oom_score_adj.unwrap_or(0).to_string());
         check("oom_score_adj", self.oom_score_adj, score)?;
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        let soft = self.open_files.unwrap_or(OPEN_FILES.min(hard));
+        let soft = self.open_files.unwrap_or(DEFAULT_OPEN_FILES.min(hard));
         let limit = setrlimit(Resource::RLIMIT_NOFILE, soft, hard.max(soft));
         check("open_files", self.open_files, limit.map_err(io::Error::from))
     }
 }
 
-/// A default that may not be set is left as it is.
+/// Passes on the error of a configured value; ignores that of a default.
 fn check<T: std::fmt::Display>(key: &str, configured: Option<T>, set: io::Result<()>) -> io::Result<()> {
     match (configured, set) {
         (Some(value), Err(error)) => {
@@ -129,7 +132,7 @@ fn check<T: std::fmt::Display>(key: &str, configured: Option<T>, set: io::Result
     }
 }
 
-/// Closes all descriptors above 2, or does with them what `flags` say.
+/// Closes all descriptors above 2, or does to them what `flags` say.
 #[allow(unsafe_code, reason = "no safe wrapper")]
 fn close_range(flags: u32) {
     // SAFETY: three numbers are passed and no memory is touched. Without flags it is called by `begin` only, first thing in

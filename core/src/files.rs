@@ -27,8 +27,8 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Replaces `path` with `content` so that a crash of the process leaves the old file or the new one. Does not wait for the disk: a
-/// machine that loses its power may leave neither. For what is a convenience.
+/// Replaces `path` with `content` so that a crash of the process leaves the old file or the new one. Does not wait for the disk, so a
+/// power failure may leave neither: use it only for files that can be lost.
 ///
 /// # Errors
 ///
@@ -75,18 +75,19 @@ pub fn default_data_dir() -> PathBuf {
 /// A file that one process holds, with its pid in it. The kernel releases it whatever becomes of the process, so a
 /// stale file never blocks; existence and content decide nothing.
 ///
-/// The process that holds it must not open it by other ways: closing any descriptor of it gives the lock up.
+/// The process that holds it must not open the file elsewhere: closing any descriptor of the file releases the lock.
 #[derive(Debug)]
 pub struct PidFile {
-    /// Held for its lock; none once it is let go of.
+    /// Held for its lock; `None` only while it is dropped.
     file: Option<File>,
     inode: Inode,
 }
 
-/// A file whatever its name: device and number.
+/// Identifies a file regardless of its name: device and inode number.
 type Inode = (u64, u64);
 
-/// What this process holds. The kernel does not tell its holders of one file apart, so that a second would seem to have the lock.
+/// The pid files that this process holds. A record lock belongs to the process, so the kernel would grant a second one of the same
+/// file as well.
 static HELD: Mutex<BTreeSet<Inode>> = Mutex::new(BTreeSet::new());
 
 /// Why a [`PidFile`] cannot be had.
@@ -153,7 +154,7 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        // Closed first: later it would give up the lock of whoever takes the file in this process.
+        // Closed before it is removed from the set: closing it later would release a lock that this process has taken since.
         self.file = None;
         held.remove(&self.inode);
     }
@@ -163,10 +164,10 @@ fn inode(metadata: &fs::Metadata) -> Inode {
     (metadata.dev(), metadata.ino())
 }
 
-/// Locks the whole of a file for this process, until it ends or closes a descriptor of the file, whichever.
+/// Locks the whole of a file for this process, until it ends or closes any descriptor of the file.
 ///
-/// A record lock (`F_SETLK`), because such a lock is the process's own. One of the open file (`F_OFD_SETLK`, `flock`) passes
-/// through fork: a child that has not become its program yet holds it when the process was killed, and keeps the next one out.
+/// This is a record lock (`F_SETLK`), which belongs to the process. A lock of the open file (`F_OFD_SETLK`, `flock`) passes through
+/// fork: if the process is killed, a child between fork and exec would still hold it and keep the next process out.
 ///
 /// # Errors
 ///
@@ -175,7 +176,7 @@ pub fn lock_whole(file: &impl AsFd) -> nix::Result<()> {
     fcntl(file.as_fd(), FcntlArg::F_SETLK(&whole_file())).map(drop)
 }
 
-/// Whether somebody holds a lock on the file, of whichever kind; also this process itself. The question takes none.
+/// Whether any process, this one included, holds a lock of any kind on the file. Takes no lock itself.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Process 1 of a container: whatever loses its parent becomes its child, and only it can reap that.
+//! Process 1 of a container: every orphan becomes its child, and only it can reap them.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -7,13 +7,13 @@ use std::process::Command;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Pid, WaitOptions, WaitStatus, kill_process, wait};
 
-/// The signals that are passed on to the daemon.
-const PASSED_ON: [Signal; 6] =
+/// The signals that process 1 forwards to the daemon.
+const FORWARDED: [Signal; 6] =
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// If this is process 1, runs this program again as a child, reaps whatever ends, passes signals on, and exits as the child
-/// does. Otherwise returns at once. To be called in `main` of a daemon before it starts anything.
-pub fn serve_if_first() {
+/// If this is process 1, never returns: runs this program again as a child, forwards signals to it, reaps orphans, and exits
+/// with the child's exit code. Otherwise returns at once. Call it in `main` of a daemon before it starts anything.
+pub fn become_init_if_pid_1() {
     if std::process::id() != 1 {
         return;
     }
@@ -26,7 +26,7 @@ pub fn serve_if_first() {
 
 fn serve() -> io::Result<i32> {
     // Blocked before there is a child, so that none is missed.
-    let signals: SigSet = PASSED_ON.into_iter().chain([Signal::SIGCHLD]).collect();
+    let signals: SigSet = FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect();
     signals.thread_block()?;
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
@@ -39,7 +39,7 @@ fn serve() -> io::Result<i32> {
                     return Ok(code);
                 }
             }
-            // It is not reaped yet, so the number is its own.
+            // The daemon is not reaped yet, so the number is still its own.
             Ok(signal) => {
                 if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
                     let _ = kill_process(daemon, signal);
@@ -50,7 +50,8 @@ fn serve() -> io::Result<i32> {
     }
 }
 
-/// Reaps all that have ended: many ends can come as one signal. Answers the daemon's exit code if it is among them.
+/// Reaps all children that have ended, because several ends can arrive as one signal. Returns the daemon's exit code if it is
+/// among them.
 fn reap(daemon: Pid) -> Option<i32> {
     let mut code = None;
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -61,7 +62,7 @@ fn reap(daemon: Pid) -> Option<i32> {
     code
 }
 
-/// As a shell tells it.
+/// The exit code as a shell reports it.
 fn exit_code(status: WaitStatus) -> i32 {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,

@@ -62,15 +62,15 @@ impl Line {
     }
 }
 
-/// A place in a log. It stays valid when the log is rotated.
+/// A position in a log. It stays valid when the log is rotated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Position {
     file: FileId,
     offset: u64,
 }
 
-/// Tells a file from those that take its place. Inode numbers are given again soon, so the time of creation counts too; it is 0
-/// on file systems that do not know it.
+/// Identifies a file. File systems reuse inode numbers soon, so the time of creation is part of it; that is 0 where the file
+/// system does not record it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct FileId {
     /// 0: there was no file.
@@ -86,10 +86,10 @@ impl FileId {
 }
 
 impl Position {
-    /// Before everything that the log still has.
+    /// The position before everything that the log still holds.
     pub const START: Self = Self { file: FileId { inode: 0, created_ns: 0 }, offset: 0 };
 
-    /// Where the next record will be.
+    /// The position of the next record.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Position {
         }
     }
 
-    /// Notes that what is logged from now on belongs to a new run. To be called before the run can log anything.
+    /// Records that everything logged from now on belongs to a new run. Call it before the run can log anything.
     ///
     /// # Errors
     ///
@@ -120,8 +120,8 @@ impl Position {
         fs::rename(new, folder.join(RUN))
     }
 
-    /// Notes that the current run has logged what makes it ready: the log may lose that long before the run ends. Does nothing if
-    /// nobody noted where the run begins.
+    /// Records that the current run has become ready. Call it when the ready text is found: the log may rotate it away long before
+    /// the run ends. Does nothing if [`Position::begin_run`] was never called.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Position {
         read(READY).is_some_and(|ready| Some(ready) == read(RUN))
     }
 
-    /// Where the output of the current run begins, or of the last one; `None` if nobody noted it.
+    /// Where the output of the current or last run begins; `None` if [`Position::begin_run`] was never called.
     pub fn of_run(folder: &Path) -> Option<Self> {
         let text = fs::read_to_string(folder.join(RUN)).ok()?;
         let [inode, created_ns, offset] = text.split_whitespace().collect::<Vec<_>>()[..] else { return None };
@@ -148,7 +148,7 @@ impl Position {
     }
 }
 
-/// Opens one of the log's files, and says which it is.
+/// Opens one of the log's files; returns it with its inode.
 fn open(folder: &Path, name: &str) -> io::Result<Option<(File, u64)>> {
     match File::open(folder.join(name)) {
         Ok(file) => {

@@ -102,17 +102,17 @@ fn parse(level: &str) -> io::Result<EnvFilter> {
     EnvFilter::try_new(&filter).map_err(|error| invalid(format!("log level {level:?}: {error}")))
 }
 
-/// Checks a log level, for whoever reads command lines and configuration files.
+/// Checks a log level from a command line or a configuration file.
 ///
 /// # Errors
 ///
-/// It is no level and no filter; the text says what there is.
+/// The text is neither a level nor a filter; the error lists the levels.
 pub fn check_level(level: &str) -> Result<String, String> {
     parse(level).map_err(|error| error.to_string())?;
     Ok(level.to_owned())
 }
 
-/// Reads a log level from a configuration file, checked while the parser knows its place.
+/// Reads a log level from a configuration file. Checking it here lets the parser name its line and column.
 ///
 /// # Errors
 ///
@@ -121,8 +121,8 @@ pub fn deserialize_level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<O
     check_level(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
-/// The filter in the subscriber's own words. The subscriber takes a word that it does not know for the name of a module, and
-/// then logs nothing else: so each part must be a level, or say of which module it is one.
+/// Translates a level into the subscriber's filter syntax. The subscriber takes an unknown word for the name of a module and then
+/// logs nothing else, so each part must be a level or `MODULE=LEVEL`.
 fn filter(level: &str) -> Result<String, String> {
     let wrong = |part: &str| {
         let levels = "off, error, warn, info, debug, trace, or a filter such as quilt_net=debug,info";
@@ -138,7 +138,7 @@ fn filter(level: &str) -> Result<String, String> {
     Ok(parts.collect::<Result<Vec<_>, _>>()?.join(","))
 }
 
-/// The level that a word means, in whatever case: the subscriber's, and what other programs call the same.
+/// The level that a word means, in upper or lower case; other programs' words for the levels are accepted too.
 fn level_of(word: &str) -> Option<&'static str> {
     Some(match word.to_ascii_lowercase().as_str() {
         "off" | "none" => "off",

@@ -1,6 +1,5 @@
-//! Processes of this machine. A process is never known by its number alone: numbers come round, and begin again in another
-//! pid namespace. It is told by number and start time within one boot and one namespace, and signalled through a
-//! descriptor that stays with it.
+//! Processes of this machine. A pid alone does not identify a process: the kernel reuses pids, and every pid namespace begins
+//! anew. Pid and start time do, within one boot and one namespace. Signals go through a descriptor that stays with its process.
 
 use std::fs;
 use std::io;
@@ -24,17 +23,17 @@ pub struct ProcessStat {
     pub group: u32,
     /// Its session.
     pub session: u32,
-    /// When it began, in clock ticks since the machine did.
+    /// When it began, in clock ticks since boot.
     pub started_ticks: u64,
 }
 
 impl ProcessStat {
-    /// Reads one; `None` if there is none, or only a zombie.
+    /// Reads one process; `None` if there is none or only a zombie.
     pub fn read(pid: u32) -> Option<Self> {
         Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// Reads all that this process may see, without zombies. Costs about 10 µs each.
+    /// Reads all processes that this one may see, without zombies. Costs about 10 µs for each process.
     pub fn all() -> Vec<Self> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         entries.filter_map(|entry| Self::read(entry.file_name().to_str()?.parse().ok()?)).collect()
@@ -57,13 +56,13 @@ impl ProcessStat {
     }
 }
 
-/// A descriptor of one process. It never comes to mean another, also when the number is given to somebody else.
+/// A descriptor of one process. It never refers to another one, even when the kernel reuses the pid.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens the process that has this number now. Only for a child that is not waited for yet, whose number is its own;
-    /// [`PidFd::proven`] otherwise.
+    /// Opens the process that has this pid now. Use it only for a child that is not reaped yet, because its pid cannot have been
+    /// reused; use [`PidFd::proven`] otherwise.
     ///
     /// # Errors
     ///
@@ -73,7 +72,7 @@ impl PidFd {
         Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
-    /// Opens a process if it is the one that began at `started_ticks`.
+    /// Opens a process if it is the one that began at `started_ticks`, in clock ticks since boot.
     pub fn proven(pid: u32, started_ticks: u64) -> Option<Self> {
         let process = Self::open(pid).ok()?;
         // Read after it was opened: a process that has the start time now had it when it was opened, because one that came
@@ -82,12 +81,12 @@ impl PidFd {
         (stat.started_ticks == started_ticks).then_some(process)
     }
 
-    /// Kills the process; one that has ended is left alone.
+    /// Kills the process. Does nothing if it has ended.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
-    /// Sends a signal that has a name.
+    /// Sends a signal that has a name; real-time signals have none.
     ///
     /// # Errors
     ///
@@ -97,13 +96,13 @@ impl PidFd {
         Ok(pidfd_send_signal(&self.0, signal)?)
     }
 
-    /// Whether the process has ended; a zombie has.
+    /// Whether the process has ended. A zombie has.
     pub fn has_ended(&self) -> bool {
         let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Waits for the end of the process. A child is not reaped by this.
+    /// Waits for the end of the process. Does not reap a child.
     ///
     /// # Cancel safety
     ///
@@ -127,7 +126,7 @@ impl AsFd for PidFd {
     }
 }
 
-/// Whether a process has this file open; false also if this process may not look.
+/// Whether a process has this file open. Also false if this process may not look.
 pub fn has_open(pid: u32, path: &Path) -> bool {
     let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
     let Some(wanted) = identity(path) else { return false };
@@ -140,8 +139,8 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// The identity of this pid namespace within this boot. The number of a namespace is given again as soon as it is gone, so
-/// that the start time of its first process belongs to it.
+/// The identity of this pid namespace within this boot. The kernel reuses the number of a namespace as soon as it is gone, so
+/// the start time of its first process is part of the identity.
 pub fn pid_namespace() -> String {
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     let first = ProcessStat::read(1).map_or(0, |first| first.started_ticks);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-/// Runs `work` to its end, then gives what still blocks in the background at most `grace`: a name look-up cannot be
-/// cancelled, and takes as long as the resolver's time-outs when no name server answers. Dropping the runtime would wait for it.
+/// Runs `work` to its end, then waits at most `grace` for blocking background work. Dropping the runtime instead would wait for all
+/// of it: a name look-up cannot be cancelled, and lasts as long as the resolver's time-outs when no name server answers.
 pub fn run<T>(runtime: Runtime, grace: Duration, work: impl Future<Output = T>) -> T {
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(grace);

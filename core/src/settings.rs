@@ -50,7 +50,7 @@ pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     (line, column)
 }
 
-/// Parses the text of a TOML file.
+/// Parses the text of the TOML file at `path`. Dates, `nan` and `inf` are refused, because configurations travel as JSON.
 ///
 /// # Errors
 ///
@@ -67,8 +67,8 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Settings
     T::deserialize(toml::Deserializer::from(table)).map_err(invalid)
 }
 
-/// The first value that JSON has not, with what is expected there. What files configure travels as JSON, which would make
-/// something else of it: a date becomes a table, and `nan` becomes null.
+/// Finds the first value that JSON cannot represent, with what is expected there. As JSON a date would become a table, and `nan`
+/// null.
 fn not_in_json(value: &Spanned<DeValue<'_>>) -> Option<(Range<usize>, &'static str)> {
     match value.get_ref() {
         DeValue::Datetime(_) => Some((value.span(), "a date or time in quotes")),
@@ -87,7 +87,7 @@ pub fn config_dir() -> PathBuf {
     set.map_or_else(|| "/etc/quilt".into(), PathBuf::from)
 }
 
-/// Where plugins are unless somebody says otherwise.
+/// The plugin folder of a station that names none.
 pub fn default_plugin_dir() -> PathBuf {
     config_dir().join("plugins")
 }
@@ -123,15 +123,15 @@ pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str) -> Result<T
     section.try_into().map_err(|error| SettingsError::invalid(&last, "", &error))
 }
 
-/// The sections that there are.
+/// The sections of a settings file.
 const SECTIONS: [&str; 3] = ["manager", "station", "client"];
 
-/// Whether a file has known sections only, and `section` in it is a `T`.
+/// Checks that a file has known sections only and that `section` in it is a `T`.
 fn check<T: DeserializeOwned>(text: &str, section: &str) -> Result<(), toml::de::Error> {
     SectionOf::<T> { section, is: PhantomData }.deserialize(toml::Deserializer::parse(text)?)
 }
 
-/// Reads one section where it stands in the text: errors then know their place.
+/// Reads one section in place, so that errors have line and column.
 struct SectionOf<'a, T> {
     section: &'a str,
     is: PhantomData<T>,
@@ -163,7 +163,7 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for SectionOf<'_, T> {
     }
 }
 
-/// The name of a section, checked while the parser knows where it stands.
+/// The name of a section. Checking it while parsing gives the error line and column.
 struct Section(&'static str);
 
 impl<'de> Deserialize<'de> for Section {
@@ -194,7 +194,7 @@ pub fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, SettingsError> {
     Ok(paths)
 }
 
-/// Hidden files are an editor's or a file system's own: Emacs locks `x.toml` with a link `.#x.toml` that leads nowhere.
+/// Hidden files belong to editors and file systems: Emacs locks `x.toml` with a dangling link `.#x.toml`.
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }

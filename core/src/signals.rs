@@ -39,8 +39,8 @@ pub fn stop(reload: impl Fn()) -> io::Result<impl Future<Output = Stop>> {
     })
 }
 
-/// Whether whoever started this process wants it to live on when its terminal closes, as `nohup` does. To be asked before
-/// [`stop`], which has HUP caught.
+/// Whether this process was started with HUP ignored, as `nohup` does, so that it lives on when its terminal closes. Call it before
+/// [`stop`], which installs a handler for HUP.
 pub fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -23,8 +23,8 @@ pub fn ms_text(ms: u64) -> String {
     rfc3339(UNIX_EPOCH + Duration::from_millis(ms.min(END_OF_9999)))
 }
 
-/// How long before `now` an [`rfc3339`] time was, as people say it: `3m ago`, `2h ago`, `5d ago`. A time to come, as another
-/// host's clock may have it, was just now; what is no time is given back as it is.
+/// How long before `now` an [`rfc3339`] time was, such as `3m ago`, `2h ago` or `5d ago`. A time in the future, which another host's
+/// clock may give, is `just now`. Text that is not a time is returned as it is.
 pub fn age_text(then: &str, now: SystemTime) -> String {
     let Ok(time) = humantime::parse_rfc3339(then) else { return then.to_owned() };
     let seconds = now.duration_since(time).unwrap_or_default().as_secs();

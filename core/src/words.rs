@@ -1,6 +1,6 @@
 //! Counts and lists in sentences for people.
 
-/// How many names [`list`] spells out.
+/// How many names [`list`] shows.
 const LISTED_MAX: usize = 10;
 
 /// `1 station`, `2 stations`: a number with a noun whose plural ends in s.
@@ -9,8 +9,7 @@ pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{s}")
 }
 
-/// `a, b, c`, and of more than ten the first ten and how many there are besides: a sentence must stay readable in a
-/// fleet of thousands.
+/// `a, b, c`. Of more than ten names it shows ten and counts the rest, so that a sentence stays readable in a fleet of thousands.
 pub fn list<T: AsRef<str>>(names: &[T]) -> String {
     let (first, rest) = names.split_at(names.len().min(LISTED_MAX));
     let first = first.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");

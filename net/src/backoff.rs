@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// Delays between attempts: doubling with jitter, never shorter than the first nor longer than the cap.
+/// Delays between attempts. They double with jitter, and are never shorter than the first delay nor longer than the cap.
 ///
-/// Peers that failed together spread out, also once they have reached the cap: there a delay is anything from half of it on.
+/// Jitter spreads peers that failed together. At the cap a delay is a random one between half the cap and the cap.
 #[derive(Debug)]
 pub struct Backoff {
     builder: ExponentialBuilder,
@@ -28,7 +28,7 @@ impl Backoff {
         Self { builder, delays: builder.build(), cap }
     }
 
-    /// How long to wait before the next attempt. Each call is one attempt more.
+    /// Returns how long to wait before the next attempt, and advances to a longer delay.
     pub fn next_delay(&mut self) -> Duration {
         self.delays.next().expect("the delays do not end").min(self.cap)
     }

@@ -37,14 +37,14 @@ impl Labels {
     }
 }
 
-/// What selectors know of a station by other means, and their own words: a label of such a name could never be asked for.
+/// Names that selectors give another meaning, and their operators: no selector could refer to a label of such a name.
 const RESERVED: [&str; 10] = ["name", "id", "hostname", "mac", "ip", "role", "state", "and", "or", "not"];
 
-/// Checks that a selector can ask for a label of this name.
+/// Checks that a selector can refer to a label of this name.
 ///
 /// # Errors
 ///
-/// Says what is expected.
+/// The name is reserved or malformed; the error says what is expected.
 pub fn check_key(key: &str) -> Result<(), String> {
     if RESERVED.contains(&key) {
         return Err(format!(

@@ -43,8 +43,8 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
-    clean_start::keep_inherited();
-    init::serve_if_first();
+    clean_start::seal_inherited();
+    init::become_init_if_pid_1();
     match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

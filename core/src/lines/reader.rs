@@ -15,16 +15,16 @@ use super::{CURRENT, FileId, Line, OLDER, Position, QUILT, open, parse, parse_he
 use crate::{files, time};
 
 /// How many bytes are read at a time.
-pub(super) const PIECE: usize = 64 << 10;
+pub(super) const READ_SIZE: usize = 64 << 10;
 
-/// How many of a file's first bytes tell it from what took its place: they hold the time of its first record.
-const BEGINNING: usize = 64;
+/// How many of a file's first bytes identify it, in bytes: they hold the time of its first record.
+const HEAD_LENGTH: usize = 64;
 
-/// How often a log is looked at where inotify is not to be had.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a reader looks at the log if it cannot have an inotify instance.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Reads a log from near its end on, a piece at a time, and follows it. What it holds in memory does not depend on how much
-/// is read.
+/// Reads a log from near its end on, and follows it. It reads a bounded amount at a time, so its memory does not depend on the
+/// length of the log.
 pub struct Reader {
     folder: PathBuf,
     source: Option<Source>,
@@ -43,7 +43,7 @@ struct Source {
     beginning: Vec<u8>,
 }
 
-/// How a reader hears of new lines.
+/// How a reader notices new lines.
 enum Watch {
     Inotify(Box<EventStream<[u8; 1024]>>),
     /// The machine is out of inotify instances (128 a user by default): look from time to time.
@@ -53,7 +53,7 @@ enum Watch {
 impl Source {
     fn new(file: File, inode: u64, at: u64) -> io::Result<Self> {
         let mut source = Self { file, inode, at, beginning: Vec::new() };
-        source.beginning = source.read(0, BEGINNING)?;
+        source.beginning = source.read(0, HEAD_LENGTH)?;
         Ok(source)
     }
 
@@ -64,10 +64,10 @@ impl Source {
         Ok(bytes)
     }
 
-    /// Whether it was emptied in place since the last call: it is shorter than what has been read, or begins otherwise because
-    /// it has grown again.
+    /// Whether somebody emptied the file in place since the last call: it is shorter than what has been read, or it has grown
+    /// again and begins with other bytes.
     fn was_emptied(&mut self) -> io::Result<bool> {
-        let now = self.read(0, BEGINNING)?;
+        let now = self.read(0, HEAD_LENGTH)?;
         let emptied = !now.starts_with(&self.beginning) || self.file.metadata()?.len() < self.at;
         self.beginning = now;
         Ok(emptied)
@@ -75,7 +75,7 @@ impl Source {
 }
 
 impl Reader {
-    /// A reader of the log in `folder` that begins with its last `count` lines, or later ones.
+    /// Opens the log in `folder` at the beginning of its last `count` lines.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl Reader {
         Self::open_since(folder, count, Position::START)
     }
 
-    /// As [`Reader::open`], but leaves out what was logged before a position.
+    /// As [`Reader::open`], but skips what was logged before `since`.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl Reader {
         Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None })
     }
 
-    /// The records that come next, as many as are read at once; none if there are no more now.
+    /// Returns the next records, as many as one read yields; none if there are no more now.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Reader {
             }
             // Whether it was rotated is asked before reading, so that its last lines are read.
             let rotated = fs::metadata(self.folder.join(CURRENT)).is_ok_and(|now| now.ino() != source.inode);
-            let piece = source.read(source.at, PIECE)?;
+            let piece = source.read(source.at, READ_SIZE)?;
             source.at += piece.len() as u64;
             self.partial.extend_from_slice(&piece);
             let complete = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -155,7 +155,7 @@ impl Reader {
         }
     }
 
-    /// As [`Reader::more`], but waits for at least one record.
+    /// Waits until there is at least one record, then returns as [`Reader::more`] does.
     ///
     /// # Errors
     ///
@@ -166,14 +166,14 @@ impl Reader {
     /// Cancel-safe: records are taken only when they are returned.
     pub async fn next(&mut self) -> io::Result<Vec<Line>> {
         loop {
-            // Read after the watch exists, so that nothing falls between.
+            // The second round reads after the watch exists, so that no record falls between.
             let lines = self.more()?;
             if !lines.is_empty() {
                 return Ok(lines);
             }
             match &mut self.watch {
                 None => self.watch = Some(watch(&self.folder)?),
-                Some(Watch::Poll) => tokio::time::sleep(LOOK).await,
+                Some(Watch::Poll) => tokio::time::sleep(POLL_INTERVAL).await,
                 Some(Watch::Inotify(watch)) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
                     Some(event) => {
                         if event?.mask.contains(EventMask::IGNORED) {
@@ -202,8 +202,8 @@ fn watch(folder: &Path) -> io::Result<Watch> {
     Ok(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))))
 }
 
-/// Where the last `count` lines of a file begin, and how many there are: `count`, or all. Reads from its end. A record that says
-/// that its line goes on does not count, unless it is the last.
+/// Finds where the last `count` lines of a file begin, reading backwards from its end, and how many there are: `count`, or fewer if
+/// the file has fewer. A record whose line goes on in the next one does not count, unless it is the last record.
 fn last_lines(file: &File, count: usize) -> io::Result<(u64, usize)> {
     let mut lines = 0;
     // Where the record begins that follows in the file.
@@ -220,12 +220,12 @@ fn last_lines(file: &File, count: usize) -> io::Result<(u64, usize)> {
         None
     };
     let mut end = file.metadata()?.len();
-    let mut bytes = vec![0; PIECE + BEGINNING];
-    // The break that ends the last record; what follows it is a record that is being written.
+    let mut bytes = vec![0; READ_SIZE + HEAD_LENGTH];
+    // Set once the break that ends the last whole record is found; bytes after it belong to a record that is being written.
     let mut ends_whole = false;
     let mut last_break = end;
     while end > 0 {
-        let begin = end.saturating_sub(PIECE as u64);
+        let begin = end.saturating_sub(READ_SIZE as u64);
         // With the beginning of what follows, for a record whose head lies across the edge.
         let read = file.read_at(&mut bytes, begin)?;
         let length = ((end - begin) as usize).min(read);

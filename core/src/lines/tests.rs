@@ -1,4 +1,4 @@
-use super::reader::PIECE;
+use super::reader::READ_SIZE;
 use super::*;
 
 fn texts(lines: &[Line]) -> Vec<String> {
@@ -61,7 +61,7 @@ fn the_last_lines_are_found_from_the_end_across_both_files() {
             if lines.is_empty() {
                 break;
             }
-            assert!(lines.len() < 2 * PIECE / line(0).len(), "it was read at once");
+            assert!(lines.len() < 2 * READ_SIZE / line(0).len(), "it was read at once");
             numbers.extend(lines.iter().map(|line| line.text().parse::<usize>().unwrap()));
         }
         let expected: Vec<_> = (10_000 - count.min(10_000)..10_000).collect();
@@ -121,10 +121,10 @@ fn lines_that_cannot_be_written_are_counted_and_told_before_the_next() {
     for number in 0..1000 {
         writer.append("out", &number.to_string()).unwrap_err();
     }
-    assert!(writer.is_owing());
+    assert!(writer.has_unreported_losses());
     fs::remove_file(&log).unwrap();
     // Also one who writes nothing more can say so.
-    writer.tell_losses().unwrap();
+    writer.report_losses().unwrap();
     writer.append("out", "after").unwrap();
     let lines = all(&mut Reader::open(&log, 10).unwrap());
     assert!(lines[0].text().starts_with("1000 lines were lost here: ") && lines[0].stream == "quilt", "{lines:?}");

@@ -19,13 +19,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Of the log in `folder`. That and the file are made with the first line: most instances of most roles never say
-    /// anything, and a host with thousands of them has neither their files nor their descriptors.
+    /// A writer of the log in `folder`. The first line creates folder and file: most instances never log anything, so a host
+    /// with thousands of them needs neither the files nor the descriptors.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), open: None, losses: Losses::default() }
     }
 
-    /// Opens the log in `folder`, which is made if need be.
+    /// Opens the log in `folder`, and creates the folder if it is not there.
     ///
     /// # Errors
     ///
@@ -36,7 +36,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Appends `text`, a record per line of it. Its last line need not have a line break.
+    /// Appends each line of `text` as a record. The last line need not have a line break.
     ///
     /// # Errors
     ///
@@ -67,18 +67,18 @@ impl Writer {
         self.write(&records)
     }
 
-    /// Says in the log how many lines are missing, if some are and nothing said so.
+    /// Logs how many lines are missing, if the log does not say so yet. Does nothing otherwise.
     ///
     /// # Errors
     ///
     /// As [`Writer::append`].
-    pub fn tell_losses(&mut self) -> io::Result<()> {
-        if self.is_owing() { self.write(&[]) } else { Ok(()) }
+    pub fn report_losses(&mut self) -> io::Result<()> {
+        if self.has_unreported_losses() { self.write(&[]) } else { Ok(()) }
     }
 
-    /// Whether lines are missing in the log, and it does not say so yet: [`Writer::tell_losses`] does.
-    pub fn is_owing(&self) -> bool {
-        self.losses.is_owing()
+    /// Whether lines are missing and the log does not say so yet. Call [`Writer::report_losses`] from time to time while it is true.
+    pub fn has_unreported_losses(&self) -> bool {
+        self.losses.has_unreported_losses()
     }
 
     fn write(&mut self, records: &[u8]) -> io::Result<()> {
@@ -96,7 +96,7 @@ impl Writer {
                 let torn = is_torn(file, length);
                 losses.append(file, Some(torn), records, notice)
             }
-            Err(error) => losses.append(&mut Unopened(Some(error)), Some(false), records, notice),
+            Err(error) => losses.append(&mut FailingWriter(Some(error)), Some(false), records, notice),
         };
         self.losses = losses;
         written
@@ -147,10 +147,10 @@ impl Writer {
     }
 }
 
-/// In the place of a file that cannot be opened.
-struct Unopened(Option<io::Error>);
+/// Stands in for a file that cannot be opened: every write fails with the error of the opening.
+struct FailingWriter(Option<io::Error>);
 
-impl io::Write for Unopened {
+impl io::Write for FailingWriter {
     fn write(&mut self, _: &[u8]) -> io::Result<usize> {
         Err(self.0.take().unwrap_or_else(|| io::ErrorKind::NotFound.into()))
     }
@@ -169,7 +169,7 @@ fn push(records: &mut Vec<u8>, at: &str, stream: &str, continues: bool, text: &[
     records.push(b'\n');
 }
 
-/// How many of the bytes can be cut off without splitting a character of UTF-8 in two.
+/// The length of the longest prefix that does not end inside a UTF-8 character, in bytes.
 pub fn complete_characters(bytes: &[u8]) -> usize {
     // A character has at most four bytes; only its first one is not a continuation byte.
     let begins = bytes.iter().rev().take(4).position(|byte| byte & 0b1100_0000 != 0b1000_0000);

@@ -148,7 +148,7 @@ pub struct Adopt {
     pub replace: bool,
 }
 
-/// What the source of a pushed plugin begins with; its name follows.
+/// The prefix of a pushed plugin's source; the plugin's name follows.
 pub const PLUGIN_SOURCE: &str = "plugin:";
 
 /// The source of a file without a name that came through standard input: each time it may be another file.
@@ -177,7 +177,7 @@ pub struct Apply {
 }
 
 impl Apply {
-    /// What the file is known by: a file of the same name replaces it, wherever it lies.
+    /// What identifies the file: its name, or else its source. A file with the same identity replaces it.
     pub fn known_as(&self) -> &str {
         self.fleet.name.as_ref().map_or(&self.source, Name::as_str)
     }
@@ -332,8 +332,7 @@ pub struct ApplyReply {
     pub stored: bool,
     /// What changes, or would. In a very large fleet the first of them; a note says how many more there are.
     pub changes: Vec<StationChange>,
-    /// Entries that the manager remembers differently from then on, such as "group `capture`": also those that change no
-    /// station now.
+    /// Entries that are added, changed or removed, such as "group `capture`", even if no station changes now.
     pub entries: Vec<String>,
     /// Remarks: entries taken over from another file, stations not known yet.
     pub notes: Vec<String>,

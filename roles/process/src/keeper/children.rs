@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn every_way_to_end_is_told() {
         // A child ignores what whoever started the test had it ignore, such as HUP below nohup.
-        quilt_core::clean_start::keep_inherited();
+        quilt_core::clean_start::seal_inherited();
         let signals = (1..32).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
         // These do not end a process.
         let harmless = [libc::SIGCHLD, libc::SIGCONT, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];

@@ -65,14 +65,14 @@ pub(super) fn copy(
     thread::spawn(move || {
         let (mut buffer, mut pending) = (vec![0; 64 * 1024], Pending::default());
         loop {
-            if is_readable(&pipe, pending.due_at(), writer.is_owing()) {
+            if is_readable(&pipe, pending.due_at(), writer.has_unreported_losses()) {
                 let Ok(count @ 1..) = pipe.read(&mut buffer) else { break };
                 pending.push(&buffer[..count], Instant::now());
             }
             let due = pending.take_due(Instant::now());
-            let _ = if due.is_empty() { writer.tell_losses() } else { writer.copy(stream, &due) };
+            let _ = if due.is_empty() { writer.report_losses() } else { writer.copy(stream, &due) };
         }
-        let _ = if pending.bytes.is_empty() { writer.tell_losses() } else { writer.copy(stream, &pending.bytes) };
+        let _ = if pending.bytes.is_empty() { writer.report_losses() } else { writer.copy(stream, &pending.bytes) };
         drop(done);
     });
     Ok(receiver)

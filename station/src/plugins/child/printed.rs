@@ -45,7 +45,7 @@ pub(super) fn keep(
             }
             if let Some(log) = log.as_mut() {
                 // A full disk must not hold up the plugin. The log says how much is missing.
-                let _ = if due.is_empty() { log.tell_losses() } else { log.copy(stream, &due) };
+                let _ = if due.is_empty() { log.report_losses() } else { log.copy(stream, &due) };
             }
             if ended {
                 return;
