@@ -1,7 +1,7 @@
 //! Request, reply and error bodies. One of the two files in quilt that name bincode.
 //!
 //! Between Rust programs whose types agree, bodies are bincode; otherwise JSON, where added fields are tolerated.
-//! Whether types agree is told by a [`Fingerprint`] of their shapes: bincode given the bytes of another type may
+//! A [`Fingerprint`] of their shapes says whether types agree: bincode given the bytes of another type may
 //! decode to nonsense without an error, so the check is not optional.
 
 use std::any::TypeId;
@@ -103,8 +103,8 @@ pub fn encode<T: Serialize>(encoding: Encoding, value: &T) -> Result<Bytes, Stri
     Ok(body)
 }
 
-/// Encodes a command's own error. In JSON its text for people follows behind it, as a second document: what it says is known to
-/// its type only, and who asks in JSON does not have that.
+/// Encodes a command's own error. In JSON the error's text for people follows as a second document, because a caller in JSON does
+/// not have the type that would format it.
 pub(crate) fn encode_error<E: CommandError>(encoding: Encoding, error: &E) -> Result<Bytes, String> {
     let body = encode(encoding, error)?;
     match encoding {
@@ -116,8 +116,8 @@ pub(crate) fn encode_error<E: CommandError>(encoding: Encoding, error: &E) -> Re
     }
 }
 
-/// Splits the JSON body of a command's own error into the error and its text for people. A plugin in another language may leave
-/// the text out.
+/// Splits the JSON body of a command's own error into the error and its text for people. The text is `None` if a plugin in another
+/// language left it out.
 pub fn split_error(body: &[u8]) -> (&[u8], Option<String>) {
     let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<IgnoredAny>();
     match documents.next() {
@@ -153,8 +153,8 @@ pub(crate) fn schema_of<T: JsonSchema + 'static>() -> Arc<Value> {
     made().entry(TypeId::of::<T>()).or_insert(schema).clone()
 }
 
-/// The fingerprint of a command's types: of names and order of fields and variants, and of every type down to its leaves.
-/// Costs up to milliseconds: compute it once.
+/// The fingerprint of a command's types: names and order of fields and variants, and every type down to its leaves. Costs up to
+/// milliseconds, so compute it once.
 ///
 /// [`JSON_ONLY`] if bincode cannot carry one of them: its shape depends on its content (`serde_json::Value`, `untagged`), it leaves
 /// fields out (`skip_serializing_if`), or it refuses all values that it is tried with.

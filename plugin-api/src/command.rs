@@ -91,7 +91,7 @@ pub struct CommandRecord {
     /// Whether it is so short that it may run where it arrives.
     #[serde(default)]
     pub inline: bool,
-    /// Of request, reply and error; zeros if callers are to send JSON.
+    /// The fingerprint of request, reply and error; [`crate::JSON_ONLY`] if callers have to send JSON.
     pub fingerprint: Fingerprint,
     /// JSON Schema of the request.
     pub request_schema: Arc<serde_json::Value>,

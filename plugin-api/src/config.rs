@@ -1,7 +1,7 @@
-//! Reads a document and finds all that is wrong with it, not the first: an operator mends a file once.
+//! Reads a document and finds every mistake in it, so that an operator corrects a file once.
 //!
-//! serde stops at the first error. So what is wrong is noted, taken out, and the rest is read again: the decoder that counts is
-//! the type's own, also for keys that no schema describes.
+//! serde stops at the first error. So each wrong value is noted and removed, and the rest is read again. This way the type's own
+//! decoder judges, even keys that no schema describes.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,30 +10,30 @@ use serde_path_to_error::{Path, Segment};
 use crate::error::Invalid;
 use crate::strict::Strict;
 
-/// How much that is wrong is listed of one document: each costs one more reading of it.
+/// The most mistakes that are listed of one document. Each costs one more reading of the document.
 const WRONG_MAX: usize = 100;
 
-/// What could be read of a document.
+/// A document as far as it could be read.
 pub struct Reading<T> {
-    /// The value, without what is wrong; none if it cannot do without.
+    /// The value without the wrong parts; `None` if it cannot do without them.
     pub value: Option<T>,
-    /// All that is wrong.
+    /// Every mistake, at most 100.
     pub wrong: Vec<Wrong>,
 }
 
-/// Something wrong in a document.
+/// A mistake in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wrong {
-    /// The keys that lead to it, as far as they lead through tables.
+    /// The keys that lead to it, up to the first list.
     pub keys: Vec<String>,
     /// What is wrong.
     pub invalid: Invalid,
 }
 
-/// Reads a document. Of its JSON Schema, if there is one, only the names of required keys are used: serde names one that is
-/// missing and not the others.
+/// Reads a document and lists every mistake. Costs one reading for each mistake. The JSON Schema, if there is one, is used for the
+/// names of required keys only: serde names just the first that is missing.
 pub fn read<T: DeserializeOwned>(document: &Value, schema: Option<&Value>) -> Reading<T> {
-    // Mostly nothing is.
+    // Most documents have no mistake.
     if let Ok(value) = T::deserialize(Strict(document)) {
         return Reading { value: Some(value), wrong: Vec::new() };
     }
@@ -49,7 +49,7 @@ pub fn read<T: DeserializeOwned>(document: &Value, schema: Option<&Value>) -> Re
         if let Some(missing) = Invalid::missing(&message) {
             for missing in std::iter::once(missing).chain(absent(document, schema, &place)) {
                 let at: Vec<_> = place.iter().cloned().chain([Step::Key(missing.to_owned())]).collect();
-                // What was taken out is wrong, not missing.
+                // A value that was removed is wrong, not missing.
                 let is_known = taken_out.contains(&at) || wrong.iter().any(|known: &Wrong| known.is_at(&at));
                 if !is_known {
                     wrong.push(Wrong::new(&at, Invalid::key(text(&at), "a value", "nothing")));
@@ -62,7 +62,7 @@ pub fn read<T: DeserializeOwned>(document: &Value, schema: Option<&Value>) -> Re
                     place.push(unknown);
                 }
             }
-            // With a part taken out the whole may not do either: that is no news.
+            // With a part removed the whole may be refused as well; that is no further mistake.
             if !taken_out.iter().any(|out| out.starts_with(&place)) {
                 wrong.push(Wrong::new(&place, Invalid::from_serde(&text(&place), &message)));
             }
@@ -109,7 +109,7 @@ fn text(place: &[Step]) -> String {
     text
 }
 
-/// A document that things are taken out of and that knows where the others were.
+/// A document from which values are removed. Items keep their index in the original document.
 enum Node {
     Table(Vec<(String, Node)>),
     List(Vec<(usize, Node)>),
@@ -137,7 +137,7 @@ impl Node {
         }
     }
 
-    /// Where a path of the rest leads in the original document, as far as there is anything.
+    /// Translates a path in the rest into one in the original document, as far as the path exists.
     fn original(&self, path: &Path) -> Vec<Step> {
         let (mut node, mut place) = (self, Vec::new());
         for segment in path.iter() {
@@ -158,7 +158,7 @@ impl Node {
         place
     }
 
-    /// Takes out what is at a place; false if there is nothing.
+    /// Removes the value at a place; returns false if there is none.
     fn take_out(&mut self, place: &[Step]) -> bool {
         let Some((step, below)) = place.split_first() else { return false };
         match (step, self) {
@@ -187,7 +187,7 @@ impl Node {
     }
 }
 
-/// The keys that a schema requires at a place and that a document does not have.
+/// The keys that a schema requires at a place and the document lacks.
 fn absent<'s>(document: &Value, schema: Option<&'s Value>, place: &[Step]) -> Vec<&'s str> {
     let there = place.iter().try_fold(document, |value, step| match step {
         Step::Key(key) => value.get(key),

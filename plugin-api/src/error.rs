@@ -80,17 +80,17 @@ impl Invalid {
         Self { key: None, expected: "a configuration the role accepts".into(), got: text.into() }
     }
 
-    /// The key that serde misses, if that is what it says.
+    /// The missing key, if serde's message is about one.
     pub(crate) fn missing(message: &str) -> Option<&str> {
         quoted(message.strip_prefix("missing field ")?)
     }
 
-    /// The key that serde does not know, if that is what it says.
+    /// The unknown key, if serde's message is about one.
     pub(crate) fn unknown(message: &str) -> Option<&str> {
         quoted(message.strip_prefix("unknown field ")?)
     }
 
-    /// Reads what serde says about a document that does not decode, in the words of whoever wrote the document.
+    /// Translates serde's message about a document into the words of its author.
     pub(crate) fn from_serde(path: &str, message: &str) -> Self {
         let at = |key: &str| match path {
             "" | "." => key.to_owned(),

@@ -16,8 +16,8 @@ use quilt_plugin_abi as abi;
 
 use crate::RoleFactory;
 
-/// What a station looks up in the library. There is one for all that a program links, in this crate: were it written by
-/// `export_plugin!`, no program could link the crates of two plugins, for their types. A linker exports it from libraries only.
+/// The symbol that a station looks up in the library. This crate defines it once. If `export_plugin!` defined it, no program could
+/// link the crates of two plugins for their types. The linker exports it from libraries only.
 #[allow(unsafe_code, non_upper_case_globals, reason = "what a plugin exports is named by the contract")]
 #[unsafe(no_mangle)]
 pub static quilt_plugin_v1: abi::Entry = abi::Entry {

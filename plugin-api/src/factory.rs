@@ -46,7 +46,7 @@ pub trait RoleFactory: Send + Sync + 'static {
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
     /// [`Role::abandon`].
     fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()>;
-    /// [`Role::survives`]. The contract with loaded roles has no such question: they wait for what they need.
+    /// [`Role::survives`]. The C contract has no such call, so loaded roles always wait for their needs.
     fn survives(&self, _cx: RoleContext) -> BoxFuture<'static, bool> {
         Box::pin(async { false })
     }
@@ -105,7 +105,7 @@ fn read_config<R: Role>(config: &[u8]) -> (Option<R::Config>, Vec<Invalid>) {
     (value, wrong.into_iter().map(|wrong| wrong.invalid).collect())
 }
 
-/// The same, where nothing but all of it will do.
+/// Reads a whole configuration; any mistake is an error.
 fn whole_config<R: Role>(config: &[u8]) -> Result<R::Config, RoleError> {
     match read_config::<R>(config) {
         (Some(config), wrong) if wrong.is_empty() => Ok(config),
@@ -113,7 +113,7 @@ fn whole_config<R: Role>(config: &[u8]) -> Result<R::Config, RoleError> {
     }
 }
 
-/// What a role says of a configuration from which something was left out, as far as it is not about that.
+/// Of what a role found in a configuration without its wrong parts, what is not about these parts.
 fn beside(wrong: &[Invalid], found: Vec<Invalid>) -> Vec<Invalid> {
     let is_within = |key: &str, whole: &str| {
         key.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))

@@ -85,9 +85,9 @@ pub trait Role: Sized + Send + Sync + 'static {
         async {}
     }
 
-    /// *Supervisor, after a restart of the station and before `start`; no instance exists; may wait, but not long.* Whether
-    /// what an earlier station left in [`Role::detach`] or by crashing is still there for `start` to find again. `start` is
-    /// then called at once; otherwise it is called when what the instance needs is up.
+    /// *Supervisor, after a restart of the station and before `start`; no instance exists; may wait at most 2 s.* Returns whether
+    /// something that an earlier station left in [`Role::detach`] or by crashing is still there for `start` to find again. If so,
+    /// the supervisor calls `start` at once; otherwise it waits for the instance's needs first.
     fn survives(_cx: &RoleContext) -> impl Future<Output = bool> + Send {
         async { false }
     }

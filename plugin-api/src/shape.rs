@@ -1,30 +1,31 @@
 //! The shape of a type as bincode carries it: names and order of fields and variants, and every type down to its leaves.
 //!
-//! A JSON Schema does not tell: it leaves out the order of variants, and `Option<Option<u8>>` looks like `Option<u8>`. So the
-//! type is deserialized from made-up values by a deserializer that records what is asked of it, again and again until every variant
-//! of every enum has been there. A value that a type refuses (`NonZeroU8`) is tried anew with another.
+//! A JSON Schema does not have it: it leaves out the order of variants, and `Option<Option<u8>>` looks like `Option<u8>`. So a
+//! recording deserializer feeds the type made-up values and notes what the type asks for. It runs until every variant of every enum
+//! has been visited. If a type refuses a value (as `NonZeroU8` refuses 0), the next run tries another one.
 
-mod known;
 mod recorder;
 mod source;
+mod type_table;
 
 use serde::de::DeserializeOwned;
 
-use self::known::Record;
 use self::recorder::{Choices, Recorder};
+use self::type_table::Record;
 
-/// How often a type may be deserialized until its shape is known, and how often it may refuse what it is given.
+/// How often a type is deserialized at most until its shape is known, and how many of these runs it may refuse.
 const RUNS_MAX: usize = 5000;
 const REFUSED_MAX: usize = 1000;
 /// The longest text of a shape, in bytes.
 const TEXT_MAX: usize = 256 << 10;
 
-/// The shape of `T` as text, equal for types that bincode reads as one another under the same names. `None` if it has no
-/// fixed shape, refuses all made-up values, or one of its values does not survive: `survives` says whether one does.
+/// The shape of `T` as text. Two types have the same text if bincode reads the values of each as the other's, with the same
+/// names. `None` if `T` has no fixed shape, refuses all made-up values, or `survives` is false for one of its values.
 pub(crate) fn shape_of<T: DeserializeOwned>(survives: impl Fn(&T) -> bool) -> Option<String> {
     let mut recorder = Recorder::default();
     let (mut whole, mut refused, mut has_values) = (Record::Unknown, 0, false);
-    // First with all that can be there, to learn the shape; then with as little as possible, which is what serde leaves out.
+    // The first pass fills every optional part, to learn the shape. The second leaves all of them empty, because those are the
+    // values in which `skip_serializing_if` leaves fields out.
     for lean in [false, true] {
         recorder.begin(lean);
         let mut known = recorder.progress();

@@ -1,5 +1,5 @@
-//! A deserializer in which a struct is an object and nothing else. serde's own takes an array for its fields in their order, so
-//! that `[1]` would be read as `{"by": 1}`: nobody who writes JSON means that.
+//! A deserializer that accepts only an object for a struct. serde also accepts an array of the fields in their order and would read
+//! `[1]` as `{"by": 1}`, which nobody who writes JSON means.
 
 use std::fmt;
 
@@ -7,17 +7,17 @@ use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 
-/// Wraps a deserializer, and whatever it hands on.
+/// Wraps a deserializer and everything that it passes on.
 pub(crate) struct Strict<T>(pub(crate) T);
 
 /// Wraps a visitor; `is_struct` if it visits a struct.
-struct Watching<V> {
+struct StrictVisitor<V> {
     visitor: V,
     is_struct: bool,
 }
 
-fn any<V>(visitor: V) -> Watching<V> {
-    Watching { visitor, is_struct: false }
+fn any<V>(visitor: V) -> StrictVisitor<V> {
+    StrictVisitor { visitor, is_struct: false }
 }
 
 macro_rules! pass_on {
@@ -70,7 +70,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Strict<D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.0.deserialize_struct(name, fields, Watching { visitor, is_struct: true })
+        self.0.deserialize_struct(name, fields, StrictVisitor { visitor, is_struct: true })
     }
 
     fn is_human_readable(&self) -> bool {
@@ -86,7 +86,7 @@ macro_rules! leaves {
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Watching<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for StrictVisitor<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -214,7 +214,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Strict<A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.0.struct_variant(fields, Watching { visitor, is_struct: true })
+        self.0.struct_variant(fields, StrictVisitor { visitor, is_struct: true })
     }
 }
 

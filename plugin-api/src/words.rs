@@ -1,10 +1,9 @@
-//! serde's sentences in the words of whoever writes a configuration: they know tables, lists and text, and neither Rust's types
-//! nor its names.
+//! Translates serde's messages for authors of configurations, who know tables, lists and text but not Rust's types.
 
-/// What was expected and what was found. The value itself is not shown: it may be a secret in the wrong place.
+/// Splits a message into what was expected and what was found. Leaves the value itself out, because it may be a misplaced secret.
 pub(crate) fn translate(message: &str) -> (String, String) {
     let pair = |expected: &str, got: &str| (expected.to_owned(), got.to_owned());
-    // From the right: the value is the operator's, and may say anything.
+    // Split from the right: the value is the operator's and may contain anything.
     let kinds = ["invalid type: ", "invalid value: ", "invalid length "];
     for (at, kind) in kinds.iter().enumerate() {
         let sentence = message.strip_prefix(kind).and_then(|rest| rest.rsplit_once(", expected "));
@@ -70,7 +69,7 @@ fn expected(wanted: &str) -> String {
     text.to_owned()
 }
 
-/// Rust's types of numbers, by what they hold.
+/// The range of one of Rust's number types.
 fn number(wanted: &str) -> Option<String> {
     let (wanted, least) = match wanted.strip_prefix("a nonzero ") {
         Some(wanted) => (wanted, 1),
@@ -105,7 +104,7 @@ fn kind_of(found: &str) -> &'static str {
     }
 }
 
-/// What was found, where the kind of value is right.
+/// What was found, if its kind is right and only its value is wrong.
 fn another(found: &str) -> &'static str {
     match kind_of(found) {
         "a whole number" | "a number" => "another number",

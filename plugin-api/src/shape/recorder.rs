@@ -1,68 +1,68 @@
-//! What was asked of the recording deserializer so far, and what it is to answer next.
+//! The state of the recording deserializer: what types have asked for so far, and what it answers next.
 
 use std::any::type_name;
 use std::collections::BTreeSet;
 
 use serde::de::{self, DeserializeOwned};
 
-use super::known::{Content, Known, Named, Record, Sought, Variant, What};
 use super::source::Source;
+use super::type_table::{Content, Definition, Record, Search, TypeEntry, TypeTable, Variant};
 
 /// How deep values may nest.
 const DEPTH_MAX: usize = 100;
 /// How many parts a value may have.
 const PARTS_MAX: usize = 20_000;
 
-/// A question that was answered in one of several ways.
+/// A decision with several alternatives.
 struct Choice {
-    /// The ways, best first.
+    /// The alternatives, best first.
     order: Vec<usize>,
     at: usize,
-    /// Of a value, which leads nowhere else.
+    /// It is about a mere value, so another alternative leads to no new part of the type.
     of_value: bool,
 }
 
-/// Which choices are made otherwise.
+/// Which choices [`Recorder::choose_otherwise`] may change.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Choices {
     All,
-    /// Not those of mere values.
+    /// All but those about mere values.
     Ways,
 }
 
-/// What was asked so far.
+/// What has been recorded so far.
 #[derive(Default)]
 pub(super) struct Recorder {
-    pub(super) known: Known,
+    pub(super) known: TypeTable,
     choices: Vec<Choice>,
-    /// How many of them this run has used.
+    /// How many choices this run has used.
     used: usize,
-    /// Prefers little over much.
+    /// Prefers small values: no optional parts, short sequences.
     lean: bool,
     pub(super) runs: usize,
     parts: usize,
     pub(super) depth: usize,
     /// The named types that are being deserialized.
     open: Vec<usize>,
-    /// The type asks the data what comes, which bincode does not say.
+    /// The type asked the data what comes next, which bincode cannot say.
     pub(super) asks: bool,
-    /// There is an enum without variants in it.
+    /// The type contains an enum without variants.
     pub(super) is_without_values: bool,
 }
 
-/// A value that a type refused; or one too deep.
+/// The error of a run: the type refused a value, or the value became too deep or too large.
 #[derive(Debug)]
-pub(super) struct Refused;
+pub(super) struct Refusal;
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("refused")
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for Refusal {}
 
-impl de::Error for Refused {
+impl de::Error for Refusal {
     fn custom<T: std::fmt::Display>(_: T) -> Self {
         Self
     }
@@ -73,7 +73,7 @@ impl Recorder {
     pub(super) fn begin(&mut self, lean: bool) {
         self.lean = lean;
         for variant in self.variants() {
-            variant.walked = false;
+            variant.visited = false;
         }
     }
 
@@ -81,7 +81,7 @@ impl Recorder {
         self.known
             .named
             .iter_mut()
-            .filter_map(|named| if let What::Enum(all) = &mut named.what { Some(all) } else { None })
+            .filter_map(|named| if let Definition::Enum(all) = &mut named.definition { Some(all) } else { None })
             .flatten()
     }
 
@@ -97,19 +97,19 @@ impl Recorder {
         value.ok()
     }
 
-    /// A number that grows whenever something new was learned.
+    /// Counts that grow whenever a run has learned something.
     pub(super) fn progress(&mut self) -> (usize, usize, usize) {
         let named = self.known.named.len();
         let complete = (0..named).filter(|id| self.known.is_whole(*id)).count();
-        let walked = self.variants().filter(|variant| variant.walked || variant.absent).count();
-        (named, complete, walked)
+        let visited = self.variants().filter(|variant| variant.visited || variant.absent).count();
+        (named, complete, visited)
     }
 
     pub(super) fn forget_choices(&mut self) {
         self.choices.clear();
     }
 
-    /// Turns to the next way of answering; false if there is none.
+    /// Changes the last choice that has an alternative left; returns false if there is none.
     pub(super) fn choose_otherwise(&mut self, which: Choices) -> bool {
         self.choices.truncate(self.used);
         while let Some(last) = self.choices.last_mut() {
@@ -122,19 +122,19 @@ impl Recorder {
         false
     }
 
-    /// Answers a question with one of the ways of `order`.
-    fn choose(&mut self, of_value: bool, order: impl FnOnce(&mut Self) -> Vec<usize>) -> Result<usize, Refused> {
+    /// Returns the alternative that this run takes; `order` lists the alternatives of a new choice.
+    fn choose(&mut self, of_value: bool, order: impl FnOnce(&mut Self) -> Vec<usize>) -> Result<usize, Refusal> {
         if self.used == self.choices.len() {
             let order = order(self);
             self.choices.push(Choice { order, at: 0, of_value });
         }
         let choice = &self.choices[self.used];
         self.used += 1;
-        choice.order.get(choice.at).copied().ok_or(Refused)
+        choice.order.get(choice.at).copied().ok_or(Refusal)
     }
 
-    /// One of several values, the leanest of which is the first.
-    pub(super) fn one_of<V: Copy>(&mut self, values: &[V]) -> Result<V, Refused> {
+    /// Chooses one of several values. The first is the smallest.
+    pub(super) fn one_of<V: Copy>(&mut self, values: &[V]) -> Result<V, Refusal> {
         let way = self.choose(true, |recorder| {
             let mut order: Vec<usize> = (0..values.len()).collect();
             if !recorder.lean && order.len() > 1 {
@@ -145,11 +145,11 @@ impl Recorder {
         Ok(values[way])
     }
 
-    /// How many of something there are to be.
-    pub(super) fn count(&mut self, most: usize) -> Result<usize, Refused> {
+    /// Chooses a number of items from 0 to `most`.
+    pub(super) fn count(&mut self, most: usize) -> Result<usize, Refusal> {
         self.choose(false, |recorder| {
             let mut order: Vec<usize> = (0..=most).collect();
-            // A type in itself has to end.
+            // A recursive type has to end.
             let recurs = recorder.open.iter().collect::<BTreeSet<_>>().len() < recorder.open.len();
             if !recorder.lean && !recurs {
                 order.swap(0, 1);
@@ -159,67 +159,67 @@ impl Recorder {
     }
 
     /// Counts a part of the value.
-    pub(super) fn part(&mut self) -> Result<(), Refused> {
+    pub(super) fn part(&mut self) -> Result<(), Refusal> {
         self.parts += 1;
-        if self.parts > PARTS_MAX || self.depth > DEPTH_MAX { Err(Refused) } else { Ok(()) }
+        if self.parts > PARTS_MAX || self.depth > DEPTH_MAX { Err(Refusal) } else { Ok(()) }
     }
 
-    /// Enters a type with a name.
+    /// Begins a struct or enum; returns its number.
     pub(super) fn enter<V>(&mut self, kind: &'static str, names: &'static [&'static str]) -> usize {
         let key = (type_name::<V>(), kind, names);
         let known = self.known.named.iter().position(|named| named.key == key);
         let id = known.unwrap_or_else(|| {
-            let what = match kind {
-                "enum" => What::Enum(names.iter().map(|_| Variant::default()).collect()),
-                "new" => What::New(Record::Unknown),
-                _ => What::Struct(Record::Unknown),
+            let definition = match kind {
+                "enum" => Definition::Enum(names.iter().map(|_| Variant::default()).collect()),
+                "new" => Definition::New(Record::Unknown),
+                _ => Definition::Struct(Record::Unknown),
             };
             self.is_without_values |= kind == "enum" && names.is_empty();
-            self.known.named.push(Named { key, what });
+            self.known.named.push(TypeEntry { key, definition });
             self.known.named.len() - 1
         });
         self.open.push(id);
         id
     }
 
-    /// Leaves it; `record` is what was seen of a type that is no enum.
+    /// Ends a struct or enum. `record` is what the run saw of a struct.
     pub(super) fn leave(&mut self, id: usize, record: Record) {
         self.open.pop();
-        let what = std::mem::replace(&mut self.known.named[id].what, What::New(Record::Unknown));
-        self.known.named[id].what = match what {
-            What::New(mut known) => {
+        let definition = std::mem::replace(&mut self.known.named[id].definition, Definition::New(Record::Unknown));
+        self.known.named[id].definition = match definition {
+            Definition::New(mut known) => {
                 self.known.merge(&mut known, record);
-                What::New(known)
+                Definition::New(known)
             }
-            What::Struct(mut known) => {
+            Definition::Struct(mut known) => {
                 self.known.merge(&mut known, record);
-                What::Struct(known)
+                Definition::Struct(known)
             }
-            all @ What::Enum(_) => all,
+            all @ Definition::Enum(_) => all,
         };
     }
 
-    /// Which variant of an enum comes next.
-    pub(super) fn variant(&mut self, id: usize) -> Result<usize, Refused> {
+    /// Chooses the next variant of an enum.
+    pub(super) fn variant(&mut self, id: usize) -> Result<usize, Refusal> {
         let variant = self.choose(false, |recorder| recorder.variants_by_worth(id))?;
         self.change_variant(id, variant, |variant| variant.open += 1);
         Ok(variant)
     }
 
     fn variants_by_worth(&self, id: usize) -> Vec<usize> {
-        let What::Enum(variants) = &self.known.named[id].what else { return Vec::new() };
+        let Definition::Enum(variants) = &self.known.named[id].definition else { return Vec::new() };
         let recurs = self.open.iter().filter(|open| **open == id).count() > 1;
-        let sought = if self.lean { Sought::UnwalkedInAll } else { Sought::Unwalked };
+        let sought = if self.lean { Search::UnvisitedInAll } else { Search::Unvisited };
         let worth = |variant: &Variant| {
             let parts = variant.content.iter().flat_map(Content::records);
-            let is_known = variant.walked && variant.content.as_ref().is_some_and(Content::is_known);
+            let is_known = variant.visited && variant.content.as_ref().is_some_and(Content::is_known);
             if variant.open > 0 {
                 return (3, 0);
             }
             if !is_known {
                 return (0, 0);
             }
-            if !recurs && parts.clone().any(|record| self.known.leads_on(&mut BTreeSet::new(), record, sought)) {
+            if !recurs && parts.clone().any(|record| self.known.contains(&mut BTreeSet::new(), record, sought)) {
                 return (1, 0);
             }
             let height = parts.map(|record| self.known.height(&mut Vec::new(), record)).max().unwrap_or(0);
@@ -231,21 +231,21 @@ impl Recorder {
     }
 
     fn change_variant(&mut self, id: usize, variant: usize, change: impl FnOnce(&mut Variant)) {
-        if let What::Enum(variants) = &mut self.known.named[id].what {
+        if let Definition::Enum(variants) = &mut self.known.named[id].definition {
             change(&mut variants[variant]);
         }
     }
 
-    /// There is no variant of this index.
+    /// Notes that no variant has this index.
     pub(super) fn absent(&mut self, id: usize, variant: usize) {
         self.change_variant(id, variant, |variant| variant.absent = true);
     }
 
-    /// What was seen of a variant.
+    /// Notes what the run saw of a variant.
     pub(super) fn saw(&mut self, id: usize, variant: usize, content: Content) {
         let mut known = None;
         self.change_variant(id, variant, |variant| {
-            variant.walked = true;
+            variant.visited = true;
             variant.open -= 1;
             known = variant.content.take();
         });

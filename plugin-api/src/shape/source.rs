@@ -1,15 +1,15 @@
-//! The deserializer that makes values up and records what it was asked for. It is for bincode in that it does not know what
-//! comes: a type that asks has no shape.
+//! The deserializer that makes up values and records what a type asks for. Like bincode it cannot tell what comes next, so a type
+//! that asks has no shape.
 
 use serde::de::value::U32Deserializer;
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
-use super::known::{Content, Parts, Record};
-use super::recorder::{Recorder, Refused};
+use super::recorder::{Recorder, Refusal};
+use super::type_table::{Content, Parts, Record};
 
-/// Texts that one type or other takes.
+/// Texts to try: most types that parse text accept one of these.
 const TEXTS: [&str; 18] = [
     "",
     "a",
@@ -30,31 +30,31 @@ const TEXTS: [&str; 18] = [
     "2020-01-01T00:00:00Z",
     "00000000-0000-7000-8000-000000000000",
 ];
-/// Lengths of bytes that one type or other takes.
+/// Lengths to try for byte strings.
 const LENGTHS: [usize; 10] = [0, 1, 16, 32, 4, 8, 6, 12, 20, 64];
 /// The longest sequence that a type is tried with.
 const ITEMS_MAX: usize = 4;
 
-/// Makes one value up.
+/// Makes up one value.
 pub(super) struct Source<'a> {
     pub(super) recorder: &'a mut Recorder,
-    /// Where what is learned goes.
+    /// Receives what the run learns of the type.
     pub(super) record: &'a mut Record,
 }
 
 impl Source<'_> {
-    fn leaf<V: Copy>(&mut self, name: &'static str, values: &[V]) -> Result<V, Refused> {
+    fn leaf<V: Copy>(&mut self, name: &'static str, values: &[V]) -> Result<V, Refusal> {
         self.recorder.part()?;
         *self.record = Record::Leaf(name);
         self.recorder.one_of(values)
     }
 
-    fn has_no_shape<T>(self) -> Result<T, Refused> {
+    fn has_no_shape<T>(self) -> Result<T, Refusal> {
         self.recorder.asks = true;
-        Err(Refused)
+        Err(Refusal)
     }
 
-    fn parts<'de, V: Visitor<'de>>(self, most: usize, visitor: V) -> Result<V::Value, Refused> {
+    fn parts<'de, V: Visitor<'de>>(self, most: usize, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let mut parts = Parts::default();
         let mut items = PartsInOrder { recorder: self.recorder, parts: &mut parts, left: most };
@@ -69,7 +69,7 @@ impl Source<'_> {
 
 macro_rules! leaves {
     ($($method:ident $visit:ident $name:literal $values:expr;)*) => {$(
-        fn $method<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Refused> {
+        fn $method<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Refusal> {
             let value = self.leaf($name, &$values)?;
             visitor.$visit(value)
         }
@@ -77,7 +77,7 @@ macro_rules! leaves {
 }
 
 impl<'de> Deserializer<'de> for Source<'_> {
-    type Error = Refused;
+    type Error = Refusal;
 
     leaves! {
         deserialize_bool visit_bool "bool" [false, true];
@@ -102,41 +102,41 @@ impl<'de> Deserializer<'de> for Source<'_> {
         false
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refused> {
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refusal> {
         self.has_no_shape()
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refused> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refusal> {
         self.has_no_shape()
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refused> {
+    fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Refusal> {
         self.has_no_shape()
     }
 
-    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
-        // As bincode and JSON have it, that is a sequence of them.
+        // bincode and JSON encode bytes as a sequence of `u8`.
         *self.record = Record::Seq(Box::new(Record::Leaf("u8")));
         let length = self.recorder.one_of(&LENGTHS)?;
         visitor.visit_bytes(&vec![0; length])
     }
 
-    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.deserialize_bytes(visitor)
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         *self.record = Record::Leaf("unit");
         visitor.visit_unit()
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let mut inner = Record::Unknown;
         let value = match self.recorder.count(1) {
@@ -153,7 +153,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         value
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let id = self.recorder.enter::<V>("new", &[]);
         *self.record = Record::Named(id);
@@ -165,7 +165,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         value
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let mut item = Record::Unknown;
         let value = self.recorder.count(ITEMS_MAX).and_then(|left| {
@@ -179,7 +179,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         value
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let (mut key, mut item) = (Record::Unknown, Record::Unknown);
         let value = self.recorder.count(1).and_then(|left| {
@@ -193,7 +193,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         value
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Refused> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Refusal> {
         self.parts(len, visitor)
     }
 
@@ -202,7 +202,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         _: &'static str,
         len: usize,
         visitor: V,
-    ) -> Result<V::Value, Refused> {
+    ) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let id = self.recorder.enter::<V>("new", &[]);
         *self.record = Record::Named(id);
@@ -217,7 +217,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refused> {
+    ) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let id = self.recorder.enter::<V>("struct", fields);
         *self.record = Record::Named(id);
@@ -232,7 +232,7 @@ impl<'de> Deserializer<'de> for Source<'_> {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refused> {
+    ) -> Result<V::Value, Refusal> {
         self.recorder.part()?;
         let id = self.recorder.enter::<V>("enum", variants);
         *self.record = Record::Named(id);
@@ -260,7 +260,7 @@ impl Items<'_> {
         recorder: &mut Recorder,
         known: &mut Record,
         seed: T,
-    ) -> Result<T::Value, Refused> {
+    ) -> Result<T::Value, Refusal> {
         let mut record = Record::Unknown;
         let value = seed.deserialize(Source { recorder, record: &mut record });
         recorder.known.merge(known, record);
@@ -269,9 +269,9 @@ impl Items<'_> {
 }
 
 impl<'de> SeqAccess<'de> for Items<'_> {
-    type Error = Refused;
+    type Error = Refusal;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refused> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -285,9 +285,9 @@ impl<'de> SeqAccess<'de> for Items<'_> {
 }
 
 impl<'de> MapAccess<'de> for Items<'_> {
-    type Error = Refused;
+    type Error = Refusal;
 
-    fn next_key_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refused> {
+    fn next_key_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -295,7 +295,7 @@ impl<'de> MapAccess<'de> for Items<'_> {
         Self::take(self.recorder, self.key, seed).map(Some)
     }
 
-    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Refused> {
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Refusal> {
         Self::take(self.recorder, self.item, seed)
     }
 
@@ -312,9 +312,9 @@ struct PartsInOrder<'a> {
 }
 
 impl<'de> SeqAccess<'de> for PartsInOrder<'_> {
-    type Error = Refused;
+    type Error = Refusal;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refused> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -338,11 +338,11 @@ struct OneVariant<'a> {
 }
 
 impl<'de> EnumAccess<'de> for OneVariant<'_> {
-    type Error = Refused;
+    type Error = Refusal;
     type Variant = Self;
 
-    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self), Refused> {
-        let index: U32Deserializer<Refused> = (self.variant as u32).into_deserializer();
+    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self), Refusal> {
+        let index: U32Deserializer<Refusal> = (self.variant as u32).into_deserializer();
         match seed.deserialize(index) {
             Ok(value) => Ok((value, self)),
             Err(refused) => {
@@ -354,28 +354,28 @@ impl<'de> EnumAccess<'de> for OneVariant<'_> {
 }
 
 impl<'de> VariantAccess<'de> for OneVariant<'_> {
-    type Error = Refused;
+    type Error = Refusal;
 
-    fn unit_variant(self) -> Result<(), Refused> {
+    fn unit_variant(self) -> Result<(), Refusal> {
         self.recorder.saw(self.id, self.variant, Content::Unit);
         Ok(())
     }
 
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Refused> {
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Refusal> {
         let mut record = Record::Unknown;
         let value = seed.deserialize(Source { recorder: self.recorder, record: &mut record });
         self.recorder.saw(self.id, self.variant, Content::New(record));
         value
     }
 
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Refused> {
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Refusal> {
         let mut record = Record::Unknown;
         let value = Source { recorder: self.recorder, record: &mut record }.parts(len, visitor);
         self.recorder.saw(self.id, self.variant, Content::Tuple(record));
         value
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Refused> {
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Refusal> {
         let mut record = Record::Unknown;
         let value = Source { recorder: self.recorder, record: &mut record }.parts(fields.len(), visitor);
         self.recorder.saw(self.id, self.variant, Content::Struct(fields, record));

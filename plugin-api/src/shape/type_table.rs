@@ -1,19 +1,19 @@
-//! What is known of a type and of those in it.
+//! What the recorder has learned about a type and the types in it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::TEXT_MAX;
 
-/// What is known of a type.
+/// A type as far as it is known.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) enum Record {
-    /// Nothing yet.
+    /// Not known yet.
     #[default]
     Unknown,
-    /// Something without parts.
+    /// A type without parts, by its name.
     Leaf(&'static str),
-    /// What may be there or not.
+    /// An `Option` of a type.
     Option(Box<Record>),
     /// Any number of one type.
     Seq(Box<Record>),
@@ -29,20 +29,20 @@ pub(super) enum Record {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(super) struct Parts {
     pub(super) parts: Vec<Record>,
-    /// All of them were seen.
+    /// Whether all parts have been seen.
     pub(super) all: bool,
 }
 
-/// A struct or enum. What recursion leads back to.
+/// A struct or enum; a recursive type refers back to its entry.
 #[derive(Debug)]
-pub(super) struct Named {
-    /// Which type it is. Names of types in Rust are not unique beyond doubt; what they have in them must fit as well.
+pub(super) struct TypeEntry {
+    /// The type's name, its kind and the names of its parts. `type_name` alone need not be unique.
     pub(super) key: (&'static str, &'static str, &'static [&'static str]),
-    pub(super) what: What,
+    pub(super) definition: Definition,
 }
 
 #[derive(Debug)]
-pub(super) enum What {
+pub(super) enum Definition {
     New(Record),
     Struct(Record),
     Enum(Vec<Variant>),
@@ -51,16 +51,16 @@ pub(super) enum What {
 /// A variant, by its index.
 #[derive(Debug, Default)]
 pub(super) struct Variant {
-    /// There is none of this index: an alias takes a place among the names.
+    /// No variant has this index: an alias takes a place among the names.
     pub(super) absent: bool,
     pub(super) content: Option<Content>,
-    /// It was there in this pass.
-    pub(super) walked: bool,
+    /// It has been deserialized in this pass.
+    pub(super) visited: bool,
     /// How many times it is being deserialized now.
     pub(super) open: usize,
 }
 
-/// What a variant has in it.
+/// The content of a variant.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Content {
     Unit,
@@ -69,27 +69,27 @@ pub(super) enum Content {
     Struct(&'static [&'static str], Record),
 }
 
-/// What is looked for in a type.
+/// What [`TypeTable::contains`] looks for in a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sought {
-    /// What is not known.
+pub(super) enum Search {
+    /// Parts that are not known.
     Unknown,
-    /// That, and variants that were not there in this pass.
-    Unwalked,
-    /// The same where it is in every value.
-    UnwalkedInAll,
+    /// Those, and variants that were not visited in this pass.
+    Unvisited,
+    /// The same, but only where they occur in every value: not in options, sequences and maps.
+    UnvisitedInAll,
 }
 
-/// The types with names.
+/// The structs and enums, by number.
 #[derive(Default)]
-pub(super) struct Known {
-    pub(super) named: Vec<Named>,
-    /// One place has been of two types.
+pub(super) struct TypeTable {
+    pub(super) named: Vec<TypeEntry>,
+    /// One place was of two different types, so there is no fixed shape.
     pub(super) has_conflict: bool,
 }
 
-impl Known {
-    /// Adds what was seen to what is known.
+impl TypeTable {
+    /// Merges what a run has seen into what is known.
     pub(super) fn merge(&mut self, known: &mut Record, new: Record) {
         match (known, new) {
             (_, Record::Unknown) => {}
@@ -111,51 +111,52 @@ impl Known {
                     self.merge(known, new);
                 }
             }
-            // One place, two types: what comes depends on what came before.
+            // One place of two types: the type depends on the values before it.
             (known, new) => self.has_conflict |= *known != new,
         }
     }
 
     /// Whether all of a type is known, down to its leaves.
     pub(super) fn is_complete(&self, record: &Record) -> bool {
-        is_known(record) && !self.leads_on(&mut BTreeSet::new(), record, Sought::Unknown)
+        is_known(record) && !self.contains(&mut BTreeSet::new(), record, Search::Unknown)
     }
 
-    /// Whether all of a type with a name is known, apart from others in it.
+    /// Whether a struct or enum is known, not counting the structs and enums in it.
     pub(super) fn is_whole(&self, id: usize) -> bool {
-        match &self.named[id].what {
-            What::New(record) | What::Struct(record) => is_known(record),
-            What::Enum(variants) => {
+        match &self.named[id].definition {
+            Definition::New(record) | Definition::Struct(record) => is_known(record),
+            Definition::Enum(variants) => {
                 variants.iter().all(|variant| variant.absent || variant.content.as_ref().is_some_and(Content::is_known))
             }
         }
     }
 
-    /// Whether there is something of what is sought in a type.
-    pub(super) fn leads_on(&self, seen: &mut BTreeSet<usize>, record: &Record, sought: Sought) -> bool {
+    /// Whether a type contains something that is searched for.
+    pub(super) fn contains(&self, seen: &mut BTreeSet<usize>, record: &Record, sought: Search) -> bool {
         match record {
             Record::Unknown => true,
             Record::Leaf(_) => false,
-            // With as little as possible there is nothing in them.
-            Record::Option(_) | Record::Seq(_) | Record::Map(..) if sought == Sought::UnwalkedInAll => false,
-            Record::Option(inner) | Record::Seq(inner) => self.leads_on(seen, inner, sought),
-            Record::Map(key, value) => self.leads_on(seen, key, sought) || self.leads_on(seen, value, sought),
-            Record::Parts(parts) => parts.parts.iter().any(|part| self.leads_on(seen, part, sought)),
+            // The lean pass leaves these empty.
+            Record::Option(_) | Record::Seq(_) | Record::Map(..) if sought == Search::UnvisitedInAll => false,
+            Record::Option(inner) | Record::Seq(inner) => self.contains(seen, inner, sought),
+            Record::Map(key, value) => self.contains(seen, key, sought) || self.contains(seen, value, sought),
+            Record::Parts(parts) => parts.parts.iter().any(|part| self.contains(seen, part, sought)),
             Record::Named(id) => {
                 if !seen.insert(*id) {
                     return false;
                 }
                 let is_new = |variant: &Variant| {
-                    sought != Sought::Unknown && !variant.walked && !variant.absent && variant.open == 0
+                    sought != Search::Unknown && !variant.visited && !variant.absent && variant.open == 0
                 };
-                let has_new = matches!(&self.named[*id].what, What::Enum(variants) if variants.iter().any(is_new));
+                let has_new =
+                    matches!(&self.named[*id].definition, Definition::Enum(variants) if variants.iter().any(is_new));
                 let mut below = self.records_of(*id).into_iter();
-                !self.is_whole(*id) || has_new || below.any(|record| self.leads_on(seen, record, sought))
+                !self.is_whole(*id) || has_new || below.any(|record| self.contains(seen, record, sought))
             }
         }
     }
 
-    /// How many types with names the smallest value has one in the other; many if none is known that ends.
+    /// How deep structs and enums nest in the smallest value of a type; `ENDLESS` if no finite value is known.
     pub(super) fn height(&self, open: &mut Vec<usize>, record: &Record) -> usize {
         const ENDLESS: usize = 1 << 20;
         match record {
@@ -165,9 +166,9 @@ impl Known {
             Record::Named(id) if open.contains(id) => ENDLESS,
             Record::Named(id) => {
                 open.push(*id);
-                let height = match &self.named[*id].what {
-                    What::New(record) | What::Struct(record) => self.height(open, record),
-                    What::Enum(variants) => {
+                let height = match &self.named[*id].definition {
+                    Definition::New(record) | Definition::Struct(record) => self.height(open, record),
+                    Definition::Enum(variants) => {
                         let of =
                             |content: &Content| content.records().map(|record| self.height(open, record)).unwrap_or(0);
                         variants.iter().filter_map(|variant| variant.content.as_ref()).map(of).min().unwrap_or(ENDLESS)
@@ -179,7 +180,7 @@ impl Known {
         }
     }
 
-    /// Whether a type has itself in it.
+    /// Whether a type contains itself.
     fn is_recursive(&self, id: usize) -> bool {
         let mut seen = BTreeSet::new();
         let mut next: Vec<&Record> = self.records_of(id);
@@ -201,16 +202,16 @@ impl Known {
     }
 
     fn records_of(&self, id: usize) -> Vec<&Record> {
-        match &self.named[id].what {
-            What::New(record) | What::Struct(record) => vec![record],
-            What::Enum(variants) => {
+        match &self.named[id].definition {
+            Definition::New(record) | Definition::Struct(record) => vec![record],
+            Definition::Enum(variants) => {
                 variants.iter().filter_map(|variant| variant.content.as_ref()).flat_map(Content::records).collect()
             }
         }
     }
 
-    /// Writes a shape down: names of types are left out, and a type in itself is told by how far out it began. False if that
-    /// is too long.
+    /// Writes a shape as text. Names of types are left out; a reference of a recursive type to itself becomes `^N`, N levels up.
+    /// Returns false if part of the shape is unknown or the text is too long.
     pub(super) fn write(&self, record: &Record, open: &mut Vec<usize>, text: &mut String) -> bool {
         if text.len() > TEXT_MAX {
             return false;
@@ -241,18 +242,18 @@ impl Known {
                 if is_recursive {
                     open.push(*id);
                 }
-                match &self.named[*id].what {
-                    // As bincode and JSON have it, a new type is what it is made of.
-                    What::New(inner) if !is_recursive => whole = self.write(inner, open, text),
-                    What::New(inner) => {
+                match &self.named[*id].definition {
+                    // bincode and JSON encode a newtype as its content.
+                    Definition::New(inner) if !is_recursive => whole = self.write(inner, open, text),
+                    Definition::New(inner) => {
                         text.push_str("new ");
                         whole = self.write(inner, open, text);
                     }
-                    What::Struct(parts) => {
+                    Definition::Struct(parts) => {
                         let _ = write!(text, "struct{:?}", self.named[*id].key.2);
                         whole = self.write(parts, open, text);
                     }
-                    What::Enum(variants) => {
+                    Definition::Enum(variants) => {
                         let _ = write!(text, "enum{:?}{{", self.named[*id].key.2);
                         for variant in variants {
                             whole &= match &variant.content {
@@ -313,7 +314,7 @@ impl Content {
     }
 }
 
-/// Whether a record is known, apart from the types with names in it.
+/// Whether a record is known, not counting the structs and enums in it.
 fn is_known(record: &Record) -> bool {
     match record {
         Record::Unknown => false,
