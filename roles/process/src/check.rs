@@ -1,5 +1,5 @@
-//! A program that is run to see how an instance does. It begins as the program of a `process` instance does: with that one's
-//! environment, folder, user and limits, and nothing of the station's.
+//! Runs the program of a ready check. It starts as the program of its `process` instance does: with the instance's environment,
+//! folder, user and limits, and nothing of the station's.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,15 +16,18 @@ use crate::api::ProcessConfig;
 use crate::keeper::{EXEC, EXEC_NAME, children};
 use crate::{program, signals};
 
-/// How much of its output is kept, and how many lines of that are shown.
+/// How many bytes of its output are kept, and how many of its last lines are shown.
 const OUTPUT_MAX: usize = 4 << 10;
 const LINES_SHOWN: usize = 3;
-/// How long output may still come once the program and its group have ended: what left the group holds the pipe open.
+/// How long to read on once the program and its group have ended: a process that left the group may hold the pipe open.
 const OUTPUT_GRACE: Duration = Duration::from_millis(100);
 
-/// Runs a program until it ends; `Err` says how, with its last lines, unless that was with exit code 0. `config` is that of the
-/// `process` instance whose program it looks after, as JSON; for instances of other roles there is none, and it runs as the
-/// station's user in `/`.
+/// Runs a program until it ends. `config` is the configuration of the `process` instance that it checks, as JSON; for instances of
+/// other roles it is `None`, and the program runs as the station's user in `/`.
+///
+/// # Errors
+///
+/// The program cannot be run, or ended otherwise than with exit code 0; the text says how, with its last lines.
 ///
 /// # Cancel safety
 ///
@@ -90,7 +93,7 @@ fn last_lines(output: &str) -> String {
     }
 }
 
-/// The process group of a child that is killed when this is dropped, which must be before the child is reaped.
+/// Kills the process group of a child when it is dropped. Drop it before the child is reaped.
 struct Group(u32);
 
 impl Drop for Group {

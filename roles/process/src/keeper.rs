@@ -39,9 +39,9 @@ use crate::signals;
 pub(crate) const KEEPER: &str = "keeper";
 /// What a keeper is called in lists of processes.
 pub(crate) const KEEPER_NAME: &str = "quilt-keeper";
-/// The first argument that makes it the stage that becomes a program.
+/// The first argument that makes a quilt binary the stage that becomes a program.
 pub(crate) const EXEC: &str = "exec";
-/// What the stage is called until then.
+/// What the stage is called in lists of processes until it becomes the program.
 pub(crate) const EXEC_NAME: &str = "quilt-exec";
 /// Marks a program and its descendants, so that what is left of a run is told apart from strangers.
 const RUN_VARIABLE: &str = "QUILT_RUN";
@@ -73,7 +73,7 @@ pub fn become_keeper_if_asked() {
     }
 }
 
-/// What a program needs to begin; goes to the keeper, or to the stage, on its standard input, never on a command line.
+/// What a program needs to begin. Keeper and stage get it on standard input, never on a command line, where others could read it.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) command: Vec<String>,
@@ -117,10 +117,10 @@ pub(crate) struct Run {
     /// When its main process began, in clock ticks since the machine did: tells it from a later one of the same number.
     #[serde(default)]
     pub(crate) started_ticks: u64,
-    /// The same of its keeper.
+    /// When its keeper began, in clock ticks since boot.
     #[serde(default)]
     pub(crate) keeper_started_ticks: u64,
-    /// The pid namespace that its numbers are from.
+    /// The pid namespace of its pids.
     #[serde(default)]
     pub(crate) pid_namespace: String,
     /// The inodes of the pipes that take its output.
@@ -129,7 +129,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Whether its numbers mean anything here: they are of this boot and of this pid namespace.
+    /// Whether its pids are of this boot and this pid namespace; otherwise they mean other processes.
     pub(crate) fn is_here(&self) -> bool {
         self.boot_id == processes::boot_id() && self.pid_namespace == processes::pid_namespace()
     }
@@ -232,24 +232,24 @@ pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>)
     is_kept
 }
 
-/// How long a keeper may take to be gone once it told the end of its program.
-const LINGERS: Duration = Duration::from_secs(2);
+/// How long a keeper may take to end once it has told the end of its program.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a killed keeper may take to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 
-/// Waits until the keeper of a run that has ended is gone, and kills one that stays: as long as it is there, the next start
-/// would take it for the keeper of its own run.
+/// Waits until the keeper of an ended run is gone, and kills it if it stays. While it is there, the next start would take it for the
+/// keeper of its own run.
 pub(crate) async fn until_gone(paths: &Paths, run: &Run) {
     if let Some(keeper) = paths.keeper_of(run)
-        && tokio::time::timeout(LINGERS, keeper.ended()).await.is_err()
+        && tokio::time::timeout(LINGER_TIMEOUT, keeper.ended()).await.is_err()
     {
         keeper.kill();
         let _ = tokio::time::timeout(KILLED, keeper.ended()).await;
     }
 }
 
-/// Ends a keeper that does not answer, and its program with it. `run` is what the station knows of it, if it does; what is on
-/// disk may have been removed meanwhile.
+/// Kills a keeper that does not answer, and its program with it. Pass the run if the station knows it: the record on disk may have
+/// been removed.
 pub(crate) async fn force_end(paths: &Paths, run: Option<&Run>) {
     let run = run.cloned().or_else(|| paths.read_run());
     let keeper = run.as_ref().and_then(|run| paths.keeper_of(run)).or_else(|| paths.find_keeper());

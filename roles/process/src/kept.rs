@@ -18,13 +18,13 @@ use crate::keeper::{self, Exit, FromKeeper, KEEPER, KEEPER_NAME, Paths, Run, Spe
 
 /// How long a keeper may take to say what it keeps. One that is frozen never does.
 const FIRST_WORD: Duration = Duration::from_secs(2);
-/// How often a keeper is tried that does not let anybody connect, and how long between two tries.
-const TRIES: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(10);
-/// After so many tries its files are missing rather than not made yet.
-const ASK_AFTER: u32 = 20;
-/// How long to wait for the end of a keeper that cannot be reached, before it is tried again.
-const UNREACHABLE: Duration = Duration::from_secs(1);
+/// How often to try to connect to a keeper, and how long to wait between two attempts.
+const CONNECT_ATTEMPTS: u32 = 200;
+const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
+/// After so many attempts the keeper's files are missing rather than not made yet; it is asked to make them again.
+const RESTORE_AFTER_ATTEMPTS: u32 = 20;
+/// How long to wait for the end of a keeper that cannot be reached before the next attempt.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// How much longer than the stop time-out a keeper may take to say that its program ended.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
@@ -56,13 +56,13 @@ impl Found {
 /// The half that hears of the end.
 pub(crate) struct Ears(Lines<BufReader<OwnedReadHalf>>);
 
-/// Where to speak to the keeper; `None` once the program is known to have ended.
-pub(crate) type Mouth = Arc<Mutex<Option<OwnedWriteHalf>>>;
+/// The connection to the keeper for writing; `None` once the program is known to have ended.
+pub(crate) type SharedWriter = Arc<Mutex<Option<OwnedWriteHalf>>>;
 
 impl Ears {
-    /// Waits for the end of the run. A keeper that goes without saying how has left it on disk, or was killed; one that is
-    /// there is connected to again, whatever became of the connection, and `mouth` with it.
-    pub(crate) async fn exit(mut self, paths: &Paths, run: &Run, mouth: &Mouth) -> Exit {
+    /// Waits for the end of the run. If the connection is lost while the keeper lives, connects again and replaces `mouth`. If the
+    /// keeper is gone, it has left the exit on disk, or it was killed and nobody saw the exit.
+    pub(crate) async fn exit(mut self, paths: &Paths, run: &Run, mouth: &SharedWriter) -> Exit {
         loop {
             while let Ok(Some(line)) = self.0.next_line().await {
                 if let Ok(FromKeeper::Exited(exit)) = serde_json::from_str(&line) {
@@ -77,23 +77,23 @@ impl Ears {
                     self = kept.ears;
                     *mouth.lock().await = Some(kept.mouth);
                 }
-                _ => drop(tokio::time::timeout(UNREACHABLE, process.ended()).await),
+                _ => drop(tokio::time::timeout(RECONNECT_INTERVAL, process.ended()).await),
             }
         }
     }
 }
 
-/// A keeper that has not said yet that it is at work. Killed, and its program with it, if nobody waits for that any more: a
-/// start that was given up leaves nothing running.
-struct Unheard(Option<PidFd>);
+/// Kills a keeper, and its program with it, if its start is dropped before the keeper has reported that it is at work: a start that
+/// was given up leaves nothing running.
+struct StartGuard(Option<PidFd>);
 
-impl Unheard {
-    fn heard(mut self) {
+impl StartGuard {
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Unheard {
+impl Drop for StartGuard {
     fn drop(&mut self) {
         if let Some(keeper) = &self.0 {
             keeper.kill();
@@ -119,13 +119,13 @@ impl Kept {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let unheard = Unheard(keeper.id().and_then(|pid| PidFd::open(pid).ok()));
+        let guard = StartGuard(keeper.id().and_then(|pid| PidFd::open(pid).ok()));
         let mut input = keeper.stdin.take().expect("it was piped");
         input.write_all(&serde_json::to_vec(spec)?).await?;
         drop(input);
         let mut output = BufReader::new(keeper.stdout.take().expect("it was piped")).lines();
         let line = output.next_line().await?.unwrap_or_else(|| "it ended at once".into());
-        unheard.heard();
+        guard.disarm();
         let run = line.strip_prefix("ready ").and_then(|run| serde_json::from_str::<Run>(run).ok());
         let Some(run) = run else { return Err(io::Error::other(format!("the keeper: {line}"))) };
         match Self::connect(paths).await {
@@ -136,11 +136,11 @@ impl Kept {
         }
     }
 
-    /// Finds the keeper that is at work. It may be just starting: waits for it a little. It may have lost its socket to
-    /// somebody who removes old files: asks it for another.
+    /// Connects to the keeper that is at work. Tries for about 2 s, because the keeper may be just starting. If a cleaner of old
+    /// files removed its socket, asks it to make another.
     pub(crate) async fn connect(paths: &Paths) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for tried in 0..TRIES {
+        for tried in 0..CONNECT_ATTEMPTS {
             match Self::try_connect(paths).await {
                 Ok(kept) => return Ok(kept),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
@@ -149,10 +149,10 @@ impl Kept {
             if !paths.is_kept()? {
                 break;
             }
-            if tried == ASK_AFTER {
+            if tried == RESTORE_AFTER_ATTEMPTS {
                 paths.ask_for_files();
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(CONNECT_INTERVAL).await;
         }
         Err(last)
     }
@@ -168,8 +168,8 @@ impl Kept {
         }
     }
 
-    /// Stops the program and waits for its end and its keeper's, by force if its keeper does not see to it. Without `timeout` it
-    /// is the one of the program's configuration.
+    /// Stops the program and waits until it and its keeper are gone. Kills both if the keeper does not stop the program in time.
+    /// Without `timeout`, the stop time-out of the program's configuration applies.
     pub(crate) async fn stop(self, paths: &Paths, timeout: Option<Duration>) -> Exit {
         let Self { run, ears, mut mouth } = self;
         let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));

@@ -25,21 +25,20 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, watch};
 
 use keeper::{Exit, Paths, Run, Spec, SpecUser, ToKeeper};
-use kept::{Ears, Found, Kept, Mouth, say};
+use kept::{Ears, Found, Kept, SharedWriter, say};
 
 /// The name of this role.
 pub const ROLE: &str = "process";
 
-/// How long an argument or an environment variable may be, its closing zero byte included, in pages of memory: a limit of Linux
-/// that no setting moves.
+/// The longest argument or environment variable, closing zero byte included, in pages of memory. Linux fixes this limit.
 const ARGUMENT_MAX_PAGES: usize = 32;
 /// How many of a failed program's last error lines are shown.
 const LAST_LINES: usize = 5;
 /// How many characters of each.
 const LAST_LINE_MAX: usize = 200;
 
-/// How many files a program can be allowed: fewer than these and it does not even begin, more and no kernel gives them.
-const OPEN_FILES: std::ops::RangeInclusive<u64> = 16..=1 << 30;
+/// The limits of open files that are accepted: below them a program does not start, and no kernel grants more.
+const OPEN_FILES_RANGE: std::ops::RangeInclusive<u64> = 16..=1 << 30;
 
 /// A running program.
 pub struct Process {
@@ -50,7 +49,7 @@ pub struct Process {
     paths: Paths,
     run: Run,
     /// Until the program is known to have ended.
-    mouth: Mouth,
+    mouth: SharedWriter,
     /// Taken by `run`.
     ears: Option<Ears>,
     exit: watch::Sender<Option<Exit>>,
@@ -106,8 +105,8 @@ impl Process {
         if let Some(score) = config.oom_score_adj.filter(|score| !(-1000..=1000).contains(score)) {
             invalid("oom_score_adj", "a number from -1000 to 1000", &score.to_string());
         }
-        if let Some(files) = config.open_files.filter(|files| !OPEN_FILES.contains(files)) {
-            let expected = format!("a number from {} to {}", OPEN_FILES.start(), OPEN_FILES.end());
+        if let Some(files) = config.open_files.filter(|files| !OPEN_FILES_RANGE.contains(files)) {
+            let expected = format!("a number from {} to {}", OPEN_FILES_RANGE.start(), OPEN_FILES_RANGE.end());
             invalid("open_files", &expected, &files.to_string());
         }
         wrong.extend(identity(config).err().into_iter().flatten());
@@ -289,7 +288,7 @@ async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, Ro
         }
     }
     let Some(run) = paths.read_run() else {
-        // Its whole folder was removed: it cannot be reached any more.
+        // Somebody removed the whole folder, so the keeper cannot be reached any more.
         if cx.resuming() && paths.forgotten_keeper().is_some() {
             keeper::force_end(paths, None).await;
         }
@@ -298,7 +297,7 @@ async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, Ro
     if paths.exit_of(&run).is_none() {
         keeper::leftovers::kill(&run);
     }
-    // What ended while nobody watched counts as ending now, once; what ended before, or with its machine or container, is history.
+    // An end that nobody saw counts once, now. One before that, or together with the machine or container, does not count.
     let counts = cx.resuming() && run.digest == digest && run.is_here();
     Ok(if counts { Found::ended(paths, run) } else { Found::Nothing })
 }
@@ -317,8 +316,8 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
     }
 }
 
-/// Tells whether a running program is the configured one. Of user and group their names count: a program that runs is found
-/// again also while nobody can say who its user is, because a directory service is away.
+/// Identifies a program's configuration, to tell whether the running program is the configured one. User and group count by name, so
+/// a running program is found again while a directory service is away and cannot resolve its user.
 fn digest(config: &ProcessConfig) -> String {
     let ProcessConfig { command, env, cwd, user, group, stop_signal, .. } = config;
     let parts = serde_json::to_vec(&(command, env, cwd, user, group, signals::number(stop_signal), scheduling(config)));
@@ -336,7 +335,7 @@ fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
     Ok(spec)
 }
 
-/// What a program with this configuration begins with.
+/// What a program with this configuration needs to begin, without what only a keeper needs.
 fn program(config: &ProcessConfig) -> Result<Spec, Vec<Invalid>> {
     let (user, uid, gid) = identity(config)?;
     Ok(Spec {
@@ -385,7 +384,7 @@ fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Op
     Ok((user.map(|user| SpecUser { name: user.name, home: user.dir }), uid, group.map(|group| group.as_raw())))
 }
 
-/// What a name stands for. Otherwise the problem is added to `wrong`.
+/// Resolves a name. If it cannot, adds the problem to `wrong`.
 fn known<T>(key: &str, name: &str, found: nix::Result<Option<T>>, wrong: &mut Vec<Invalid>) -> Option<T> {
     let got = match found {
         Ok(Some(found)) => return Some(found),
@@ -396,8 +395,8 @@ fn known<T>(key: &str, name: &str, found: nix::Result<Option<T>>, wrong: &mut Ve
     None
 }
 
-/// The last lines on standard error of the run that ended, for its reason. The run's begin is a position in the log: the clock
-/// may have been set back.
+/// The last lines on standard error of the run that ended, for its reason. The run begins at a position in the log, not at a time,
+/// because the clock may have been set back.
 fn last_error_lines(log: &std::path::Path) -> String {
     let begin = lines::Position::of_run(log).unwrap_or(lines::Position::START);
     let mut errors = Vec::new();

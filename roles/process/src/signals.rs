@@ -1,4 +1,4 @@
-//! Names of signals, all that the kernel has: also those between RTMIN and RTMAX, which the library does not name.
+//! Names of all signals that the kernel has, including those from RTMIN to RTMAX, for which nix has no names.
 
 use std::str::FromStr as _;
 

@@ -1,4 +1,4 @@
-//! The keeper's children: how they end, told in the kernel's own numbers.
+//! The keeper's children and how they end, in the kernel's own numbers.
 
 use std::io;
 use std::sync::mpsc::Sender;
@@ -7,15 +7,15 @@ use nix::libc;
 
 use super::serve::Event;
 
-/// How a process ended. Neither is known only if the kernel did not say.
+/// How a process ended. Both are `None` only if the kernel did not say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Ended {
+pub(super) struct EndStatus {
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
 }
 
-/// Reaps what the program has left behind, so that no zombies gather, until the program itself ends; then says how. The
-/// program is not reaped: as long as its zombie is there, nobody else gets its number or its group's.
+/// Reaps orphans of the program, so that no zombies gather, until the program itself ends; then sends how it ended. Does not reap
+/// the program: while its zombie exists, the kernel gives neither its pid nor its group's number to another process.
 pub(super) fn wait_for_end(program: u32, events: &Sender<Event>) {
     loop {
         let ended = match wait(libc::P_ALL, 0, libc::WNOWAIT) {
@@ -26,16 +26,16 @@ pub(super) fn wait_for_end(program: u32, events: &Sender<Event>) {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // It is not among the children, so it has ended.
-            Err(_) => Ended { code: None, signal: None },
+            Err(_) => EndStatus { code: None, signal: None },
         };
         let _ = events.send(Event::Ended(ended));
         return;
     }
 }
 
-/// Waits for the end of a child. Not by the library's wait: that takes a signal that it has no name for as an error.
+/// Waits for the end of a child. nix's wait would return an error for a signal that it has no name for.
 #[allow(unsafe_code, reason = "no safe wrapper tells which child it was")]
-fn wait(which: libc::idtype_t, pid: u32, more: libc::c_int) -> io::Result<(u32, Ended)> {
+fn wait(which: libc::idtype_t, pid: u32, more: libc::c_int) -> io::Result<(u32, EndStatus)> {
     // SAFETY: all zeros are a valid `siginfo_t`, which is plain numbers to those who do not ask for more.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one `siginfo_t` to where the pointer says, which lives for the call.
@@ -45,19 +45,19 @@ fn wait(which: libc::idtype_t, pid: u32, more: libc::c_int) -> io::Result<(u32, 
     // SAFETY: after a wait that succeeded both fields are set.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
     let ended = match info.si_code {
-        libc::CLD_EXITED => Ended { code: Some(status), signal: None },
+        libc::CLD_EXITED => EndStatus { code: Some(status), signal: None },
         // Killed, with or without a core dump.
-        _ => Ended { code: None, signal: Some(status) },
+        _ => EndStatus { code: None, signal: Some(status) },
     };
     Ok((pid as u32, ended))
 }
 
-/// Sends a signal to a child that is not reaped yet. Answers whether it could be sent.
+/// Sends a signal to a child that is not reaped yet. Returns whether it was sent.
 pub(super) fn signal(child: u32, signal: i32) -> bool {
     send(child as libc::pid_t, signal)
 }
 
-/// Sends a signal to the process group of a child that is not reaped yet. Answers whether there is such a group.
+/// Sends a signal to the process group of a child that is not reaped yet. Returns whether there is such a group.
 pub(crate) fn signal_group(child: u32, signal: i32) -> bool {
     send(-(child as libc::pid_t), signal)
 }
@@ -86,13 +86,16 @@ mod tests {
             let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
             assert!(signal(child.id(), number));
             let seen = wait(libc::P_PID, child.id(), libc::WNOWAIT).unwrap();
-            assert_eq!(seen, (child.id(), Ended { code: None, signal: Some(number) }));
+            assert_eq!(seen, (child.id(), EndStatus { code: None, signal: Some(number) }));
             // It is a zombie still, whose number is nobody else's.
             assert!(signal(child.id(), 0));
             child.wait().unwrap();
         }
         let mut child = Command::new("sh").args(["-c", "exit 255"]).spawn().unwrap();
-        assert_eq!(wait(libc::P_PID, child.id(), libc::WNOWAIT).unwrap().1, Ended { code: Some(255), signal: None });
+        assert_eq!(
+            wait(libc::P_PID, child.id(), libc::WNOWAIT).unwrap().1,
+            EndStatus { code: Some(255), signal: None }
+        );
         child.wait().unwrap();
     }
 }

@@ -12,10 +12,10 @@ use quilt_core::lines::{self, complete_characters};
 
 /// How long output without a line break waits for one. A prompt or a progress bar is then logged as far as it came.
 const LINE_DELAY: Duration = Duration::from_millis(500);
-/// How often a keeper whose lines were lost tries to say so in the log.
+/// How often a keeper that lost lines tries to report that in the log.
 const LOSS_RETRY: Duration = Duration::from_secs(1);
 
-/// What came of a stream and is not logged yet: at most the beginning of one line, once everything due is taken.
+/// Bytes of a stream that are not logged yet. After [`Pending::take_due`] that is at most the beginning of one line.
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
@@ -29,7 +29,7 @@ impl Pending {
         self.since.get_or_insert(now);
     }
 
-    /// Takes what is to be logged now: whole lines, and of an unfinished one whole characters if it is long or late.
+    /// Takes what is due: whole lines, and the whole characters of an unfinished line that is long or has waited [`LINE_DELAY`].
     fn take_due(&mut self, now: Instant) -> Vec<u8> {
         let mut due = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         if due > 0 {
@@ -46,14 +46,14 @@ impl Pending {
         self.bytes.drain(..due).collect()
     }
 
-    /// When [`Pending::take_due`] has something even if nothing more comes.
+    /// When to call [`Pending::take_due`] even if nothing more arrives.
     fn due_at(&self) -> Option<Instant> {
         self.since.map(|since| since + LINE_DELAY)
     }
 }
 
-/// Copies one pipe to the log until its end, on a thread; the receiver hears of the end. Lines that cannot be written are lost
-/// rather than holding up the program, and the log says how many.
+/// Copies a pipe to the log on a thread until the pipe ends; the receiver then disconnects. Lines that cannot be written are dropped,
+/// because waiting would block the program; the log says how many.
 pub(super) fn copy(
     stream: &'static str,
     pipe: Option<impl Read + AsFd + Send + 'static>,

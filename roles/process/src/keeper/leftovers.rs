@@ -1,5 +1,5 @@
-//! What a program leaves running: found by what cannot be forged by accident, never by its command line, and killed only
-//! where it is proven to be the run's.
+//! Processes that a program leaves running. They are found by marks that nothing carries by accident, never by command line, and are
+//! killed only if they are proven to belong to the run.
 
 use std::fs;
 
@@ -11,9 +11,9 @@ use super::{RUN_VARIABLE, Run};
 /// How often whatever is found is killed again: what is killed may have begun something in this very moment.
 const ROUNDS: usize = 5;
 
-/// Kills what is left of a run whose keeper is gone.
+/// Kills the processes that are left of a run whose keeper is gone.
 pub(crate) fn kill(run: &Run) {
-    // The numbers of another boot or namespace are others' here.
+    // In another boot or namespace the same numbers mean other processes.
     if !run.is_here() {
         return;
     }
@@ -93,7 +93,7 @@ pub(super) fn kill_descendants() {
     }
 }
 
-/// Kills a process that was seen, and nobody who got its number since.
+/// Kills the process that was seen, not a later one with its pid.
 fn end(seen: &ProcessStat) {
     if let Some(process) = PidFd::proven(seen.pid, seen.started_ticks) {
         process.kill();

@@ -1,13 +1,13 @@
-//! Whether the kernel's out-of-memory killer was at work. It tells nobody whom it kills, but it counts, for each control
-//! group and for the machine; a count that grew shortly before a program was killed is what there is to know.
+//! Whether the kernel's out-of-memory killer was at work. The kernel does not say whom it killed; it only counts, per control group
+//! and for the machine. A count that grew shortly before a program was killed is the only evidence there is.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// How old the count may be that the one at the end is compared with.
-const REFRESH: Duration = Duration::from_secs(60);
+/// The greatest age of the count that the one at the end is compared with.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A count of processes that were killed for want of memory.
+/// A count of processes that the out-of-memory killer has killed.
 pub(super) struct OomWatch {
     count: Option<u64>,
     taken: Instant,
@@ -21,7 +21,7 @@ impl OomWatch {
 
     /// When [`OomWatch::refresh`] is due.
     pub(super) fn refresh_at(&self) -> Instant {
-        self.taken + REFRESH
+        self.taken + REFRESH_INTERVAL
     }
 
     /// Takes the count again if it is old.

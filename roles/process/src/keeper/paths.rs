@@ -1,5 +1,5 @@
-//! The files of an instance's keeper, and whether there is one. A file that is there or not decides nothing: a lock on the
-//! folder does, and the run on record, whose keeper is a process that can be told from others.
+//! The files of an instance's keeper, and whether a keeper is at work. The existence of a file decides nothing. A lock on the
+//! folder does, and the run on record, whose keeper is identified by pid and start time.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -15,10 +15,10 @@ use quilt_core::processes::{self, PidFd, ProcessStat};
 
 use super::{Exit, KEEPER, KEEPER_NAME, Run};
 
-/// How long a new keeper tries to get the lock: a station that looks at it holds it for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
-/// How long it waits between two tries, in milliseconds.
-const LOCK_PAUSE: u8 = 5;
+/// How long a new keeper tries to take the lock: a station that checks it holds it for a moment.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long it waits between two attempts, in milliseconds.
+const LOCK_INTERVAL_MS: u8 = 5;
 
 /// The files of an instance's keeper, in the instance's state folder.
 #[derive(Clone, Debug)]
@@ -54,12 +54,12 @@ impl Paths {
     /// Locks the folder for this keeper, until the file is closed.
     pub(crate) fn lock(&self) -> io::Result<File> {
         let folder = File::open(&self.folder)?;
-        let until = Instant::now() + LOCK_PATIENCE;
+        let until = Instant::now() + LOCK_TIMEOUT;
         loop {
             match folder.try_lock() {
                 Ok(()) => return Ok(folder),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    let _ = poll(&mut [], PollTimeout::from(LOCK_PAUSE));
+                    let _ = poll(&mut [], PollTimeout::from(LOCK_INTERVAL_MS));
                 }
                 Err(TryLockError::WouldBlock) => return Err(io::Error::other("another keeper is at work")),
                 Err(TryLockError::Error(error)) => {
@@ -105,8 +105,8 @@ impl Paths {
         PidFd::proven(seen.pid, seen.started_ticks)
     }
 
-    /// A keeper of this instance that was there before this station and of which no record is left. All processes are looked
-    /// at once, however many instances ask.
+    /// A keeper of this instance that was there before this station and of which no record is left. All processes are read once,
+    /// however many instances ask.
     pub(crate) fn forgotten_keeper(&self) -> Option<PidFd> {
         static AT_START: OnceLock<HashMap<PathBuf, ProcessStat>> = OnceLock::new();
         let keepers = AT_START.get_or_init(|| {
@@ -117,7 +117,7 @@ impl Paths {
         PidFd::proven(seen.pid, seen.started_ticks)
     }
 
-    /// Asks the keeper to make its files again, if it is known which process that is.
+    /// Asks the keeper to make its files again, if its process can be identified.
     pub(crate) fn ask_for_files(&self) {
         // One of an earlier release locks another file, and takes HUP as the order to stop.
         if !self.is_locked().unwrap_or_default() {

@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use quilt_core::processes::{self, ProcessStat};
 use quilt_core::{clean_start, files, lines, time};
 
-use super::children::{self, Ended};
+use super::children::{self, EndStatus};
 use super::copy::copy;
 use super::oom::OomWatch;
 use super::station::{Station, accept};
@@ -31,12 +31,12 @@ const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 const GROUP_LOOK: Duration = Duration::from_millis(20);
 
 pub(super) enum Event {
-    Ended(Ended),
+    Ended(EndStatus),
     Station(ToKeeper),
     Connected,
     Disconnected,
     Terminated,
-    /// Make the files again that somebody removed.
+    /// Make files again that somebody removed.
     Restore,
 }
 
@@ -121,17 +121,17 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
             serve(&mut socket);
         }
     };
-    let supervised = supervise(&run, &spec, &events, &inbox, restore);
+    let end = supervise(&run, &spec, &events, &inbox, restore);
 
-    let Ended { code, signal } = supervised.ended;
+    let EndStatus { code, signal } = end.ended;
     // One that was told to stop may leave to the keeper what it started; one that ended by itself may have meant to go on.
-    let left = if supervised.kill_at.is_none() { leftovers::count_descendants() } else { 0 };
-    let out_of_memory = supervised.out_of_memory;
+    let left = if end.kill_at.is_none() { leftovers::count_descendants() } else { 0 };
+    let out_of_memory = end.out_of_memory;
     let exit = Exit { run: run.id.clone(), code, signal, at_ms: time::now_ms(), left, out_of_memory };
     // What the program left in its group was asked to stop too, and has its time; then it ends, and lets go of the pipes. The
     // program is a zombie until this process ends: its number is that of its group and of nobody else.
     let is_left = || ProcessStat::all().iter().any(|seen| seen.group == run.pid);
-    while let Some(left) = supervised.kill_at.map(|at| at.saturating_duration_since(Instant::now())) {
+    while let Some(left) = end.kill_at.map(|at| at.saturating_duration_since(Instant::now())) {
         if left.is_zero() || !is_left() {
             break;
         }
@@ -151,7 +151,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
 
 /// The socket that the station connects to, as a file.
 struct Socket {
-    /// Until it is served.
+    /// `None` once a thread serves it.
     listener: Option<UnixListener>,
     inode: u64,
 }
@@ -167,7 +167,7 @@ impl Socket {
         Ok(Self { listener: Some(listener), inode: path.metadata()?.ino() })
     }
 
-    /// Makes the file again if it is not there; answers whether it was made.
+    /// Makes the file again if it is not there; returns whether it did.
     fn bind_again(&mut self, paths: &Paths) -> io::Result<bool> {
         let (_folder, path) = paths.socket()?;
         if path.metadata().is_ok_and(|found| found.ino() == self.inode) {
@@ -193,22 +193,22 @@ fn say_ready(run: &Run) {
     }
 }
 
-/// How the watch over a program ended.
-struct Supervised {
-    ended: Ended,
-    /// Until when its group may take to stop, if it was asked to.
+/// How supervision of a program ended.
+struct SupervisionEnd {
+    ended: EndStatus,
+    /// When its group is killed, if it was asked to stop.
     kill_at: Option<Instant>,
     out_of_memory: bool,
 }
 
-/// Waits for the end, doing meanwhile what the station asks.
+/// Waits for the end of the program; meanwhile carries out the station's requests.
 fn supervise(
     run: &Run,
     spec: &Spec,
     events: &Sender<Event>,
     inbox: &mpsc::Receiver<Event>,
     mut restore: impl FnMut(),
-) -> Supervised {
+) -> SupervisionEnd {
     let (program, ends) = (run.pid, events.clone());
     thread::spawn(move || children::wait_for_end(program, &ends));
     let mut kill_at: Option<Instant> = None;
@@ -232,7 +232,7 @@ fn supervise(
         match inbox.recv_timeout(wake_at.saturating_duration_since(Instant::now())) {
             Ok(Event::Ended(ended)) => {
                 let out_of_memory = ended.signal == Some(libc::SIGKILL) && !killed_by_us && oom.has_grown();
-                return Supervised { ended, kill_at, out_of_memory };
+                return SupervisionEnd { ended, kill_at, out_of_memory };
             }
             Ok(Event::Connected) => alone_since = None,
             Ok(Event::Disconnected) => alone_since = Some(Instant::now()),

@@ -1,4 +1,4 @@
-//! The keeper's connection with the station: the newest one, and none once the program has ended.
+//! The keeper's connection to the station. Only the newest one counts, and none is accepted once the program has ended.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,10 +12,10 @@ use nix::poll::{PollTimeout, poll};
 use super::serve::Event;
 use super::{FromKeeper, Run};
 
-/// How long a station may take to read what it is told.
+/// How long a write to the station may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait, in milliseconds, before connections are taken again when the system refused one.
-const ACCEPT_PAUSE: u8 = 100;
+/// How long to wait after a failed `accept`, in milliseconds.
+const ACCEPT_PAUSE_MS: u8 = 100;
 
 /// The one station that is connected, if any.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub(super) struct Station(Mutex<State>);
 #[derive(Default)]
 struct State {
     connection: Option<UnixStream>,
-    /// The program has ended. Whoever connects now would take its run for a running one.
+    /// The program has ended. A station that connects now would take the run for a running one.
     has_ended: bool,
 }
 
@@ -33,7 +33,7 @@ impl Station {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the station of the end. Nobody is greeted from then on.
+    /// Tells the station of the end. Later connections are not greeted.
     pub(super) fn tell_end(&self, message: &FromKeeper) {
         let mut state = self.state();
         state.has_ended = true;
@@ -42,8 +42,8 @@ impl Station {
         }
     }
 
-    /// Greets a station and makes it the one; an older connection belongs to a station that is gone or going. Answers
-    /// whether it was greeted.
+    /// Greets a station and closes the older connection, which belongs to a station that is gone or going. Returns whether it
+    /// was greeted.
     fn greet(&self, mut stream: UnixStream, run: &Run, events: &Sender<Event>) -> bool {
         let mut state = self.state();
         if state.has_ended {
@@ -69,12 +69,12 @@ fn tell(stream: &mut UnixStream, message: &FromKeeper) {
     let _ = stream.write_all(&line);
 }
 
-/// Serves whoever connects, for ever.
+/// Serves each station that connects. Never returns.
 pub(super) fn accept(listener: &UnixListener, station: &Arc<Station>, events: &Sender<Event>, run: &Run) {
     loop {
         let Ok((stream, _)) = listener.accept() else {
             // Out of descriptors or memory: not for ever, but for longer than a moment.
-            let _ = poll(&mut [], PollTimeout::from(ACCEPT_PAUSE));
+            let _ = poll(&mut [], PollTimeout::from(ACCEPT_PAUSE_MS));
             continue;
         };
         // A station that does not read must not hold up the end of the program.

@@ -9,8 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A process that looks like the keeper of a folder, and ends when nobody holds its standard input. It marks itself as one of
-/// the run's.
+/// A process that looks like the keeper of a folder and carries the mark of its run. It ends when its standard input is closed.
 struct Fake {
     folder: TempDir,
     process: Child,
