@@ -14,7 +14,8 @@ use tokio::process::Command;
 
 use crate::api::ProcessConfig;
 use crate::keeper::{EXEC, EXEC_NAME, children};
-use crate::{program, signals};
+use crate::program::program;
+use crate::signals;
 
 /// How many bytes of its output are kept, and how many of its last lines are shown.
 const OUTPUT_MAX: usize = 4 << 10;

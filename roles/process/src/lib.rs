@@ -11,21 +11,21 @@ pub mod api;
 pub mod check;
 pub mod keeper;
 mod kept;
+mod program;
 mod signals;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
-use nix::unistd::{Group, SysconfVar, User};
-use quilt_core::clean_start::Scheduling;
+use nix::unistd::SysconfVar;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, watch};
 
-use keeper::{Exit, Paths, Run, Spec, SpecUser, ToKeeper};
+use keeper::{Exit, Paths, Run, Spec, ToKeeper};
 use kept::{Ears, Found, Kept, SharedWriter, say};
+use program::{digest, identity, octal, spec};
 
 /// The name of this role.
 pub const ROLE: &str = "process";
@@ -316,85 +316,6 @@ async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, Ro
     }
 }
 
-/// Identifies a program's configuration, to tell whether the running program is the configured one. User and group count by name, so
-/// a running program is found again while a directory service is away and cannot resolve its user.
-fn digest(config: &ProcessConfig) -> String {
-    let ProcessConfig { command, env, cwd, user, group, stop_signal, .. } = config;
-    let parts = serde_json::to_vec(&(command, env, cwd, user, group, signals::number(stop_signal), scheduling(config)));
-    let digest = Sha256::digest(parts.expect("a configuration has text keys"));
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What a program needs to begin.
-fn spec(config: &ProcessConfig, cx: &RoleContext) -> Result<Spec, RoleError> {
-    let mut spec = program(config).map_err(RoleError::Rejected)?;
-    spec.digest = digest(config);
-    spec.station = std::process::id();
-    spec.orphan_timeout_ms = config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
-    spec.stop_timeout_ms = cx.stop_timeout().as_millis() as u64;
-    Ok(spec)
-}
-
-/// What a program with this configuration needs to begin, without what only a keeper needs.
-fn program(config: &ProcessConfig) -> Result<Spec, Vec<Invalid>> {
-    let (user, uid, gid) = identity(config)?;
-    Ok(Spec {
-        user,
-        command: config.command.clone(),
-        env: config.env.clone(),
-        cwd: config.cwd.clone().unwrap_or_else(|| "/".into()),
-        uid,
-        gid,
-        scheduling: scheduling(config),
-        stop_signal: signals::number(&config.stop_signal).unwrap_or(nix::libc::SIGTERM),
-        digest: String::new(),
-        station: 0,
-        orphan_timeout_ms: None,
-        stop_timeout_ms: 0,
-    })
-}
-
-fn scheduling(config: &ProcessConfig) -> Scheduling {
-    let umask = config.umask.as_deref().and_then(octal);
-    let ProcessConfig { nice, oom_score_adj, open_files, .. } = *config;
-    Scheduling { umask, nice, oom_score_adj, open_files }
-}
-
-/// Permissions as octal digits.
-fn octal(text: &str) -> Option<u32> {
-    u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && !text.starts_with('+'))
-}
-
-/// The user and group to run as.
-#[allow(clippy::type_complexity, reason = "one caller takes it apart at once")]
-fn identity(config: &ProcessConfig) -> Result<(Option<SpecUser>, Option<u32>, Option<u32>), Vec<Invalid>> {
-    let mut wrong = Vec::new();
-    let user = config.user.as_ref().and_then(|name| known("user", name, User::from_name(name), &mut wrong));
-    let group = config.group.as_ref().and_then(|name| known("group", name, Group::from_name(name), &mut wrong));
-    let group = group.map(|group| group.gid);
-    let group = group.or(user.as_ref().map(|user| user.gid));
-    if (config.user.is_some() || config.group.is_some()) && !nix::unistd::geteuid().is_root() {
-        let key = if config.user.is_some() { "user" } else { "group" };
-        wrong.push(Invalid::key(key, "a station that runs as root", "one that does not"));
-    }
-    if !wrong.is_empty() {
-        return Err(wrong);
-    }
-    let uid = user.as_ref().map(|user| user.uid.as_raw());
-    Ok((user.map(|user| SpecUser { name: user.name, home: user.dir }), uid, group.map(|group| group.as_raw())))
-}
-
-/// Resolves a name. If it cannot, adds the problem to `wrong`.
-fn known<T>(key: &str, name: &str, found: nix::Result<Option<T>>, wrong: &mut Vec<Invalid>) -> Option<T> {
-    let got = match found {
-        Ok(Some(found)) => return Some(found),
-        Ok(None) => format!("{name:?}"),
-        Err(error) => format!("{name:?}, which cannot be looked up now: {error}"),
-    };
-    wrong.push(Invalid::key(key, "a name known to this machine", got));
-    None
-}
-
 /// The last lines on standard error of the run that ended, for its reason. The run begins at a position in the log, not at a time,
 /// because the clock may have been set back.
 fn last_error_lines(log: &std::path::Path) -> String {
@@ -428,93 +349,4 @@ fn last_error_lines(log: &std::path::Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-    use std::os::unix::net::UnixListener;
-
-    use quilt_plugin_api::testing::Harness;
-    use quilt_plugin_api::{BoxFuture, Instance, RoleDescription, RoleFactory, factory};
-
-    use super::*;
-
-    /// The role as a restarted station starts it: the configuration was judged when it was pushed.
-    struct Accepted(Arc<dyn RoleFactory>);
-
-    impl RoleFactory for Accepted {
-        fn description(&self) -> &RoleDescription {
-            self.0.description()
-        }
-        fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
-            Box::pin(async { Ok(()) })
-        }
-        fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
-            self.0.start(config, cx)
-        }
-        fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
-            self.0.abandon(cx)
-        }
-    }
-
-    #[tokio::test]
-    async fn a_program_is_found_again_when_nobody_can_say_who_its_user_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join("state");
-        std::fs::create_dir(&state).unwrap();
-        let config = serde_json::json!({ "command": ["sleep", "1000"], "user": "of-a-directory-that-is-away" });
-        let role = Accepted(factory::<Process>());
-        let refused = Harness::start_one_of(&role, config.clone(), folder.path()).await.err().unwrap().to_string();
-        assert!(refused.contains("a name known to this machine"), "{refused}");
-
-        // A keeper, as far as the station can see.
-        let _lock = Paths::new(&state).lock().unwrap();
-        let keeper = UnixListener::bind(state.join("keeper.sock")).unwrap();
-        let parsed = serde_json::from_value(config.clone()).unwrap();
-        let run = Run {
-            id: "run".into(),
-            digest: digest(&parsed),
-            pid: 7,
-            keeper: 8,
-            boot_id: quilt_core::processes::boot_id(),
-            started_ms: 1,
-            stop_timeout_ms: 0,
-            started_ticks: 0,
-            keeper_started_ticks: 0,
-            pid_namespace: String::new(),
-            pipes: [0; 2],
-        };
-        let keeper = std::thread::spawn(move || {
-            let (mut station, _) = keeper.accept().unwrap();
-            writeln!(station, "{}", serde_json::to_string(&keeper::FromKeeper::Running(run)).unwrap()).unwrap();
-            station
-        });
-        let found = Harness::start_one_of(&role, config, folder.path()).await.unwrap();
-        let _station = keeper.join().unwrap();
-        let status = found.call(Status {}).await;
-        assert!(matches!(&status, quilt_plugin_api::testing::Outcome::Reply(status) if status.pid == 7), "{status:?}");
-    }
-
-    #[tokio::test]
-    async fn what_linux_cannot_pass_to_a_program_is_refused_in_the_plan() {
-        let judge = async |argument: usize, value: usize| {
-            let config =
-                serde_json::json!({ "command": ["echo", "x".repeat(argument)], "env": { "A": "x".repeat(value) } });
-            factory::<Process>().validate(config.to_string().as_bytes()).await
-        };
-        let longest = 32 * nix::unistd::sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize - 1;
-        assert_eq!(judge(longest, longest - 2).await, Ok(()));
-        let wrong = judge(longest + 1, longest - 1).await.unwrap_err();
-        let keys: Vec<_> = wrong.iter().map(|wrong| wrong.key.as_deref()).collect();
-        assert_eq!(keys, [Some("command[1]"), Some("env.A")], "{wrong:?}");
-    }
-
-    #[test]
-    fn a_lookup_that_fails_is_told_apart_from_a_name_that_is_unknown() {
-        let mut wrong = Vec::new();
-        assert_eq!(known::<u32>("user", "ada", Ok(None), &mut wrong), None);
-        assert_eq!(known::<u32>("user", "ada", Err(nix::Error::EIO), &mut wrong), None);
-        assert_eq!(known("user", "ada", Ok(Some(7)), &mut wrong), Some(7));
-        let [unknown, away] = &wrong[..] else { panic!("{wrong:?}") };
-        assert_eq!(unknown.got, "\"ada\"");
-        assert!(away.got.contains("cannot be looked up"), "{away:?}");
-    }
-}
+mod tests;

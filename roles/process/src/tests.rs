@@ -1,0 +1,89 @@
+use std::io::Write as _;
+use std::os::unix::net::UnixListener;
+
+use quilt_plugin_api::testing::Harness;
+use quilt_plugin_api::{BoxFuture, Instance, RoleDescription, RoleFactory, factory};
+
+use super::*;
+use crate::program::known;
+
+/// The role as a restarted station starts it: the configuration was judged when it was pushed.
+struct Accepted(Arc<dyn RoleFactory>);
+
+impl RoleFactory for Accepted {
+    fn description(&self) -> &RoleDescription {
+        self.0.description()
+    }
+    fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+        self.0.start(config, cx)
+    }
+    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+        self.0.abandon(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_program_is_found_again_when_nobody_can_say_who_its_user_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let config = serde_json::json!({ "command": ["sleep", "1000"], "user": "of-a-directory-that-is-away" });
+    let role = Accepted(factory::<Process>());
+    let refused = Harness::start_one_of(&role, config.clone(), folder.path()).await.err().unwrap().to_string();
+    assert!(refused.contains("a name known to this machine"), "{refused}");
+
+    // A keeper, as far as the station can see.
+    let _lock = Paths::new(&state).lock().unwrap();
+    let keeper = UnixListener::bind(state.join("keeper.sock")).unwrap();
+    let parsed = serde_json::from_value(config.clone()).unwrap();
+    let run = Run {
+        id: "run".into(),
+        digest: digest(&parsed),
+        pid: 7,
+        keeper: 8,
+        boot_id: quilt_core::processes::boot_id(),
+        started_ms: 1,
+        stop_timeout_ms: 0,
+        started_ticks: 0,
+        keeper_started_ticks: 0,
+        pid_namespace: String::new(),
+        pipes: [0; 2],
+    };
+    let keeper = std::thread::spawn(move || {
+        let (mut station, _) = keeper.accept().unwrap();
+        writeln!(station, "{}", serde_json::to_string(&keeper::FromKeeper::Running(run)).unwrap()).unwrap();
+        station
+    });
+    let found = Harness::start_one_of(&role, config, folder.path()).await.unwrap();
+    let _station = keeper.join().unwrap();
+    let status = found.call(Status {}).await;
+    assert!(matches!(&status, quilt_plugin_api::testing::Outcome::Reply(status) if status.pid == 7), "{status:?}");
+}
+
+#[tokio::test]
+async fn what_linux_cannot_pass_to_a_program_is_refused_in_the_plan() {
+    let judge = async |argument: usize, value: usize| {
+        let config =
+            serde_json::json!({ "command": ["echo", "x".repeat(argument)], "env": { "A": "x".repeat(value) } });
+        factory::<Process>().validate(config.to_string().as_bytes()).await
+    };
+    let longest = 32 * nix::unistd::sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize - 1;
+    assert_eq!(judge(longest, longest - 2).await, Ok(()));
+    let wrong = judge(longest + 1, longest - 1).await.unwrap_err();
+    let keys: Vec<_> = wrong.iter().map(|wrong| wrong.key.as_deref()).collect();
+    assert_eq!(keys, [Some("command[1]"), Some("env.A")], "{wrong:?}");
+}
+
+#[test]
+fn a_lookup_that_fails_is_told_apart_from_a_name_that_is_unknown() {
+    let mut wrong = Vec::new();
+    assert_eq!(known::<u32>("user", "ada", Ok(None), &mut wrong), None);
+    assert_eq!(known::<u32>("user", "ada", Err(nix::Error::EIO), &mut wrong), None);
+    assert_eq!(known("user", "ada", Ok(Some(7)), &mut wrong), Some(7));
+    let [unknown, away] = &wrong[..] else { panic!("{wrong:?}") };
+    assert_eq!(unknown.got, "\"ada\"");
+    assert!(away.got.contains("cannot be looked up"), "{away:?}");
+}
