@@ -13,7 +13,7 @@ use quilt_core::words::count;
 use quilt_protocol::Digest;
 
 use crate::exit::{Failure, NO_ANSWER, PARTLY, PENDING, REFUSED, USAGE};
-use crate::fleetfile::{Named, Source};
+use crate::fleetfile::{FleetFileArgs, Source};
 use crate::output::{self, Format, plain};
 use crate::{Session, seconds};
 
@@ -24,7 +24,7 @@ const FETCHING: Duration = Duration::from_secs(600);
 #[derive(Args)]
 pub(crate) struct Apply {
     #[command(flatten)]
-    file: Named,
+    file: FleetFileArgs,
     /// Say what would change and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -52,7 +52,7 @@ pub(crate) struct Apply {
 #[derive(Args)]
 pub(crate) struct Diff {
     #[command(flatten)]
-    file: Named,
+    file: FleetFileArgs,
 }
 
 impl Diff {

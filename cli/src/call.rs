@@ -45,10 +45,10 @@ struct Result1 {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reply: Option<Box<RawValue>>,
-    /// The command's own error as it is, or what is to be said of any other end.
+    /// The command's own error as a document, or a text about any other outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Box<RawValue>>,
-    /// What the command's own error says to people.
+    /// The command's own error in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +126,7 @@ impl Call {
         Ok(ExitCode::from(overall(&results)))
     }
 
-    /// Says which instances were not asked because they do not run. That others have no such command needs no words.
+    /// Says which instances were not called because they do not run. Instances without such a command are not mentioned.
     fn tell_passed_over(&self, passed_over: &[Result1]) {
         const NAMED_MAX: usize = 5;
         let idle: Vec<_> = passed_over.iter().filter(|result| result.outcome == Outcome::NoTarget.name()).collect();
@@ -176,7 +176,7 @@ impl Call {
             let text = format!(
                 "the request is not JSON from {at} on; expected something like '{{\"by\": 2, \"text\": \"x\"}}'"
             );
-            Failure::with_code(2, text)
+            Failure::with_code(exit::USAGE, text)
         })?;
         Ok(text.into())
     }
@@ -246,7 +246,7 @@ fn result(target: Option<&Address>, answer: Answer, elapsed: Duration) -> Result
     match answer.outcome {
         Outcome::Reply => match json::read(&answer.body) {
             Ok(json) => reply = Some(json),
-            // Better no reply than another than it sent.
+            // A damaged reply must not be shown as if it were what the role sent.
             Err(why) => {
                 error = Some(string(&format!("it was carried out, but its reply is not JSON: {why}")));
                 code = exit::GENERAL;

@@ -19,18 +19,18 @@ pub(crate) struct Source {
     pub(crate) fleet: FleetFile,
 }
 
-/// Names a fleet file.
+/// The flags that name a fleet file.
 #[derive(Args)]
-pub(crate) struct Named {
+pub(crate) struct FleetFileArgs {
     /// The fleet file; - for standard input
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// What the file is known by, whatever is at its top; a file of the same name replaces it, wherever it lies
+    /// The file's name, instead of the one at its top; a file of the same name replaces it, wherever it lies
     #[arg(long = "as", value_name = "NAME")]
     known_as: Option<Name>,
 }
 
-impl Named {
+impl FleetFileArgs {
     /// Reads the file.
     pub(crate) fn read(self) -> Result<Source, Failure> {
         let mut source = Source::read(&self.file)?;
@@ -57,7 +57,7 @@ impl Source {
         Ok(Self { path, text, fleet })
     }
 
-    /// Where the file lies, as the manager is told.
+    /// The path of the file, as sent to the manager.
     pub(crate) fn place_of_file(&self) -> String {
         if self.path.as_os_str() == STDIN_SOURCE {
             return STDIN_SOURCE.into();
@@ -66,7 +66,7 @@ impl Source {
         absolute.to_string_lossy().into_owned()
     }
 
-    /// What a file without a name is known by, for a note.
+    /// A note on what identifies a file without a name; `None` if it has one.
     pub(crate) fn unnamed(&self) -> Option<String> {
         let what = match (&self.fleet.name, self.path.as_os_str() == STDIN_SOURCE) {
             (Some(_), _) => return None,
@@ -101,7 +101,7 @@ impl Source {
             let _ = station;
             keys.extend(["station", problem.station.as_str()]);
         } else if let Some((station, _)) = self.fleet.station.iter().find(|(key, station)| {
-            // Named in other words; a group's instance must not be taken for another station's.
+            // FleetFileArgs in other words; a group's instance must not be taken for another station's.
             (key.starts_with("id:") || key.starts_with("mac:")) && has(&station.roles)
         }) {
             keys.extend(["station", station.as_str()]);
@@ -118,7 +118,7 @@ impl Source {
     }
 }
 
-/// Where in a text the value is that a chain of keys leads to, as far as it has them.
+/// The byte position of the value that a chain of keys leads to, as far as the text has them.
 fn position(text: &str, keys: &[&str]) -> Option<usize> {
     let table = DeTable::parse(text).ok()?;
     let mut table = table.get_ref();
@@ -134,7 +134,7 @@ fn position(text: &str, keys: &[&str]) -> Option<usize> {
     at
 }
 
-/// All that is wrong with the keys of a file that is TOML, each with its place; none if it is not.
+/// All mistakes in the keys of a file, each with its place; `None` if the file is not TOML or has none.
 fn mistakes(path: &Path, text: &str) -> Option<String> {
     let table = settings::parse::<toml::Table>(path, text).ok()?;
     let wrong = config::read::<FleetFile>(&serde_json::to_value(table).ok()?, None).wrong;

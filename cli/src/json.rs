@@ -1,9 +1,9 @@
-//! JSON documents from the fleet as text. They are shown as they came: a value of our own would lose the order of keys, the
-//! digits of large numbers, and whatever nests deeper than a reader in memory can bear.
+//! JSON documents from the fleet, kept as text. A `serde_json::Value` would lose the order of keys and the digits of large numbers,
+//! and cannot hold deeply nested documents.
 
 use serde_json::value::RawValue;
 
-/// From this depth on a document is shown on one line: every level's indentation would be longer than the text.
+/// A document that nests deeper is shown on one line: its indentation would be longer than its text.
 const INDENTED_DEPTH_MAX: usize = 127;
 
 /// Reads one document.
@@ -20,10 +20,10 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Box<RawValue>, String> {
 /// A document on one line.
 fn line(json: &str) -> String {
     let mut line = String::with_capacity(json.len());
-    write(json, |sign, _| match sign {
-        Sign::Text(c) => push_plain(&mut line, c),
-        Sign::Space => {}
-        Sign::Mark(c) => line.push(c),
+    visit(json, |kind, _| match kind {
+        JsonChar::Text(c) => push_plain(&mut line, c),
+        JsonChar::Space => {}
+        JsonChar::Mark(c) => line.push(c),
     });
     line
 }
@@ -31,31 +31,31 @@ fn line(json: &str) -> String {
 /// A document with a line for each part, indented.
 pub(crate) fn indented(json: &str) -> String {
     let mut deepest = 0;
-    write(json, |_, depth| deepest = deepest.max(depth));
+    visit(json, |_, depth| deepest = deepest.max(depth));
     if deepest > INDENTED_DEPTH_MAX {
         return line(json);
     }
     let mut text = String::with_capacity(2 * json.len());
     let mut is_empty = false;
-    write(json, |sign, depth| match sign {
-        Sign::Space => {}
-        Sign::Text(c) => {
+    visit(json, |kind, depth| match kind {
+        JsonChar::Space => {}
+        JsonChar::Text(c) => {
             begin(&mut text, &mut is_empty, depth);
             push_plain(&mut text, c);
         }
-        Sign::Mark(c @ ('{' | '[')) => {
+        JsonChar::Mark(c @ ('{' | '[')) => {
             begin(&mut text, &mut is_empty, depth - 1);
             text.push(c);
             is_empty = true;
         }
-        Sign::Mark(c @ ('}' | ']')) => {
+        JsonChar::Mark(c @ ('}' | ']')) => {
             if !std::mem::take(&mut is_empty) {
                 new_line(&mut text, depth);
             }
             text.push(c);
         }
-        Sign::Mark(':') => text.push_str(": "),
-        Sign::Mark(comma) => {
+        JsonChar::Mark(':') => text.push_str(": "),
+        JsonChar::Mark(comma) => {
             text.push(comma);
             new_line(&mut text, depth);
         }
@@ -75,30 +75,30 @@ fn new_line(text: &mut String, depth: usize) {
     text.extend(std::iter::repeat_n("  ", depth));
 }
 
-/// Control characters that JSON lets stand in a string are written as it may write them too: a terminal would obey them.
+/// Escapes control characters, which JSON permits in strings but a terminal would obey.
 fn push_plain(text: &mut String, c: char) {
     if c.is_control() { text.push_str(&format!("\\u{:04x}", u32::from(c))) } else { text.push(c) }
 }
 
-/// A character of a document, by what it does there.
-enum Sign {
-    /// Of a string, number or word.
+/// A character of a document with its role.
+enum JsonChar {
+    /// Part of a string, number or word.
     Text(char),
-    /// Between the parts.
+    /// White space between the parts.
     Space,
     /// One of `{}[],:`.
     Mark(char),
 }
 
-/// Goes through a valid document, with how many objects and arrays are open: the one that begins counts, the one that ends does
-/// not.
-fn write(json: &str, mut put: impl FnMut(Sign, usize)) {
+/// Calls `put` for each character of a valid document, with the number of open objects and arrays. An opening bracket counts
+/// itself, a closing one does not.
+fn visit(json: &str, mut put: impl FnMut(JsonChar, usize)) {
     let (mut depth, mut in_string, mut is_escaped) = (0usize, false, false);
     for c in json.chars() {
         if in_string {
             in_string = is_escaped || c != '"';
             is_escaped = !is_escaped && c == '\\';
-            put(Sign::Text(c), depth);
+            put(JsonChar::Text(c), depth);
             continue;
         }
         match c {
@@ -109,9 +109,9 @@ fn write(json: &str, mut put: impl FnMut(Sign, usize)) {
         }
         put(
             match c {
-                '{' | '}' | '[' | ']' | ',' | ':' => Sign::Mark(c),
-                ' ' | '\t' | '\n' | '\r' => Sign::Space,
-                _ => Sign::Text(c),
+                '{' | '}' | '[' | ']' | ',' | ':' => JsonChar::Mark(c),
+                ' ' | '\t' | '\n' | '\r' => JsonChar::Space,
+                _ => JsonChar::Text(c),
             },
             depth,
         );

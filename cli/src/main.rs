@@ -1,7 +1,7 @@
 //! `quiltctl`: the operator's command. One file per verb; this one holds what they share.
 
-/// In the place of the standard library's macro, in every module below: that one panics when nobody reads standard error, and the
-/// exit code is lost.
+/// Replaces the standard library's macro in every module below. That one panics when nobody reads standard error, and the exit code
+/// would be lost.
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -110,7 +110,7 @@ enum Verb {
 }
 
 impl Verb {
-    /// Whether its output is all that it is for.
+    /// Whether the verb does nothing but show something.
     fn only_shows(&self) -> bool {
         match self {
             Self::Stations(_)
@@ -196,7 +196,7 @@ fn manager_address(text: &str) -> Result<String, String> {
     address::complete(text, address::PROTOCOL_PORT)
 }
 
-/// The longest time that is taken: one that is much longer has no end that a clock could show.
+/// The longest time that is accepted. A much longer one would overflow clocks.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -208,7 +208,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     in_reach.ok_or_else(|| format!("expected a time such as 15 (seconds), 500ms or 2m, at most a year, got {text:?}"))
 }
 
-/// A time in which there can be an answer.
+/// A time-out: a time that is not zero.
 fn timeout(text: &str) -> Result<Duration, String> {
     match seconds(text)? {
         Duration::ZERO => {

@@ -96,8 +96,8 @@ pub(crate) fn line(line: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints text at once. If it cannot be written, the verb goes on all the same and ends as it would have: nobody may be there to
-/// read (`| head`), or the disk be full. The first failure that is not a reader's leaving is told on standard error.
+/// Prints text at once. If it cannot be written because nobody reads (`| head`) or the disk is full, the verb still does all its work.
+/// Reports the first failure on standard error, unless the reader left.
 pub(crate) fn text(text: &str) {
     let mut out = io::stdout().lock();
     if IS_CLOSED.load(Ordering::Relaxed) {
@@ -112,9 +112,9 @@ pub(crate) fn text(text: &str) {
     }
 }
 
-/// Standard output takes nothing any more.
+/// Standard output can no longer be written.
 static IS_CLOSED: AtomicBool = AtomicBool::new(false);
-/// It was not its reader that closed it.
+/// Output was lost for another reason than a reader that left.
 static IS_INCOMPLETE: AtomicBool = AtomicBool::new(false);
 
 /// Whether output was lost that somebody wanted.
@@ -122,8 +122,8 @@ pub(crate) fn is_incomplete() -> bool {
     IS_INCOMPLETE.load(Ordering::Relaxed)
 }
 
-/// Works on a stream until nobody can read standard output any more: [`reader_left`], or a write has failed. That is noticed also
-/// while there is nothing to print; the verb then ends with success.
+/// Runs a verb that follows something until nobody can read standard output any more ([`reader_left`], or a failed write); the verb
+/// then ends with success. Notices this even while there is nothing to print.
 pub(crate) async fn while_read(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
     tokio::select! {
         done = work => done,
@@ -132,11 +132,11 @@ pub(crate) async fn while_read(work: impl Future<Output = Result<ExitCode, Failu
     }
 }
 
-/// Hears of a write that failed.
+/// Notified when a write to standard output fails.
 static CLOSED: Notify = Notify::const_new();
 
-/// Waits until the reader of standard output is gone: the pipe's other end is closed, or the terminal. To be called once: it
-/// leaves a thread behind that waits.
+/// Waits until the reader of standard output is gone: the other end of the pipe or the terminal is closed. Call it once only: it
+/// leaves a waiting thread behind.
 pub(crate) async fn reader_left() {
     let (tell, told) = tokio::sync::oneshot::channel();
     let waiting = move || {
@@ -151,7 +151,7 @@ pub(crate) async fn reader_left() {
     }
 }
 
-/// How long ago a time was. Documents have the time itself; people would have to reckon.
+/// How long ago a time was, for people; documents show the time itself.
 pub(crate) fn age(then: &str) -> String {
     plain(&quilt_core::time::age_text(then, std::time::SystemTime::now()))
 }

@@ -1,4 +1,4 @@
-//! What an operator should know about an apply beside its changes: pure.
+//! Remarks on an apply for the operator, beside its changes. Pure: values in, texts out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ pub(crate) fn of_targets(source: &str, targets: &[Target]) -> Vec<String> {
     notes
 }
 
-/// Stations that a rollback held at a configuration of their own, and that this apply changes.
+/// Notes stations that a rollback had pinned to a configuration of their own and that this apply changes.
 fn ended_pins(targets: &[Target]) -> Vec<String> {
     let mut pins = BTreeMap::<&str, Vec<&Name>>::new();
     for target in targets.iter().filter(|target| target.desired.is_some()) {
@@ -52,7 +52,7 @@ fn ended_pins(targets: &[Target]) -> Vec<String> {
     pins.into_iter().map(note).collect()
 }
 
-/// What files other than `source` still give these stations. Pushed plugins are expected beside every file.
+/// Notes what files other than `source` still give these stations. Pushed plugins are left out: they belong beside every file.
 fn other_sources(source: &str, targets: &[Target]) -> Vec<String> {
     let is_other = |other: &str| other != source && !other.starts_with(PLUGIN_SOURCE);
     let mut others = BTreeMap::<&str, (BTreeSet<&str>, Vec<&Name>)>::new();

@@ -147,7 +147,7 @@ fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
-/// Neither the end of a word nor a sign that means something.
+/// Whether a character can be part of a key or of a value without quotes.
 fn is_plain(c: char) -> bool {
     !c.is_whitespace() && !"=()\"'".contains(c)
 }
@@ -175,7 +175,7 @@ fn pattern<'i>(key: &str) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>
 
 const STATES: &str = "connected, disconnected, unknown, unadopted or quarantined as a state";
 
-/// Whether some state fits the pattern: a word that is none matches no station, ever.
+/// Whether some state fits the pattern. A pattern that fits none could never match a station.
 fn names_a_state(pattern: &str) -> bool {
     use StationState::{Connected, Disconnected, Quarantined, Unadopted, Unknown};
     [Connected, Disconnected, Unknown, Unadopted, Quarantined].iter().any(|state| glob(pattern, state.name()))

@@ -1,4 +1,4 @@
-//! Where a ready check looks: judged in the plan, so that nobody waits for a slip.
+//! Addresses and URLs of ready checks. They are parsed in the plan, so that a typing error is refused at once.
 
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -34,17 +34,17 @@ impl TcpAddress {
 }
 
 impl HttpUrl {
-    /// Where to connect, as [`TcpAddress::target`].
+    /// Host and port to connect to, as [`TcpAddress::target`].
     pub(crate) fn target(&self) -> (&str, u16) {
         (&self.host, self.port)
     }
 
-    /// What the `Host` header says.
+    /// The value of the `Host` header.
     pub(crate) fn authority(&self) -> &str {
         self.uri.authority().map_or("", Authority::as_str)
     }
 
-    /// What the request asks for: `/` at least.
+    /// The request target; at least `/`.
     pub(crate) fn path_and_query(&self) -> String {
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         if path.starts_with('/') { path.into() } else { format!("/{path}") }
@@ -55,7 +55,7 @@ impl HttpUrl {
 ///
 /// # Errors
 ///
-/// What was expected.
+/// The authority has a user, or no valid host or port; says what was expected.
 fn host_and_port(authority: &Authority) -> Result<(String, Option<u16>), &'static str> {
     const PORT: &str = "a port from 1 to 65535";
     if authority.as_str().contains('@') {

@@ -13,10 +13,14 @@ use crate::endpoint::{HttpUrl, TcpAddress};
 use crate::spec::{Check, Ready, Spec};
 
 /// How long one attempt may take.
-const ATTEMPT: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits until the check passes. `tell` hears at once what each attempt answered that did not; `Err` says what the last one did
-/// when the time is over. The run's output begins at `begin` in `log`.
+/// Waits until the check passes, at most for its `within`; `Err` then says what the last attempt answered. Calls `tell` at once
+/// whenever the answer changes. The run's output begins at `begin` in `log`.
+///
+/// # Cancel safety
+///
+/// Cancel-safe: a program that is under way is killed.
 pub(crate) async fn wait(
     ready: &Ready,
     spec: &Spec,
@@ -45,12 +49,12 @@ pub(crate) async fn wait(
         answered("the first attempt got no answer".into());
         loop {
             let attempt = match &ready.check {
-                Check::Tcp(address) => tokio::time::timeout(ATTEMPT, tcp(address)).await,
-                Check::Http(url) => tokio::time::timeout(ATTEMPT, http(url)).await,
-                Check::Command(command) => tokio::time::timeout(ATTEMPT, run(command, spec)).await,
+                Check::Tcp(address) => tokio::time::timeout(ATTEMPT_TIMEOUT, tcp(address)).await,
+                Check::Http(url) => tokio::time::timeout(ATTEMPT_TIMEOUT, http(url)).await,
+                Check::Command(command) => tokio::time::timeout(ATTEMPT_TIMEOUT, run(command, spec)).await,
                 Check::Log(_) => unreachable!("handled above"),
             };
-            match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT:?}"))) {
+            match attempt.unwrap_or_else(|_| Err(format!("no answer within {ATTEMPT_TIMEOUT:?}"))) {
                 Ok(()) => return,
                 Err(error) => answered(error),
             }
@@ -86,7 +90,7 @@ async fn http(url: &HttpUrl) -> Result<(), String> {
     }
 }
 
-/// Runs a program as that of the instance, if it is one of the role that runs programs.
+/// Runs the program of a check. For an instance of `process` it starts as the instance's program does.
 async fn run(command: &[String], spec: &Spec) -> Result<(), String> {
     let config = (spec.key.role == *quilt_role_process::ROLE).then_some(spec.config.as_str());
     quilt_role_process::check::run(command, config).await

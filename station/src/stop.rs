@@ -30,7 +30,7 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
         None => "no station runs here".to_owned(),
         Some(pid) => {
             let signal = if roles { Signal::SIGINT } else { Signal::SIGTERM };
-            // The number is the station's own. In another pid namespace it is somebody else's.
+            // The station wrote its own pid. In another pid namespace that pid may be another process's.
             let process = PidFd::open(pid).ok().filter(|_| processes::has_open(pid, &path));
             let Some(process) = process else {
                 bail!(

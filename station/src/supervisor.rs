@@ -122,7 +122,7 @@ struct Supervisor {
 const BEGINNING: Duration = Duration::from_secs(60);
 
 /// How long the rest of a commit waits for instances that take a configuration in place.
-const UPDATE_PATIENCE: Duration = Duration::from_secs(1);
+const UPDATE_WAIT: Duration = Duration::from_secs(1);
 
 /// The end of what an earlier station left of instances that should not be.
 enum Sweep {
@@ -329,12 +329,12 @@ impl Supervisor {
                 let answer = self.order(&key, wanted[&key].clone(), Unwilling::GoesOn).await;
                 answers.push((key, answer));
             }
-            let until = Instant::now() + UPDATE_PATIENCE;
+            let until = Instant::now() + UPDATE_WAIT;
             for (key, answer) in answers {
                 let answer = tokio::select! {
                     answer = self.answered(answer) => answer?,
-                    // Told to begin in any case: that means nothing to one that goes on.
-                    () = self.lets_go_of_nothing(&key, until) => None,
+                    // It is ordered to begin in any case; an instance that goes on ignores that.
+                    () = self.until_not_stopping(&key, until) => None,
                 };
                 if answer != Some(Updated::InPlace) {
                     paused.insert(key);
@@ -410,8 +410,8 @@ impl Supervisor {
         }
     }
 
-    /// From `until` on, ends when an instance is not stopping: whatever else it does may take long, and holds nobody up.
-    async fn lets_go_of_nothing(&self, key: &Key, until: Instant) {
+    /// Waits until the time `until`, and then while the instance is stopping. Whatever else the instance does holds up no other one.
+    async fn until_not_stopping(&self, key: &Key, until: Instant) {
         tokio::time::sleep_until(until).await;
         let mut changes = self.around.board.subscribe();
         let stops = || self.around.board.get(key).is_some_and(|report| report.state == State::Stopping);

@@ -1,4 +1,4 @@
-//! What is known of an instance, for the next station on this machine: how it does, since when, and how often it was restarted.
+//! The record of an instance for the next station on this machine: its state, since when, and how often it was restarted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity;
 
-/// The last state of an instance that lasts.
+/// The last lasting state of an instance.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     digest: Digest,
@@ -22,7 +22,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Of an instance as it is shown.
+    /// The record of an instance as its report shows it.
     pub(super) fn new(report: &InstanceReport) -> Self {
         Self {
             digest: report.digest,
@@ -34,32 +34,32 @@ impl Record {
         }
     }
 
-    /// Reads what there is of an instance, if it had this configuration and the machine has not been restarted since.
+    /// Reads the record of an instance. `None` if there is none, or if it is of another configuration or an earlier boot.
     pub(super) fn read(instance: &Path, digest: Digest) -> Option<Self> {
         let record: Self = serde_json::from_slice(&fs::read(path(instance)).ok()?).ok()?;
         (record.digest == digest && record.boot_id == identity::boot_id()).then_some(record)
     }
 
-    /// Puts it beside what the instance has on disk.
+    /// Writes the record into the instance's folder.
     pub(super) fn write(&self, instance: &Path) {
         let json = serde_json::to_vec(self).expect("it has text keys");
-        // Without the record the next station counts from the beginning and tries again, which is no harm.
+        // Without the record the next station only counts anew and tries a failed instance again.
         if let Err(error) = files::replace(&path(instance), &json) {
-            tracing::debug!(%error, instance = %instance.display(), "cannot record how it does");
+            tracing::debug!(%error, instance = %instance.display(), "cannot write the instance's record");
         }
     }
 
-    /// Removes it.
+    /// Removes the record.
     pub(super) fn remove(instance: &Path) {
         let _ = fs::remove_file(path(instance));
     }
 
-    /// Since when the instance is in this state, if it was when this was written.
+    /// Since when the instance has been in `state`, if it was when the record was written; in milliseconds since 1970.
     pub(super) fn since(&self, state: State) -> Option<u64> {
         (self.state == state).then_some(self.since_ms)
     }
 
-    /// Why it was given up, if it was.
+    /// Why the instance was given up, if it was.
     pub(super) fn given_up(&self) -> Option<&str> {
         (self.state == State::Failed).then_some(&*self.detail)
     }

@@ -1,4 +1,4 @@
-//! Looking for a text in what an instance writes.
+//! Searches an instance's output for its ready text.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,8 +7,8 @@ use std::path::Path;
 use anstream::adapter::StripBytes;
 use quilt_core::lines::{Line, Position, Reader};
 
-/// Waits until a text appears in what was logged since `begin`. A run in which it has appeared is ready for good: when the next
-/// station finds the program again, the text may have gone from the log.
+/// Waits until a text appears in what was logged since `begin`. Once it has appeared the run counts as ready for good: when the next
+/// station takes the program back, the log may have lost the text.
 pub(super) async fn wait_for_text(log: &Path, begin: Position, text: &str) -> io::Result<()> {
     if Position::was_ready(log) {
         return Ok(());
@@ -18,18 +18,17 @@ pub(super) async fn wait_for_text(log: &Path, begin: Position, text: &str) -> io
     loop {
         if reader.next().await?.iter().any(|line| search.finds_in(line)) {
             if let Err(error) = Position::note_ready(log) {
-                tracing::warn!(%error, log = %log.display(), "cannot note that it was ready; the next station looks for it in the log");
+                tracing::warn!(%error, log = %log.display(), "cannot record that the instance was ready; the next station searches its log again");
             }
             return Ok(());
         }
     }
 }
 
-/// Looks for a text in each stream of a log, as a terminal would show the streams: without escape sequences, and
-/// regardless of where records begin and end.
+/// Searches each stream of a log as a terminal would show it: without escape sequences, and across the edges of records.
 struct Search {
     text: Vec<u8>,
-    /// A text that has escape sequences itself is looked for among those of the output.
+    /// The text contains escape sequences itself, so those of the output are kept.
     raw: bool,
     streams: HashMap<String, Stream>,
 }
@@ -37,7 +36,7 @@ struct Search {
 #[derive(Default)]
 struct Stream {
     strip: StripBytes,
-    /// The last bytes, in which the text may have begun.
+    /// The last bytes, which may be the beginning of the text.
     tail: Vec<u8>,
 }
 
@@ -46,7 +45,7 @@ impl Search {
         Self { text: text.into(), raw: text.contains('\x1b'), streams: HashMap::new() }
     }
 
-    /// Whether the text ends in this record. To be called for every record, in their order.
+    /// Whether the text ends in this record. Call it for every record, in order.
     fn finds_in(&mut self, line: &Line) -> bool {
         if !self.streams.contains_key(&line.stream) {
             self.streams.insert(line.stream.clone(), Stream::default());

@@ -1,4 +1,4 @@
-//! What a plugin prints: a log of its own that turns over as those of instances do, and the last lines for the report of a crash.
+//! What a plugin prints: a log of its own that rotates as those of instances do, and the last lines for the report of a crash.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +10,10 @@ use super::Library;
 
 /// How many of its last lines a crash is reported with.
 const LAST_LINES: usize = 5;
-/// How many bytes of each.
+/// How many bytes of each of these lines are kept.
 const LAST_LINE_MAX: usize = 8 << 10;
 
-/// Takes what comes through a pipe until its end.
+/// Copies a pipe to the plugin's log until it ends, and keeps the last lines in `last`.
 #[allow(clippy::disallowed_methods, reason = "ends with the pipe, which ends with the child")]
 pub(super) fn keep(
     stream: &'static str,
