@@ -170,13 +170,15 @@ pub fn fingerprint_of<C: Command>() -> Fingerprint {
     *whole.first_chunk().expect("32 is more than 16")
 }
 
-/// The shape of a type, if bincode carries its values there and back.
+/// The shape of a type, if bincode carries its values there and back. A type whose code panics has none: what a call then does is the
+/// call's.
 pub(crate) fn carried_shape<T: Serialize + DeserializeOwned>() -> Option<String> {
-    shape_of::<T>(|value| {
+    let survives = |value: &T| {
         let Ok(bytes) = encode(Encoding::Bincode, value) else { return false };
         let again = decode::<T>(Encoding::Bincode, &bytes).and_then(|value| encode(Encoding::Bincode, &value));
         again.is_ok_and(|again| again == bytes)
-    })
+    };
+    crate::export::caught(|| shape_of::<T>(survives)).ok().flatten()
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use quilt_plugin_abi as abi;
 
+pub(crate) use self::calls::caught;
+
 use crate::RoleFactory;
 
 /// The symbol that a station looks up in the library. This crate defines it once. If `export_plugin!` defined it, no program could

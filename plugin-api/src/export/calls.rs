@@ -62,7 +62,7 @@ impl Drop for Guard {
 }
 
 /// Calls `work`; `Err` with the message if it panics.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(message)
 }
 

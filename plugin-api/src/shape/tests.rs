@@ -243,6 +243,19 @@ fn what_bincode_cannot_carry_has_no_shape() {
             if text == "xyzzy" { Ok(Self(text)) } else { Err("wrong") }
         }
     }
+    /// Its code panics.
+    struct Odd;
+    impl<'de> Deserialize<'de> for Odd {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            panic!("decoding panics, as it was asked to")
+        }
+    }
+    impl Serialize for Odd {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_unit()
+        }
+    }
+    assert_eq!(carried_shape::<Odd>(), None);
     assert_eq!(carried_shape::<Value>(), None);
     assert_eq!(carried_shape::<Vec<Value>>(), None);
     assert_eq!(carried_shape::<LeavesOut>(), None);
