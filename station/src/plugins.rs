@@ -129,10 +129,15 @@ pub(crate) struct Manifest {
     #[serde(default)]
     pub(crate) sdk: String,
     pub(crate) roles: Vec<RoleDescription>,
+    /// How long it was as text, in bytes.
+    #[serde(skip)]
+    pub(crate) length: usize,
 }
 
 /// The longest manifest, in bytes.
-const MANIFEST_MAX: usize = 16 << 20;
+const MANIFEST_MAX: usize = 4 << 20;
+/// How long all manifests of a station may be together, in bytes.
+const MANIFESTS_MAX: usize = 32 << 20;
 /// The most roles of one plugin.
 const ROLES_MAX: usize = 256;
 
@@ -141,7 +146,9 @@ impl Manifest {
         if json.len() > MANIFEST_MAX {
             return Err(LoadError::Describe(format!("{} bytes; at most {MANIFEST_MAX} are taken", json.len())));
         }
-        let manifest: Self = serde_json::from_slice(json).map_err(|error| LoadError::Describe(error.to_string()))?;
+        let mut manifest: Self =
+            serde_json::from_slice(json).map_err(|error| LoadError::Describe(error.to_string()))?;
+        manifest.length = json.len();
         if manifest.roles.is_empty() || manifest.roles.len() > ROLES_MAX {
             let text = format!("{} roles; expected 1 to {ROLES_MAX}", manifest.roles.len());
             return Err(LoadError::Describe(text));
@@ -166,6 +173,8 @@ pub(crate) enum LoadError {
     Shadowed { name: String, by: String },
     #[error("cannot be fetched: {0}")]
     NotFetched(String),
+    #[error("is being loaded")]
+    Loading,
     #[error("is plugin `{got}`, expected `{expected}`")]
     OtherName { expected: String, got: String },
     #[error("was not taken by what runs: {0}; the version before goes on. `quiltctl plugin reload` tries again")]
@@ -212,6 +221,11 @@ pub(crate) enum LoadError {
     Open(String),
     #[error("describes itself wrongly: {0}")]
     Describe(String),
+    #[error(
+        "describes itself with {length} bytes, for which there is no room: all plugins of a station may do so with {limit} together; \
+         remove one, or shorten docs and schemas"
+    )]
+    DescriptionsFull { length: usize, limit: usize },
     #[error("cannot be loaded: {0}")]
     Dlopen(String),
     #[error(
@@ -234,6 +248,7 @@ impl LoadError {
             Self::NotFound(_) => "NOT_FOUND",
             Self::Shadowed { .. } => "SHADOWED",
             Self::NotFetched(_) => "NOT_FETCHED",
+            Self::Loading => "LOADING",
             Self::OtherName { .. } => "OTHER_NAME",
             Self::Upgrade(_) => "UPGRADE_FAILED",
             Self::NotRegular(_) => "NOT_REGULAR",
@@ -256,6 +271,7 @@ impl LoadError {
             Self::NullFunction(_) => "NULL_FUNCTION",
             Self::Open(_) => "OPEN_FAILED",
             Self::Describe(_) => "DESCRIBE_INVALID",
+            Self::DescriptionsFull { .. } => "DESCRIPTIONS_FULL",
             Self::Dlopen(_) => "DLOPEN",
             Self::ImageBudget { .. } => "IMAGE_BUDGET",
             Self::Crashed(_) => "CRASHED",

@@ -16,7 +16,7 @@ use crate::plugins::{Catalog, Offered, Plugin, Prepared};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
 use crate::spec::{Key, Spec};
-use crate::supervisor::{self, Offering, Target};
+use crate::supervisor::{self, Impossible, Offering, Target};
 
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
@@ -199,7 +199,10 @@ impl Push {
                 Some(spec) => target.specs.push(spec),
                 None => {
                     let problem = problems.swap_remove(0);
-                    tracing::error!(instance = %key, %problem, "cannot run");
+                    let loading = self.loading(&problem);
+                    if loading.is_none() {
+                        tracing::error!(instance = %key, %problem, "cannot run");
+                    }
                     let spec = Spec {
                         key,
                         owner,
@@ -208,10 +211,16 @@ impl Push {
                         config: String::new(),
                         carrier: None,
                     };
-                    target.impossible.push((spec, problem));
+                    target.impossible.push(Impossible { spec, problem, loading });
                 }
             }
         }
+    }
+
+    /// The plugin whose roles are only about to be known, if that is what is wrong.
+    fn loading(&self, problem: &Problem) -> Option<String> {
+        let is_missing = problem.code == ProblemCode::MissingRoleFactory;
+        self.roles.catalog().filter(|_| is_missing)?.loads(&problem.role)
     }
 
     /// The configuration accepted last.
@@ -237,7 +246,7 @@ impl Push {
         let plugins = serde_json::from_str::<Document>(document).map(|document| document.plugins).unwrap_or_default();
         let local = self.local();
         let prepared = match self.roles.catalog() {
-            Some(catalog) => Some(catalog.prepare(&plugins).await),
+            Some(catalog) => Some(catalog.prepare(&plugins, false).await),
             None => None,
         };
         let roles = match &prepared {
@@ -266,6 +275,11 @@ impl Push {
             Ok(specs) if problems.is_empty() => Ok(Planned { specs, local, prepared }),
             planned => {
                 problems.extend(planned.err().into_iter().flat_map(|rejection| rejection.problems));
+                for problem in &mut problems {
+                    if let Some(plugin) = self.loading(problem) {
+                        problem.got += &format!(", whose plugin {plugin} is still being loaded");
+                    }
+                }
                 Err(Rejection::new(problems))
             }
         }

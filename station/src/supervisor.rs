@@ -42,7 +42,7 @@ pub(crate) struct Setup {
 pub(crate) struct Target {
     pub(crate) specs: Vec<Spec>,
     /// Instances that cannot be, and why: their role was blocked or removed since they were accepted.
-    pub(crate) impossible: Vec<(Spec, Problem)>,
+    pub(crate) impossible: Vec<Impossible>,
     /// The station has just started.
     pub(crate) resuming: bool,
     /// The digest of the configuration that asks for it; none if no manager does.
@@ -53,6 +53,14 @@ pub(crate) struct Target {
     pub(crate) given_up: BTreeMap<String, String>,
     /// This is all that should run here. Not so when the record of it was damaged and the manager has not pushed yet.
     pub(crate) complete: bool,
+}
+
+/// An instance that cannot be now.
+pub(crate) struct Impossible {
+    pub(crate) spec: Spec,
+    pub(crate) problem: Problem,
+    /// The plugin that says that it has the role, and is still being loaded.
+    pub(crate) loading: Option<String>,
 }
 
 /// Changes what a catalog offers.
@@ -185,7 +193,7 @@ impl Supervisor {
         self.hold(&mut wanted);
         let vanished: BTreeSet<Key> = self.instances.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         // First: a station that dies while it stops them must not take them for stopped by an operator.
-        let known: BTreeSet<Key> = wanted.keys().chain(impossible.iter().map(|(spec, _)| &spec.key)).cloned().collect();
+        let known: BTreeSet<Key> = wanted.keys().chain(impossible.iter().map(|one| &one.spec.key)).cloned().collect();
         if complete {
             self.stopped.retain(|key| key.parse().is_ok_and(|key: Key| known.contains(&key)));
         }
@@ -272,13 +280,13 @@ impl Supervisor {
         &mut self,
         complete: bool,
         known: BTreeSet<Key>,
-        impossible: &[(Spec, Problem)],
+        impossible: &[Impossible],
     ) -> Result<(), Stopping> {
         match &mut self.sweep {
             Sweep::NotYet if complete => {
                 // What cannot be judged now may be again; what is blocked may not run on.
-                let blocked = |problem: &Problem| problem.code == ProblemCode::RoleBlocked;
-                let blocked = impossible.iter().filter(|(_, problem)| blocked(problem)).map(|(spec, _)| &spec.key);
+                let blocked = impossible.iter().filter(|one| one.problem.code == ProblemCode::RoleBlocked);
+                let blocked = blocked.map(|one| &one.spec.key);
                 let blocked: BTreeSet<_> = blocked.cloned().collect();
                 let mut keep: BTreeSet<_> = known.difference(&blocked).cloned().collect();
                 keep.extend(self.instances.keys().cloned());
@@ -297,13 +305,17 @@ impl Supervisor {
         Ok(())
     }
 
-    fn show_impossible(&mut self, impossible: &[(Spec, Problem)]) {
+    fn show_impossible(&mut self, impossible: &[Impossible]) {
         let before = std::mem::take(&mut self.impossible);
-        self.impossible = impossible.iter().map(|(spec, _)| spec.key.clone()).collect();
+        self.impossible = impossible.iter().map(|one| one.spec.key.clone()).collect();
         before.difference(&self.impossible).for_each(|key| self.around.board.remove(key));
-        for (spec, problem) in impossible {
+        for Impossible { spec, problem, loading } in impossible {
             self.around.board.put(spec);
-            self.around.board.state(&spec.key, State::Failed, problem.to_string());
+            let (state, detail) = match loading {
+                Some(plugin) => (State::Waiting, format!("plugin {plugin} is being loaded")),
+                None => (State::Failed, problem.to_string()),
+            };
+            self.around.board.state(&spec.key, state, detail);
         }
     }
 

@@ -11,6 +11,8 @@ use crate::Digest;
 pub enum PluginState {
     /// Its roles are offered.
     Live,
+    /// It is being loaded, and not used yet.
+    Loading,
     /// It is not used; `detail` says why.
     Refused,
     /// It crashed while it was loaded or started, and is not loaded again.
@@ -22,6 +24,7 @@ impl PluginState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
+            Self::Loading => "loading",
             Self::Refused => "refused",
             Self::Quarantined => "quarantined",
         }

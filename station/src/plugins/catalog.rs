@@ -15,11 +15,11 @@ use std::time::{Duration, SystemTime};
 use quilt_core::files;
 use quilt_plugin_api::{RoleDescription, RoleFactory};
 use quilt_protocol::control::{PluginState, PluginView};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, RwLock as AsyncRwLock, watch};
 
 pub(crate) use self::offering::Prepared;
 
-use self::state::{Refused, State};
+use self::state::{Loading, Refused, State};
 use super::child::Keeper;
 use super::intake::{self, Taken};
 use super::kept::{Kept, Settled};
@@ -31,8 +31,9 @@ use crate::spec::Isolation;
 /// once it has not changed between two looks, so that one that is being copied is left alone.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long a station waits at its start for what is in the folders.
-const SETTLED_IN: Duration = Duration::from_millis(1500);
+/// How long files that are loaded at the same time are waited for, to be offered together; also by a station at its start. What takes
+/// longer is offered once it is there.
+const TOGETHER: Duration = Duration::from_millis(1500);
 
 /// What a catalog is made of.
 pub(crate) struct Setup {
@@ -54,8 +55,10 @@ pub(crate) struct Catalog {
     quarantine: Arc<Kept<String>>,
     /// By plugin: the build that was in use last, and those that were given up.
     settled: Kept<Settled>,
-    /// One plugin is asked for at a time: two that fetch the same file would write into each other's.
-    asking: AsyncMutex<()>,
+    /// Held for reading while a plugin is being asked for.
+    asking: AsyncRwLock<()>,
+    /// One plugin is fetched at a time: two that fetch the same file would write into each other's.
+    fetching: AsyncMutex<()>,
     state: Mutex<State>,
     /// One look at a time.
     looking: AsyncMutex<BTreeMap<PathBuf, Seen>>,
@@ -129,7 +132,8 @@ impl Catalog {
             setup,
             state: Mutex::default(),
             looking: AsyncMutex::default(),
-            asking: AsyncMutex::default(),
+            asking: AsyncRwLock::default(),
+            fetching: AsyncMutex::default(),
             changed: watch::Sender::new(0),
             looked: watch::Sender::new(false),
         }))
@@ -160,10 +164,10 @@ impl Catalog {
         }
     }
 
-    /// Waits until what was there at the start is offered, but not long: a plugin that hangs while it is loaded must not keep
-    /// a station from its work.
+    /// Waits until what was there at the start is offered, apart from what takes long to load, but not for ever: a file system that
+    /// hangs must not keep a station from its work.
     pub(crate) async fn settled_in(&self) {
-        let _ = tokio::time::timeout(SETTLED_IN, self.looked.subscribe().wait_for(|looked| *looked)).await;
+        let _ = tokio::time::timeout(2 * TOGETHER, self.looked.subscribe().wait_for(|looked| *looked)).await;
     }
 
     /// Looks at the folders once; `settled` takes files for whole as they are.
@@ -171,7 +175,10 @@ impl Catalog {
         let mut seen = self.looking.lock().await;
         let found = list(&self.setup.dirs);
         let gone: Vec<_> = seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
-        let mut news = !gone.is_empty();
+        let is_late = |(path, _): &(PathBuf, String), loading: &Loading| {
+            found.contains_key(path) && loading.done.borrow().is_some()
+        };
+        let mut news = !gone.is_empty() || self.state().loading.iter().any(|(key, loading)| is_late(key, loading));
         for path in gone {
             seen.remove(&path);
             self.state().refused.remove(&path);
@@ -244,7 +251,7 @@ impl Catalog {
         let kept =
             offered.iter().filter(|(name, plugin)| !wanted.contains_key(*name) && unusable.contains(&plugin.file));
         let mut found: Offered = kept.map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
-        // All at once: one that hangs must not hold up the others.
+        // All at once, and what takes long is left to itself: one that hangs must not hold up the others.
         let mut loading = tokio::task::JoinSet::new();
         for (name, (_, path, taken)) in wanted {
             let known = {
@@ -259,7 +266,7 @@ impl Catalog {
                 let loaded = match (given_up.filter(|_| proven.is_some()), known) {
                     (Some(why), _) => Err(LoadError::Upgrade(why)),
                     (None, Some(known)) => Ok(known),
-                    (None, None) => this.load(&path, &taken).await.map(Arc::new),
+                    (None, None) => this.loaded(&path, &taken, true).await,
                 };
                 (name, path, taken, loaded, proven)
             });
@@ -296,13 +303,19 @@ impl Catalog {
         let gone = {
             let mut state = self.state();
             for (path, Refused { error, .. }) in &refused {
-                if state.refused.get(path).is_none_or(|before| before.error != *error) {
+                if *error != LoadError::Loading && state.refused.get(path).is_none_or(|before| before.error != *error) {
                     tracing::error!(file = %path.display(), code = error.code(), "a plugin is not used: it {error}");
                 }
             }
             // What is in the folder of private copies was asked for by a configuration.
             state.refused.retain(|path, _| path.starts_with(&self.setup.folder));
             state.refused.extend(refused);
+            // What came of a file that nobody waits for any more.
+            let State { loading, refused, .. } = &mut *state;
+            loading.retain(|(path, _), loading| {
+                let is_waited_for = refused.get(path).is_some_and(|refused| refused.error == LoadError::Loading);
+                is_waited_for || path.starts_with(&self.setup.folder) || loading.done.borrow().is_none()
+            });
             state.take_found(found, begun_with)
         };
         self.forget(&gone);
@@ -387,9 +400,12 @@ impl Catalog {
         let unused = state.refused.iter().chain(pushed_over.iter().map(|(path, refused)| (path, refused)));
         for (path, Refused { error, taken }) in unused {
             let inspection = taken.as_ref().map(|taken| taken.inspection.clone()).unwrap_or_default();
-            let quarantined = matches!(error, LoadError::Quarantined(_) | LoadError::Crashed(_));
             views.push(PluginView {
-                state: if quarantined { PluginState::Quarantined } else { PluginState::Refused },
+                state: match error {
+                    LoadError::Loading => PluginState::Loading,
+                    LoadError::Quarantined(_) | LoadError::Crashed(_) => PluginState::Quarantined,
+                    _ => PluginState::Refused,
+                },
                 name: inspection.name,
                 version: inspection.version,
                 roles: inspection.roles,

@@ -359,6 +359,9 @@ impl Child {
         head.remaining_ms = LOAD.as_millis() as u32;
         let answer = session.request(&head, Bytes::new()).await;
         if answer.outcome != Outcome::Reply {
+            if answer.outcome == Outcome::TimedOut {
+                self.kill(&format!("it did not describe itself within {LOAD:?}"));
+            }
             return Err(match self.how_it_ended().await {
                 Some(how) => LoadError::Crashed(how),
                 None => LoadError::Describe(format!("it gave no answer: {}", answer.outcome.name())),

@@ -179,3 +179,29 @@ async fn a_role_that_spins_inside_the_station_keeps_nobody_else_waiting() {
     assert_eq!(client.call("cam-1/counter/main", &Increment { by: 1 }).await.unwrap(), 101);
     world.end_station("cam-1", Signal::SIGTERM).await;
 }
+
+#[tokio::test]
+async fn a_plugin_that_hangs_while_it_describes_itself_holds_up_no_other_and_no_instance_of_another() {
+    const HANGS: &str = "hang_at_describe";
+    let mut world = World::new().await;
+    let folder = world.folder().join("config/roles.d");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("10-mine.toml"), format!("[{HANGS}.mine]\n")).unwrap();
+    for variant in [HANGS, "good"] {
+        world.plug(&plugins::hostile(world.folder(), variant), &format!("{variant}.so"));
+    }
+    world.station("cam-1", &[]).await;
+    world.until_offered("cam-1", "good").await;
+    let waits = world.until_state(&format!("cam-1/{HANGS}/mine"), "waiting").await;
+    assert_eq!(waits.detail, format!("plugin {HANGS} is being loaded"));
+    let list = world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.json();
+    let hangs = list.as_array().unwrap().iter().find(|plugin| plugin["name"] == HANGS).unwrap().clone();
+    assert_eq!((&hangs["state"], &hangs["code"]), (&"loading".into(), &"LOADING".into()));
+    world.apply(Fleet::new().with("cam-1/good/main", "").text()).await.with_code(0);
+    world.until_state("cam-1/good/main", "active").await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    world.station("cam-1", &[]).await;
+    world.until_state("cam-1/good/main", "active").await;
+    let events = world.ctl(&["events", "--after", "0", "-o", "jsonl"]).await.with_code(0).out;
+    assert!(!events.contains("MISSING_ROLE_FACTORY"), "{events}");
+}

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use quilt_core::files;
 use quilt_plugin_api::{RoleDescription, RoleFactory};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
 
 use super::local::Local;
-use super::state::Refused;
-use super::{Catalog, Offered, Plugin};
+use super::state::{Loading, Refused};
+use super::{Catalog, Offered, Plugin, TOGETHER};
 use crate::plugins::child::{Keeper, Library};
 use crate::plugins::intake::{self, Taken};
-use crate::plugins::{LoadError, Manifest};
+use crate::plugins::{LoadError, MANIFESTS_MAX, Manifest};
 
 impl Catalog {
     /// Where the log of what a plugin's process prints is kept.
@@ -22,8 +23,61 @@ impl Catalog {
         self.setup.folder.join("printed").join(plugin)
     }
 
+    /// Loads what was taken in, in a task of its own: whoever wants the same waits for that. With `together` not longer than files
+    /// are waited for together; then it goes on, and the folders are looked at or what was asked for is considered anew when it is
+    /// done.
+    pub(super) async fn loaded(
+        self: &Arc<Self>,
+        path: &Path,
+        taken: &Taken,
+        together: bool,
+    ) -> Result<Arc<Plugin>, LoadError> {
+        let key = (path.to_owned(), taken.sha256.clone());
+        let Loading { since, mut done } = self.loading(&key, taken);
+        let waiting = done.wait_for(Option::is_some);
+        let loaded = if together {
+            // Whoever comes late still takes what is there.
+            match tokio::time::timeout_at(since + TOGETHER, waiting).await {
+                Ok(loaded) => loaded.ok().and_then(|loaded| loaded.clone()),
+                Err(_) => return Err(LoadError::Loading),
+            }
+        } else {
+            waiting.await.ok().and_then(|loaded| loaded.clone())
+        };
+        self.state().loading.remove(&key);
+        loaded.unwrap_or_else(|| Err(LoadError::Open("loading it was given up".into())))
+    }
+
+    fn loading(self: &Arc<Self>, key: &(PathBuf, String), taken: &Taken) -> Loading {
+        let mut state = self.state();
+        if let Some(loading) = state.loading.get(key) {
+            return loading.clone();
+        }
+        let (done, watch) = watch::channel(None);
+        let loading = Loading { since: Instant::now(), done: watch };
+        state.loading.insert(key.clone(), loading.clone());
+        let (this, path, taken, since) = (self.clone(), key.0.clone(), taken.clone(), loading.since);
+        #[allow(clippy::disallowed_methods, reason = "bounded by the time-outs of loading")]
+        tokio::spawn(async move {
+            let loaded = this.load(&path, &taken).await.map(Arc::new);
+            done.send_replace(Some(loaded));
+            if since.elapsed() >= TOGETHER {
+                this.changed.send_modify(|count| *count += 1);
+            }
+        });
+        loading
+    }
+
+    /// The plugin that is being loaded and says that it offers a role.
+    pub(crate) fn loads(&self, role: &str) -> Option<String> {
+        let state = self.state();
+        let loading = state.refused.values().filter(|refused| refused.error == LoadError::Loading);
+        let mut notes = loading.filter_map(|refused| refused.taken.as_ref()).map(|taken| &taken.inspection);
+        notes.find(|note| note.roles.iter().any(|offered| offered == role)).map(|note| note.name.clone())
+    }
+
     /// Loads what was taken in.
-    pub(super) async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
+    async fn load(&self, path: &Path, taken: &Taken) -> Result<Plugin, LoadError> {
         if let Some(reason) = self.quarantine.get(&taken.sha256) {
             return Err(LoadError::Quarantined(reason));
         }
@@ -54,8 +108,14 @@ impl Catalog {
         Ok(Plugin { taken: taken.clone(), file: path.to_owned(), manifest, keeper, remote, local })
     }
 
-    /// Whether all roles of a plugin are its own, beside what others offer.
+    /// Whether all roles of a plugin are its own, beside what others offer, and there is room for what it says of them.
     pub(super) fn check_roles(&self, plugin: &Plugin, others: &Offered) -> Result<(), LoadError> {
+        let length = plugin.manifest.length;
+        let beside = others.iter().filter(|(name, _)| **name != plugin.manifest.name);
+        let beside: usize = beside.map(|(_, other)| other.manifest.length).sum();
+        if beside + length > MANIFESTS_MAX {
+            return Err(LoadError::DescriptionsFull { length, limit: MANIFESTS_MAX });
+        }
         for RoleDescription { name: role, .. } in &plugin.manifest.roles {
             let taken_by = |by: String| LoadError::DuplicateRole { role: role.clone(), by };
             if self.setup.linked.contains(role) {
@@ -85,14 +145,20 @@ impl Catalog {
     }
 
     /// Loads a private copy that was made earlier.
-    pub(super) async fn kept_copy(&self, name: &str, sha256: String, file: &Path) -> Result<Plugin, LoadError> {
+    pub(super) async fn kept_copy(
+        self: &Arc<Self>,
+        name: &str,
+        sha256: String,
+        file: &Path,
+        together: bool,
+    ) -> Result<Arc<Plugin>, LoadError> {
         let (trust, copy) = (self.setup.trust.clone(), self.setup.folder.join(format!("{sha256}.so")));
         let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &sha256, &trust));
         let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
         if taken.inspection.name != name {
             return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
         }
-        self.load(file, &taken).await.inspect_err(|error| {
+        self.loaded(file, &taken, together).await.inspect_err(|error| {
             let refused = Refused { error: error.clone(), taken: Some(taken.clone()) };
             self.state().refused.insert(taken.path.clone(), refused);
         })

@@ -53,8 +53,13 @@ impl Local {
                 opening.await.unwrap_or_else(|error| Err(LoadError::Open(error.to_string())))
             };
             let image = image.get_or_try_init(open).await?;
-            let manifest =
-                Manifest { name: String::new(), version: String::new(), sdk: String::new(), roles: vec![role] };
+            let manifest = Manifest {
+                name: String::new(),
+                version: String::new(),
+                sdk: String::new(),
+                roles: vec![role],
+                length: 0,
+            };
             Ok(image.roles(&manifest).swap_remove(0))
         }
     }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use quilt_protocol::{Digest, Name};
 
+use tokio::task::JoinSet;
+
 use super::state::State;
 use super::{Carrier, Catalog, Offered, Plugin};
 use crate::plugins::{LoadError, fetch};
@@ -45,8 +47,9 @@ impl Prepared {
 }
 
 impl Catalog {
-    /// Makes ready what a configuration asks for, fetching what is not here; nothing of it is offered yet.
-    pub(crate) async fn prepare(&self, wanted: &BTreeMap<Name, Digest>) -> Prepared {
+    /// Makes ready what a configuration asks for, fetching what is not here; nothing of it is offered yet. All at once: one that hangs
+    /// does not hold up the others, and with `together` nobody for long.
+    pub(crate) async fn prepare(self: &Arc<Self>, wanted: &BTreeMap<Name, Digest>, together: bool) -> Prepared {
         let mut prepared = {
             let state = self.state();
             let mut prepared = Prepared { offered: state.live.clone(), ..Prepared::default() };
@@ -56,9 +59,19 @@ impl Catalog {
             }
             prepared
         };
+        let mut loading = JoinSet::new();
         for (name, sha256) in wanted {
             prepared.wanted.insert(sha256.to_string());
-            match self.wanted(name.as_str(), *sha256).await {
+            let (this, name, sha256) = (self.clone(), name.clone(), *sha256);
+            loading.spawn(async move {
+                let plugin = this.wanted(name.as_str(), sha256, together).await;
+                (name, sha256, plugin)
+            });
+        }
+        let mut loaded = loading.join_all().await;
+        loaded.sort_by(|a, b| a.0.cmp(&b.0));
+        for (name, sha256, plugin) in loaded {
+            match plugin {
                 Ok(plugin) => {
                     if !prepared.offered.contains_key(name.as_str()) {
                         let before = self.proven(name.as_str(), &sha256.to_string(), &plugin.file).await;
@@ -78,8 +91,12 @@ impl Catalog {
 
     /// Makes ready what an accepted configuration asks for. What was tried for it and given up is not tried again, what cannot be
     /// loaded any more does not leave its role without a build as long as the one before is there.
-    pub(crate) async fn prepare_accepted(&self, wanted: &BTreeMap<Name, Digest>, starting: bool) -> Prepared {
-        let mut prepared = Prepared { accepted: true, starting, ..self.prepare(wanted).await };
+    pub(crate) async fn prepare_accepted(
+        self: &Arc<Self>,
+        wanted: &BTreeMap<Name, Digest>,
+        starting: bool,
+    ) -> Prepared {
+        let mut prepared = Prepared { accepted: true, starting, ..self.prepare(wanted, true).await };
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
             let given_up = self.given_up(name, &sha256);
@@ -104,7 +121,7 @@ impl Catalog {
         prepared
     }
 
-    async fn wanted(&self, name: &str, sha256: Digest) -> Result<Arc<Plugin>, LoadError> {
+    async fn wanted(self: &Arc<Self>, name: &str, sha256: Digest, together: bool) -> Result<Arc<Plugin>, LoadError> {
         let hash = sha256.to_string();
         {
             let state = self.state();
@@ -117,9 +134,12 @@ impl Catalog {
             }
         }
         // Until the plugin is known to be asked for, its copy is not removed either.
-        let _one_at_a_time = self.asking.lock().await;
-        let path = fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?;
-        let plugin = Arc::new(self.kept_copy(name, hash, &path).await?);
+        let _asking = self.asking.read().await;
+        let path = {
+            let _one_at_a_time = self.fetching.lock().await;
+            fetch::fetch(&self.setup.link, sha256, &self.setup.folder).await?
+        };
+        let plugin = self.kept_copy(name, hash, &path, together).await?;
         self.check_roles(&plugin, &self.offered())?;
         let prepared = &mut self.state().prepared;
         prepared.retain(|plugin| plugin.strong_count() > 0);
@@ -161,6 +181,10 @@ impl Catalog {
                 }
             }
             (state.assigned, state.stand_ins) = (prepared.assigned, prepared.stand_ins);
+            state.loading.retain(|(path, sha256), loading| {
+                let is_of_use = !path.starts_with(&self.setup.folder) || prepared.wanted.contains(sha256);
+                is_of_use || loading.done.borrow().is_none()
+            });
             let State { pending, assigned, found, .. } = &mut *state;
             pending.retain(|name, (_, plugin)| {
                 let meant = assigned.get(name).or_else(|| found.get(name));

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
+use tokio::sync::watch;
+use tokio::time::Instant;
+
 use super::{Carrier, Offered, Plugin};
 use crate::plugins::LoadError;
 use crate::plugins::intake::Taken;
@@ -32,6 +35,16 @@ pub(super) struct State {
     pub(super) allowed: BTreeSet<String>,
     /// Files that are not used, and why.
     pub(super) refused: BTreeMap<PathBuf, Refused>,
+    /// Files that are being loaded, by path and sha256.
+    pub(super) loading: BTreeMap<(PathBuf, String), Loading>,
+}
+
+/// A file that is being loaded, for all who wait for it.
+#[derive(Clone)]
+pub(super) struct Loading {
+    pub(super) since: Instant,
+    /// What came of it, once it has; until somebody takes it.
+    pub(super) done: watch::Receiver<Option<Result<Arc<Plugin>, LoadError>>>,
 }
 
 pub(super) struct Refused {
@@ -91,7 +104,8 @@ impl State {
         let plugins = [&self.live, &self.assigned, &self.found, &self.previous].into_iter().flat_map(Offered::values);
         let pending = self.pending.values().map(|(_, plugin)| plugin);
         let refused = self.refused.values().filter_map(|refused| refused.taken.as_ref());
-        plugins.chain(pending).map(|plugin| &plugin.taken).chain(refused).map(|taken| taken.sha256.clone()).collect()
+        let known = plugins.chain(pending).map(|plugin| &plugin.taken).chain(refused).map(|taken| &taken.sha256);
+        known.chain(self.loading.keys().map(|(_, sha256)| sha256)).cloned().collect()
     }
 
     /// Whether a configuration that is being thought about asks for a build.

@@ -74,7 +74,7 @@ impl Catalog {
 
     /// The build that was in use last, if it is another than this one: what runs, or at the start of the station what ran.
     /// `file` is what it stands for.
-    pub(super) async fn proven(&self, name: &str, other_than: &str, file: &Path) -> Option<Arc<Plugin>> {
+    pub(super) async fn proven(self: &Arc<Self>, name: &str, other_than: &str, file: &Path) -> Option<Arc<Plugin>> {
         let runs = {
             let state = self.state();
             state.previous.get(name).or_else(|| state.live.get(name)).cloned()
@@ -89,10 +89,10 @@ impl Catalog {
         let copy = self.setup.folder.join(format!("{sha256}.so"));
         // What was pushed stands for itself.
         let file = if file.starts_with(&self.setup.folder) { &copy } else { file };
-        match self.kept_copy(name, sha256.clone(), file).await {
+        match self.kept_copy(name, sha256.clone(), file, true).await {
             Ok(plugin) => {
                 tracing::info!(plugin = name, sha256, "begins with the build that ran before");
-                Some(Arc::new(plugin))
+                Some(plugin)
             }
             Err(error) => {
                 let code = error.code();
@@ -168,7 +168,7 @@ impl Catalog {
     /// mapped, that is not touched by this. Not while a file is being taken in or a plugin is being asked for, which is known only
     /// later. `seen` is what was taken in from folders and may be loaded at any time.
     pub(super) fn remove_stale(&self, seen: &BTreeMap<PathBuf, Seen>) {
-        let Ok(_nobody_asks) = self.asking.try_lock() else { return };
+        let Ok(_nobody_asks) = self.asking.try_write() else { return };
         let mut state = self.state();
         if state.stale.is_empty() {
             return;
