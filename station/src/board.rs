@@ -37,6 +37,17 @@ struct Inner {
     roles: bool,
     /// Of all attributes, names included.
     attribute_bytes: usize,
+    /// The run of each instance that counts.
+    shown: BTreeMap<Key, u64>,
+    /// What the next run of an instance says of itself, until it takes over.
+    next: BTreeMap<Key, NextRun>,
+}
+
+/// A run that was begun beside the one that counts.
+struct NextRun {
+    run: u64,
+    pid: Option<u32>,
+    attributes: BTreeMap<String, String>,
 }
 
 fn bytes_of(attributes: &BTreeMap<String, String>) -> usize {
@@ -55,6 +66,45 @@ pub(crate) struct Changes {
 }
 
 impl Inner {
+    /// The attributes of a run, wherever they are; none of a run that is over.
+    fn attributes_of(&mut self, key: &Key, run: u64) -> Option<&mut BTreeMap<String, String>> {
+        if self.shown.get(key) == Some(&run) {
+            return self.instances.get_mut(key).map(|report| &mut report.attributes);
+        }
+        self.next.get_mut(key).filter(|next| next.run == run).map(|next| &mut next.attributes)
+    }
+
+    /// Forgets what the next run said.
+    fn drop_next(&mut self, key: &Key) {
+        if let Some(next) = self.next.remove(key) {
+            self.attribute_bytes -= bytes_of(&next.attributes);
+        }
+    }
+
+    /// Shows the process and the attributes of a run in the place of those before.
+    fn show(&mut self, key: &Key, pid: Option<u32>, attributes: BTreeMap<String, String>) {
+        let Some(report) = self.instances.get_mut(key) else {
+            self.attribute_bytes -= bytes_of(&attributes);
+            return;
+        };
+        report.pid = pid;
+        let before = std::mem::replace(&mut report.attributes, attributes);
+        self.attribute_bytes -= bytes_of(&before);
+        self.dirty.insert(key.clone());
+    }
+
+    fn update(&mut self, key: &Key, work: impl FnOnce(&mut InstanceReport)) {
+        let Some(report) = self.instances.get_mut(key) else { return };
+        let before = report.state;
+        work(report);
+        self.dirty.insert(key.clone());
+        if report.state != before {
+            report.since_ms = time::now_ms();
+            let InstanceReport { role, instance, state, detail, since_ms: at_ms, .. } = report.clone();
+            self.note(StationEvent::State(Box::new(StateChange { role, instance, state, detail, at_ms })));
+        }
+    }
+
     fn note(&mut self, event: StationEvent) {
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
@@ -104,52 +154,86 @@ impl Board {
 
     /// Changes one instance's report.
     pub(crate) fn update(&self, key: &Key, work: impl FnOnce(&mut InstanceReport)) {
+        self.change(|inner| inner.update(key, work));
+    }
+
+    /// A run of an instance begins. If another counts, what this one says is shown only once it takes over.
+    pub(crate) fn begin_run(&self, key: &Key, run: u64) {
         self.change(|inner| {
-            if let Some(report) = inner.instances.get_mut(key) {
-                let before = report.state;
-                work(report);
-                inner.dirty.insert(key.clone());
-                if report.state != before {
-                    report.since_ms = time::now_ms();
-                    let InstanceReport { role, instance, state, detail, since_ms: at_ms, .. } = report.clone();
-                    inner.note(StationEvent::State(Box::new(StateChange { role, instance, state, detail, at_ms })));
-                }
+            inner.drop_next(key);
+            if inner.shown.contains_key(key) {
+                inner.next.insert(key.clone(), NextRun { run, pid: None, attributes: BTreeMap::new() });
+            } else {
+                inner.shown.insert(key.clone(), run);
             }
         });
     }
 
-    /// Publishes an attribute of an instance, or takes it back; false if there is no room for it.
-    pub(crate) fn attribute(&self, key: &Key, name: &str, json: Option<String>) -> bool {
+    /// From here on this run counts: what it said is shown, all that the one before said is gone.
+    pub(crate) fn take_over(&self, key: &Key, run: u64) {
+        self.change(|inner| {
+            if let Some(next) = inner.next.get(key).filter(|next| next.run == run) {
+                let pid = next.pid;
+                let attributes = inner.next.remove(key).map(|next| next.attributes).unwrap_or_default();
+                inner.shown.insert(key.clone(), run);
+                inner.show(key, pid, attributes);
+            }
+        });
+    }
+
+    /// A run is over: nothing that it said is true any more.
+    pub(crate) fn end_run(&self, key: &Key, run: u64) {
+        self.change(|inner| {
+            if inner.shown.get(key) == Some(&run) {
+                inner.shown.remove(key);
+                inner.show(key, None, BTreeMap::new());
+            } else if inner.next.get(key).is_some_and(|next| next.run == run) {
+                inner.drop_next(key);
+            }
+        });
+    }
+
+    /// Changes an instance's report on behalf of a run, if that is the one that counts.
+    pub(crate) fn update_run(&self, key: &Key, run: u64, work: impl FnOnce(&mut InstanceReport)) {
+        self.change(|inner| {
+            if inner.shown.get(key) == Some(&run) {
+                inner.update(key, work);
+            }
+        });
+    }
+
+    /// Notes the process that does the work of a run.
+    pub(crate) fn pid(&self, key: &Key, run: u64, pid: Option<u32>) {
+        self.update_run(key, run, |report| report.pid = pid);
+        self.change(|inner| {
+            if let Some(next) = inner.next.get_mut(key).filter(|next| next.run == run) {
+                next.pid = pid;
+            }
+        });
+    }
+
+    /// Publishes an attribute of a run, or takes it back; false if there is no room for it.
+    pub(crate) fn attribute(&self, key: &Key, run: u64, name: &str, json: Option<String>) -> bool {
         let mut fits = true;
         self.change(|inner| {
-            let Some(report) = inner.instances.get_mut(key) else { return };
-            let before = report.attributes.get(name).map_or(0, |json| name.len() + json.len());
+            let all = inner.attribute_bytes;
+            let Some(attributes) = inner.attributes_of(key, run) else { return };
+            let before = attributes.get(name).map_or(0, |json| name.len() + json.len());
             let after = json.as_ref().map_or(0, |json| name.len() + json.len());
             let is_new = before == 0 && after > 0;
             // More would make a status line unreadable, and cost whoever keeps it.
             fits = after <= before
-                || ((!is_new || report.attributes.len() < ATTRIBUTES_MAX)
-                    && inner.attribute_bytes - before + after <= ATTRIBUTE_BYTES_MAX);
+                || ((!is_new || attributes.len() < ATTRIBUTES_MAX) && all - before + after <= ATTRIBUTE_BYTES_MAX);
             if fits {
-                inner.attribute_bytes = inner.attribute_bytes - before + after;
                 match json {
-                    Some(json) => report.attributes.insert(name.to_owned(), json),
-                    None => report.attributes.remove(name),
+                    Some(json) => attributes.insert(name.to_owned(), json),
+                    None => attributes.remove(name),
                 };
+                inner.attribute_bytes = all - before + after;
                 inner.dirty.insert(key.clone());
             }
         });
         fits
-    }
-
-    /// Takes back whatever an instance published.
-    pub(crate) fn clear_attributes(&self, key: &Key) {
-        self.change(|inner| {
-            if let Some(report) = inner.instances.get_mut(key) {
-                inner.attribute_bytes -= bytes_of(&std::mem::take(&mut report.attributes));
-                inner.dirty.insert(key.clone());
-            }
-        });
     }
 
     /// Shows a state.
@@ -162,6 +246,7 @@ impl Board {
     /// Takes an instance off the board.
     pub(crate) fn remove(&self, key: &Key) {
         self.change(|inner| {
+            inner.drop_next(key);
             if let Some(gone) = inner.instances.remove(key) {
                 inner.attribute_bytes -= bytes_of(&gone.attributes);
                 inner.note(StationEvent::Gone(key.role.clone(), key.instance.clone()));
@@ -248,28 +333,71 @@ mod tests {
 
     use super::*;
 
+    fn key(number: usize) -> Key {
+        Key { role: "r".parse().unwrap(), instance: number.to_string().parse().unwrap() }
+    }
+
+    fn put(board: &Board, number: usize) {
+        board.put(&Spec {
+            key: key(number),
+            owner: Owner::Fleet,
+            digest: Digest::of(b""),
+            settings: Default::default(),
+            config: String::new(),
+            carrier: None,
+        });
+        board.begin_run(&key(number), 1);
+    }
+
+    #[test]
+    fn what_a_run_says_is_shown_from_the_moment_it_takes_over_until_it_ends_and_not_mixed_with_that_of_another() {
+        let board = Board::default();
+        put(&board, 0);
+        let key = key(0);
+        let say = |run, name: &str| board.attribute(&key, run, name, Some(run.to_string()));
+        let shown = || {
+            let report = board.get(&key).unwrap();
+            let names: Vec<_> = report.attributes.iter().map(|(name, run)| format!("{name} {run}")).collect();
+            (names.join(", "), report.pid)
+        };
+        assert!(say(1, "both") && say(1, "old"));
+        board.pid(&key, 1, Some(11));
+        board.begin_run(&key, 2);
+        assert!(say(2, "both") && say(2, "new"));
+        board.pid(&key, 2, Some(22));
+        board.update_run(&key, 2, |report| report.detail = "waits".into());
+        assert_eq!(shown(), ("both 1, old 1".into(), Some(11)));
+        board.take_over(&key, 2);
+        assert_eq!(shown(), ("both 2, new 2".into(), Some(22)));
+        assert!(say(1, "late"));
+        board.pid(&key, 1, None);
+        board.update_run(&key, 1, |report| report.detail = "waits".into());
+        board.end_run(&key, 1);
+        assert_eq!((shown(), board.get(&key).unwrap().detail), (("both 2, new 2".into(), Some(22)), String::new()));
+        // One that never takes over leaves nothing behind, nor does one that ends.
+        board.begin_run(&key, 3);
+        assert!(say(3, "failed"));
+        board.end_run(&key, 3);
+        assert_eq!(shown(), ("both 2, new 2".into(), Some(22)));
+        board.end_run(&key, 2);
+        assert_eq!(shown(), (String::new(), None));
+        assert_eq!(board.inner.lock().unwrap().attribute_bytes, 0);
+    }
+
     #[test]
     fn attributes_of_all_instances_together_have_a_bound_and_give_their_room_back() {
         let board = Board::default();
-        let key = |number: usize| Key { role: "r".parse().unwrap(), instance: number.to_string().parse().unwrap() };
         let json = Some("x".repeat(16 << 10));
         let mut taken = 0;
         for number in 0..10 {
-            board.put(&Spec {
-                key: key(number),
-                owner: Owner::Fleet,
-                digest: Digest::of(b""),
-                settings: Default::default(),
-                config: String::new(),
-                carrier: None,
-            });
-            taken += (0..100).filter(|name| board.attribute(&key(number), &name.to_string(), json.clone())).count();
+            put(&board, number);
+            taken += (0..100).filter(|name| board.attribute(&key(number), 1, &name.to_string(), json.clone())).count();
         }
         assert!((500..=512).contains(&taken), "{taken}");
         assert_eq!(board.get(&key(0)).unwrap().attributes.len(), ATTRIBUTES_MAX);
-        assert!(!board.attribute(&key(9), "one more", json.clone()));
-        board.clear_attributes(&key(0));
+        assert!(!board.attribute(&key(9), 1, "one more", json.clone()));
+        board.end_run(&key(0), 1);
         board.remove(&key(1));
-        assert!(board.attribute(&key(9), "one more", json));
+        assert!(board.attribute(&key(9), 1, "one more", json));
     }
 }

@@ -61,9 +61,11 @@ impl InstanceHost {
         stop_timeout: Duration,
     ) -> Self {
         static RUNS: AtomicU64 = AtomicU64::new(1);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        board.begin_run(&key, run);
         Self {
             key,
-            run: RUNS.fetch_add(1, Ordering::Relaxed),
+            run,
             board,
             commands,
             link,
@@ -93,8 +95,9 @@ impl InstanceHost {
         self.commands.remove(&self.key, self.run);
     }
 
-    /// Takes over from the run before.
+    /// Takes over from the run before: calls go to this one, and what it says of itself is shown.
     pub(crate) fn take_over(&self) -> Option<Replaced> {
+        self.board.take_over(&self.key, self.run);
         self.commands.take_over(&self.key, self.run)
     }
 
@@ -113,6 +116,7 @@ impl InstanceHost {
         let mut ended = self.ended();
         *ended = true;
         self.commands.remove(&self.key, self.run);
+        self.board.end_run(&self.key, self.run);
         drop(ended);
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
@@ -175,7 +179,11 @@ impl Host for InstanceHost {
         if let Report::Failed(why) = &report {
             let _ = self.crashed.try_send(why.clone());
         }
-        self.board.update(&self.key, |instance| match report {
+        if let Report::Pid(pid) = report {
+            self.board.pid(&self.key, self.run, pid);
+            return;
+        }
+        self.board.update_run(&self.key, self.run, |instance| match report {
             // Reports of a run that is on its way down, or not up yet, change nothing.
             Report::Active if instance.state == State::Waiting => {
                 (instance.state, instance.detail) = (State::Active, String::new());
@@ -185,8 +193,7 @@ impl Host for InstanceHost {
             }
             Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
             Report::Active | Report::Waiting(_) | Report::FoundAgain(_) | Report::Failed(_) => {}
-            Report::Pid(pid) => instance.pid = pid,
-            Report::Ended(_) => {}
+            Report::Pid(_) | Report::Ended(_) => {}
         });
     }
 
@@ -204,7 +211,7 @@ impl Host for InstanceHost {
                 self.log(LogLevel::Warn, &text);
             }
             json => {
-                if !self.board.attribute(&self.key, name, json) {
+                if !self.board.attribute(&self.key, self.run, name, json) {
                     self.log(LogLevel::Warn, &format!("attribute `{name}` is one too many; not published"));
                 }
             }

@@ -177,8 +177,6 @@ impl Runner {
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
         let ended = end_role(started, detach).await;
         self.left_over = ended == Ended::Late;
-        self.around.board.update(&self.key, |report| report.pid = None);
-        self.around.board.clear_attributes(&self.key);
         ended
     }
 
@@ -190,18 +188,10 @@ impl Runner {
     /// The new one does not work, and the old one goes on: it comes back, with the reason.
     pub(super) async fn move_role(&mut self, mut old: Started, spec: &Spec) -> Result<Started, (Started, String)> {
         let before = std::mem::replace(&mut self.spec, spec.clone());
-        let shown = self.around.board.get(&self.key);
         let mut new = match self.start_ready().await {
             Ok(new) => new,
             Err(why) => {
                 self.spec = before;
-                // What the failed one said of itself is not true of the one that goes on.
-                self.around.board.update(&self.key, |report| {
-                    if let Some(shown) = shown {
-                        (report.state, report.detail, report.pid) = (shown.state, shown.detail, shown.pid);
-                        report.attributes = shown.attributes;
-                    }
-                });
                 return Err((old, why));
             }
         };
@@ -212,10 +202,7 @@ impl Runner {
         if let Some(replaced) = replaced {
             replaced.drain(old.host.stop_timeout()).await;
         }
-        let pid = self.around.board.get(&self.key).and_then(|report| report.pid);
         end_role(old, false).await;
-        // The old one's last words are not the new one's.
-        self.around.board.update(&self.key, |report| report.pid = pid);
         new.since = Instant::now();
         Ok(new)
     }
