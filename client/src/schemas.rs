@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use quilt_protocol::control::{
-    CommandView, Discover, ReadSchemas, RoleView, SCHEMAS_MAX, command, schema_referenced as referenced,
+    CommandView, Discover, Page, ReadSchemas, RoleView, SCHEMAS_MAX, command, schema_referenced as referenced,
 };
 use quilt_protocol::{Address, Digest, Encoding, Name};
 use serde::de::DeserializeOwned;
@@ -24,7 +24,7 @@ impl Client {
     ///
     /// The station is unknown or away, or no answer.
     pub async fn commands(&self, station: &Name) -> Result<Vec<CommandView>, AskError> {
-        let mut commands: Vec<CommandView> = self.discover(station, command::COMMANDS).await?;
+        let mut commands = self.discover::<CommandView>(station, command::COMMANDS).await?;
         let schemas = commands
             .iter_mut()
             .flat_map(|view| [&mut view.request_schema, &mut view.reply_schema, &mut view.error_schema]);
@@ -38,14 +38,23 @@ impl Client {
     ///
     /// The station is unknown or away, or no answer.
     pub async fn roles(&self, station: &Name) -> Result<Vec<RoleView>, AskError> {
-        let mut roles: Vec<RoleView> = self.discover(station, command::ROLES).await?;
+        let mut roles = self.discover::<RoleView>(station, command::ROLES).await?;
         self.resolve_schemas(station, roles.iter_mut().map(|view| &mut view.config_schema).collect()).await?;
         Ok(roles)
     }
 
-    async fn discover<T: DeserializeOwned>(&self, station: &Name, command: &str) -> Result<T, AskError> {
-        let to = Address::Station(station.clone());
-        self.handle().ask(to, command, Encoding::Json, &Discover { by_hash: true }, self.timeout()).await
+    async fn discover<T: DeserializeOwned>(&self, station: &Name, command: &str) -> Result<Vec<T>, AskError> {
+        let (to, mut all) = (Address::Station(station.clone()), Vec::new());
+        let mut ask = Discover { by_hash: true, after: None };
+        loop {
+            let session = self.handle();
+            let page: Page<T> = session.ask(to.clone(), command, Encoding::Json, &ask, self.timeout()).await?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => ask.after = Some(next),
+                None => return Ok(all),
+            }
+        }
     }
 
     /// Puts schemas where references to them are.
@@ -59,9 +68,15 @@ impl Client {
             wanted.iter().filter(|digest| !kept.contains_key(digest)).copied().collect()
         };
         let mut found = Kept::new();
-        for schemas in missing.chunks(SCHEMAS_MAX) {
-            let request = ReadSchemas { station: station.clone(), schemas: schemas.to_vec() };
-            let texts: Vec<String> = self.ask(command::SCHEMAS, &request).await?;
+        let mut missing = &missing[..];
+        while !missing.is_empty() {
+            let schemas = missing[..missing.len().min(SCHEMAS_MAX)].to_vec();
+            let texts: Vec<String> =
+                self.ask(command::SCHEMAS, &ReadSchemas { station: station.clone(), schemas }).await?;
+            if texts.is_empty() {
+                break;
+            }
+            missing = &missing[texts.len().min(missing.len())..];
             for text in texts {
                 if let Ok(schema) = serde_json::from_str(&text) {
                     found.insert(Digest::of(text.as_bytes()), schema);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use quilt_protocol::control::{ReadSchemas, SCHEMAS_MAX, command};
+use quilt_protocol::control::{PAGE_MAX, ReadSchemas, SCHEMAS_MAX, command};
 use quilt_protocol::{Address, Digest, Encoding, Outcome};
 
 use crate::{Core, route};
@@ -50,28 +50,43 @@ pub(crate) async fn read(core: &Core, request: ReadSchemas) -> Result<Vec<String
     if schemas.len() > SCHEMAS_MAX {
         return Err((Outcome::Refused, format!("{} schemas at once; at most {SCHEMAS_MAX} are given", schemas.len())));
     }
-    let found: HashMap<_, _> =
-        schemas.iter().filter_map(|digest| Some((*digest, core.schemas.find(digest)?))).collect();
-    let missing: Vec<_> = schemas.iter().filter(|digest| !found.contains_key(digest)).copied().collect();
-    let mut found = found;
-    if !missing.is_empty() {
-        core.metrics.schemas.inc_by(missing.len() as u64);
-        let handle = route::station_handle(core, &station)?;
-        let asking = handle.ask::<_, Vec<String>>(
-            Address::Station(station.clone()),
-            command::SCHEMAS,
-            Encoding::Json,
-            &missing,
-            STATION,
-        );
-        let texts = asking.await.map_err(|error| (error.outcome(), error.to_string()))?;
-        for text in texts {
-            core.schemas.keep(&text);
-            found.insert(Digest::of(text.as_bytes()), text);
+    let (mut texts, mut bytes) = (Vec::new(), 0);
+    let mut fetched = HashMap::new();
+    for (at, digest) in schemas.iter().enumerate() {
+        let find =
+            |fetched: &HashMap<Digest, String>| fetched.get(digest).cloned().or_else(|| core.schemas.find(digest));
+        let mut text = find(&fetched);
+        if text.is_none() {
+            // The station gives as many as fit, in this order.
+            let is_missing = |digest: &&Digest| !fetched.contains_key(*digest) && core.schemas.find(digest).is_none();
+            let missing: Vec<_> = schemas[at..].iter().filter(is_missing).copied().collect();
+            for text in fetch(core, &station, &missing).await? {
+                core.schemas.keep(&text);
+                fetched.insert(Digest::of(text.as_bytes()), text);
+            }
+            text = find(&fetched);
         }
+        let text = text.ok_or_else(|| unknown(&station, digest))?;
+        bytes += text.len();
+        if bytes > PAGE_MAX && !texts.is_empty() {
+            break;
+        }
+        texts.push(text);
     }
-    let text = |digest| found.get(digest).cloned().ok_or_else(|| unknown(&station, digest));
-    schemas.iter().map(text).collect()
+    Ok(texts)
+}
+
+async fn fetch(
+    core: &Core,
+    station: &quilt_protocol::Name,
+    missing: &[Digest],
+) -> Result<Vec<String>, (Outcome, String)> {
+    let handle = route::station_handle(core, station)?;
+    let to = Address::Station(station.clone());
+    let asking = handle.ask::<_, Vec<String>>(to, command::SCHEMAS, Encoding::Json, &missing, STATION);
+    let texts = asking.await.map_err(|error| (error.outcome(), error.to_string()))?;
+    core.metrics.schemas.inc_by(texts.len() as u64);
+    Ok(texts)
 }
 
 fn unknown(station: &quilt_protocol::Name, digest: &Digest) -> (Outcome, String) {

@@ -10,8 +10,8 @@ mod tool;
 
 pub use self::plugin::*;
 pub use self::schemas::{
-    Discover, ReadSchemas, SCHEMAS_MAX, reference as schema_reference, referenced as schema_referenced,
-    text as schema_text,
+    Discover, PAGE_MAX, Page, ReadSchemas, SCHEMAS_MAX, reference as schema_reference,
+    reference_to as schema_reference_to, referenced as schema_referenced, text as schema_text,
 };
 pub use self::station::*;
 pub use self::tool::*;

@@ -1,5 +1,7 @@
 //! The commands that instances offer now.
 
+mod records;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
@@ -12,7 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use self::records::Records;
 use crate::spec::Key;
+
+pub(crate) use self::records::{PLUGIN_MAX, Record, RecordLimit, Schema};
 
 /// How many commands an instance may offer.
 pub(crate) const COMMANDS_MAX: usize = 1000;
@@ -29,6 +34,8 @@ struct Tables {
     active: FxHashMap<Key, Offered>,
     /// What the next run of an instance offers once it takes over from the one before.
     staged: FxHashMap<Key, Offered>,
+    /// What all of them are described by.
+    records: Records,
 }
 
 struct Offered {
@@ -44,10 +51,28 @@ struct Offered {
 
 /// A command, and who carries it out.
 pub(crate) struct Offer {
-    pub(crate) record: CommandRecord,
+    pub(crate) record: Arc<Record>,
+    /// Whether it may run where it arrives.
+    pub(crate) inline: bool,
     pub(crate) handler: Handler,
     /// Hears of a panic in it, which ends the instance: what it left half done is not used again.
     pub(crate) crashed: mpsc::Sender<String>,
+}
+
+/// Why a command is not offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum NotOffered {
+    #[error("the instance offers one of that name already")]
+    NameTaken,
+    #[error("an instance may offer at most {COMMANDS_MAX} commands")]
+    TooMany,
+    #[error(transparent)]
+    TooLong(#[from] RecordLimit),
+}
+
+/// What the log of an instance says once about a command that finds no place; for whoever reaches a limit may go on asking.
+pub(crate) fn limit_reached(name: &str, why: &NotOffered) -> String {
+    format!("command `{name}`, and what may follow, is not offered: {why}")
 }
 
 impl Offered {
@@ -99,7 +124,8 @@ pub(crate) struct Found {
     pub(crate) under_way: TaskTrackerToken,
 }
 
-fn full_name(group: &str, name: &str) -> String {
+/// A command's name with that of its group.
+pub(crate) fn full_name(group: &str, name: &str) -> String {
     format!("{group}:{name}")
 }
 
@@ -108,24 +134,52 @@ impl Commands {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a command of a run callable, once it is the one that counts; false if it has one of that name.
-    pub(crate) fn register(&self, key: &Key, run: u64, offer: Offer) -> bool {
-        let mut tables = self.tables();
+    /// Makes a command of a run callable, once it is the one that counts. `owner` is the plugin that describes it, or the linked role.
+    ///
+    /// # Errors
+    ///
+    /// The instance has one of that name, or a limit is reached.
+    pub(crate) fn register(
+        &self,
+        key: &Key,
+        run: u64,
+        owner: &str,
+        record: CommandRecord,
+        carried_out_by: (Handler, mpsc::Sender<String>),
+    ) -> Result<(), NotOffered> {
+        self.has_place_for(key, run, &full_name(&record.group, &record.name))?;
+        // Not under the lock: a long one takes its time.
+        let (inline, record, (handler, crashed)) = (record.inline, Record::new(&record), carried_out_by);
+        let mut guard = self.tables();
+        let tables = &mut *guard;
         if tables.of(key, run).is_none() {
             // Until it takes over: all that a run offers becomes callable at once.
             tables.staged.insert(key.clone(), Offered::new(run));
         }
-        let offered = tables.of(key, run).expect("it was put there above");
+        let Tables { active, staged, records } = tables;
+        let active = active.get_mut(key).filter(|offered| offered.run == run);
+        let offered = active.or(staged.get_mut(key).filter(|offered| offered.run == run));
+        let offered = offered.expect("it was put there above");
         if offered.commands.len() >= COMMANDS_MAX {
-            return false;
+            return Err(NotOffered::TooMany);
         }
         // The first that registers a name keeps it: a second never takes calls away from it.
-        match offered.commands.entry(full_name(&offer.record.group, &offer.record.name)) {
-            Entry::Occupied(_) => false,
+        match offered.commands.entry(full_name(&record.group, &record.name)) {
+            Entry::Occupied(_) => Err(NotOffered::NameTaken),
             Entry::Vacant(place) => {
-                place.insert(Arc::new(offer));
-                true
+                let record = records.share(owner, record)?;
+                place.insert(Arc::new(Offer { record, inline, handler, crashed }));
+                Ok(())
             }
+        }
+    }
+
+    /// What can be told before the record is read: a role may ask for any number.
+    fn has_place_for(&self, key: &Key, run: u64, name: &str) -> Result<(), NotOffered> {
+        match self.tables().of(key, run) {
+            Some(offered) if offered.commands.contains_key(name) => Err(NotOffered::NameTaken),
+            Some(offered) if offered.commands.len() >= COMMANDS_MAX => Err(NotOffered::TooMany),
+            _ => Ok(()),
         }
     }
 
@@ -157,7 +211,7 @@ impl Commands {
     /// Forgets a run and ends its calls.
     pub(crate) fn remove(&self, key: &Key, run: u64) {
         let mut tables = self.tables();
-        let Tables { active, staged } = &mut *tables;
+        let Tables { active, staged, .. } = &mut *tables;
         for table in [active, staged] {
             if table.get(key).is_some_and(|offered| offered.run == run)
                 && let Some(offered) = table.remove(key)
@@ -191,7 +245,7 @@ impl Commands {
     }
 
     /// What every instance offers.
-    pub(crate) fn all(&self) -> Vec<(Key, CommandRecord)> {
+    pub(crate) fn all(&self) -> Vec<(Key, Arc<Record>)> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> = tables
             .active

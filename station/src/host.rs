@@ -1,6 +1,6 @@
 //! What a station does for the roles it runs itself.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 
 use crate::board::Board;
 use crate::catch::catch;
-use crate::commands::{Commands, Offer, Replaced};
+use crate::commands::{Commands, NotOffered, Replaced, full_name, limit_reached};
+use crate::instance::Surroundings;
 use crate::session::Link;
 use crate::spec::Key;
 
@@ -32,6 +33,8 @@ pub(crate) struct InstanceHost {
     key: Key,
     /// Tells this run of the instance from those before and after.
     run: u64,
+    /// The plugin that it is of; the role, if that is linked in.
+    plugin: String,
     board: Arc<Board>,
     commands: Arc<Commands>,
     link: Arc<Link>,
@@ -48,27 +51,29 @@ pub(crate) struct InstanceHost {
     stop_timeout: Mutex<Duration>,
     found_since_ms: Mutex<Option<u64>>,
     how_it_ended: Mutex<String>,
+    /// That no more commands are offered is in the log.
+    told_limit: AtomicBool,
 }
 
 impl InstanceHost {
     pub(crate) fn new(
         key: Key,
-        board: Arc<Board>,
-        commands: Arc<Commands>,
-        link: Arc<Link>,
+        plugin: Option<&str>,
+        around: &Surroundings,
         log: Option<lines::Writer>,
         crashed: mpsc::Sender<String>,
         stop_timeout: Duration,
     ) -> Self {
         static RUNS: AtomicU64 = AtomicU64::new(1);
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        board.begin_run(&key, run);
+        around.board.begin_run(&key, run);
         Self {
+            plugin: plugin.unwrap_or(key.role.as_str()).to_owned(),
             key,
             run,
-            board,
-            commands,
-            link,
+            board: around.board.clone(),
+            commands: around.commands.clone(),
+            link: around.link.clone(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             log: Mutex::new(log),
             tasks: Mutex::default(),
@@ -78,6 +83,7 @@ impl InstanceHost {
             stop_timeout: Mutex::new(stop_timeout),
             found_since_ms: Mutex::new(None),
             how_it_ended: Mutex::default(),
+            told_limit: AtomicBool::new(false),
         }
     }
 
@@ -228,9 +234,19 @@ impl Host for InstanceHost {
     }
 
     fn register(&self, record: CommandRecord, handler: Handler) -> bool {
-        let offer = Offer { record, handler, crashed: self.crashed.clone() };
+        let name = full_name(&record.group, &record.name);
         let ended = self.ended();
-        !*ended && self.commands.register(&self.key, self.run, offer)
+        if *ended {
+            return false;
+        }
+        let carried_out_by = (handler, self.crashed.clone());
+        let offered = self.commands.register(&self.key, self.run, &self.plugin, record, carried_out_by);
+        if let Err(why @ (NotOffered::TooMany | NotOffered::TooLong(_))) = offered
+            && !self.told_limit.swap(true, Ordering::Relaxed)
+        {
+            self.log(LogLevel::Warn, &limit_reached(&name, &why));
+        }
+        offered.is_ok()
     }
 
     fn de_register(&self, group: &str, name: &str) {

@@ -6,7 +6,7 @@
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
 //! `config`, `identity`, `plugins`, `spec`, `endpoint`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
-//! `commands`, `board`, `session`, `requests`.
+//! `commands`, `board`, `session`, `requests`, `listing`.
 
 mod board;
 mod catch;
@@ -16,6 +16,7 @@ mod endpoint;
 mod host;
 mod identity;
 mod instance;
+mod listing;
 mod local;
 mod plan;
 mod plugins;

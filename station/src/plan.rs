@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_plugin_api::{Invalid, RoleDescription, RoleFactory, linked_roles};
+use quilt_plugin_api::{CommandRecord, Invalid, RoleDescription, RoleFactory, linked_roles};
 use quilt_protocol::Name;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
 use tokio::task::JoinSet;
@@ -112,41 +112,55 @@ impl RoleTable {
 
     /// Every role, with its limit of instances.
     fn all(&self) -> BTreeMap<Name, RoleOffer> {
-        let views = self.views().into_iter();
-        let offer = |view: RoleView| {
-            let RoleView { role, version, instances, .. } = view;
-            (role.clone(), RoleOffer { role, version, instances })
-        };
-        views.map(offer).collect()
+        let mut all = BTreeMap::new();
+        self.each_described(|role, described| {
+            let (version, instances) = (described.version.clone(), described.instances);
+            all.insert(role.clone(), RoleOffer { role, version, instances });
+        });
+        all
     }
 
     pub(crate) fn offers(&self) -> Vec<RoleOffer> {
         self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role)).collect()
     }
 
-    /// What roles say of themselves, as far as they have names that are names.
-    fn all_described(&self) -> Vec<(Name, RoleDescription)> {
-        let linked = self.linked.values().map(|factory| factory.description().clone());
-        let loaded = self.offered().into_values().flat_map(|plugin| plugin.roles().to_vec());
-        let all = linked.chain(loaded.filter(|role| !self.linked.contains_key(role.name.as_str())));
-        all.filter_map(|described| Some((described.name.parse().ok()?, described))).collect()
+    /// Hands over what roles say of themselves, as far as they have names that are names. Their schemas are long.
+    fn each_described(&self, mut each: impl FnMut(Name, &RoleDescription)) {
+        for (role, factory) in &self.linked {
+            each(role.clone(), factory.description());
+        }
+        for plugin in self.offered().into_values() {
+            for described in plugin.roles().iter().filter(|role| !self.linked.contains_key(role.name.as_str())) {
+                if let Ok(role) = described.name.parse() {
+                    each(role, described);
+                }
+            }
+        }
     }
 
-    /// The same of those that are not blocked.
-    pub(crate) fn described(&self) -> impl Iterator<Item = (Name, RoleDescription)> {
-        self.all_described().into_iter().filter(|(role, _)| !self.blocked.contains(role))
+    /// The commands of roles that are not blocked.
+    pub(crate) fn commands(&self) -> Vec<(Name, Vec<CommandRecord>)> {
+        let mut commands = Vec::new();
+        self.each_described(|role, described| {
+            if !self.blocked.contains(&role) {
+                commands.push((role, described.commands.clone()));
+            }
+        });
+        commands
     }
 
     pub(crate) fn views(&self) -> Vec<RoleView> {
-        let view = |(role, described): (Name, RoleDescription)| RoleView {
-            blocked: self.blocked.contains(&role),
-            role,
-            version: described.version,
-            instances: described.instances,
-            doc: described.doc,
-            config_schema: described.config_schema,
-        };
-        let mut views: Vec<_> = self.all_described().into_iter().map(view).collect();
+        let mut views = Vec::new();
+        self.each_described(|role, described| {
+            views.push(RoleView {
+                blocked: self.blocked.contains(&role),
+                role,
+                version: described.version.clone(),
+                instances: described.instances,
+                doc: described.doc.clone(),
+                config_schema: described.config_schema.clone(),
+            });
+        });
         views.sort_by(|a, b| a.role.cmp(&b.role));
         views
     }

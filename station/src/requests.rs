@@ -1,6 +1,5 @@
 //! What the manager, and tools through it, ask of a station.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -11,13 +10,12 @@ use quilt_core::{lines, time};
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, done};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
-    ASK_FOR_STREAM, AllowPlugin, CommandView, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
-    schema_reference, schema_text,
+    ASK_FOR_STREAM, AllowPlugin, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
 };
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
-use quilt_protocol::{Address, Digest, Encoding, Hello, Name, Outcome, RequestHead, Welcome};
+use quilt_protocol::{Address, Digest, Encoding, Hello, Outcome, RequestHead, Welcome};
 use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -27,6 +25,7 @@ use crate::catch::{PANICKED, catch, catch_now};
 use crate::commands::{Commands, Found, NoHandler, Offer};
 use crate::identity;
 use crate::instance;
+use crate::listing;
 use crate::plan::RoleTable;
 use crate::plugins::Catalog;
 use crate::push::Push;
@@ -93,36 +92,15 @@ impl Requests {
             }
             command::ROLES => {
                 let roles = self.roles.clone();
-                inbound.answer(move |Discover { by_hash }| async move {
-                    let mut views = roles.views();
-                    if by_hash {
-                        refer(views.iter_mut().map(|view| &mut view.config_schema));
-                    }
-                    Ok(views)
-                })
+                inbound.answer(move |ask: Discover| aside(move || listing::roles(&roles, &ask)))
             }
             command::COMMANDS => {
                 let (commands, roles) = (self.commands.clone(), self.roles.clone());
-                inbound.answer(move |Discover { by_hash }| async move {
-                    let mut views = views(&commands, &roles);
-                    if by_hash {
-                        refer(views.iter_mut().flat_map(schemas_of));
-                    }
-                    Ok(views)
-                })
+                inbound.answer(move |ask: Discover| aside(move || listing::commands(&commands, &roles, &ask)))
             }
             command::SCHEMAS => {
                 let (commands, roles) = (self.commands.clone(), self.roles.clone());
-                inbound.answer(move |wanted: BTreeSet<Digest>| async move {
-                    let (mut views, mut described) = (views(&commands, &roles), roles.views());
-                    let schemas = views.iter_mut().flat_map(schemas_of);
-                    let schemas = schemas.chain(described.iter_mut().map(|view| &mut view.config_schema));
-                    let texts: BTreeSet<String> = schemas.map(|schema| schema_text(schema)).collect();
-                    Ok(texts
-                        .into_iter()
-                        .filter(|text| wanted.contains(&Digest::of(text.as_bytes())))
-                        .collect::<Vec<_>>())
-                })
+                inbound.answer(move |wanted: Vec<Digest>| aside(move || listing::schemas(&commands, &roles, &wanted)))
             }
             command::LOGS => self.logs(inbound),
             command::PLUGINS => {
@@ -163,36 +141,9 @@ impl Requests {
     }
 }
 
-/// What can be called, and what could be if there were an instance.
-fn views(commands: &Commands, roles: &RoleTable) -> Vec<CommandView> {
-    let view = |role: Name, instance: Option<Name>, record: api::CommandRecord| CommandView {
-        role,
-        instance,
-        group: record.group,
-        command: record.name,
-        doc: record.doc,
-        read: record.read,
-        streaming: record.streaming,
-        request_schema: Arc::unwrap_or_clone(record.request_schema),
-        reply_schema: Arc::unwrap_or_clone(record.reply_schema),
-        error_schema: Arc::unwrap_or_clone(record.error_schema),
-    };
-    let mut views: Vec<_> =
-        commands.all().into_iter().map(|(key, record)| view(key.role, Some(key.instance), record)).collect();
-    let running: BTreeSet<Name> = views.iter().map(|view| view.role.clone()).collect();
-    for (role, described) in roles.described().filter(|(role, _)| !running.contains(role)) {
-        views.extend(described.commands.into_iter().map(|record| view(role.clone(), None, record)));
-    }
-    views
-}
-
-fn schemas_of(view: &mut CommandView) -> [&mut serde_json::Value; 3] {
-    [&mut view.request_schema, &mut view.reply_schema, &mut view.error_schema]
-}
-
-/// Puts references in the place of schemas.
-fn refer<'a>(schemas: impl Iterator<Item = &'a mut serde_json::Value>) {
-    schemas.for_each(|schema| *schema = schema_reference(schema));
+/// Has something made that takes long, on a thread where it keeps nobody waiting: sessions and their heartbeats go on meanwhile.
+async fn aside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> Result<T, (Outcome, String)> {
+    tokio::task::spawn_blocking(make).await.map_err(|error| (Outcome::Panicked, error.to_string()))
 }
 
 impl Requests {
@@ -373,7 +324,7 @@ impl Calling {
 
     /// How it ended, if it may be tried here and ends at once. What does not is tried again by a task of its own.
     fn now(mut self) -> Result<Answer, Self> {
-        if !self.offer.record.inline {
+        if !self.offer.inline {
             return Err(self);
         }
         let ended = self.begin_work().and_then(|mut work| {
@@ -390,7 +341,7 @@ impl Calling {
 
     /// How it ends. Not on the connection's own task, which must go on while a role takes its time.
     async fn end(mut self) -> Answer {
-        if !self.offer.record.inline {
+        if !self.offer.inline {
             tokio::task::yield_now().await;
         }
         let ended = match self.begin_work() {

@@ -8,6 +8,18 @@ use crate::names::{Digest, Name};
 
 /// How many schemas are asked for at a time.
 pub const SCHEMAS_MAX: usize = 1024;
+/// How long a page of a listing is, in bytes, unless a single entry is longer: an answer has a longest length, a station any number of
+/// instances.
+pub const PAGE_MAX: usize = 4 << 20;
+
+/// A part of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// Entries, in an order that stays the same.
+    pub items: Vec<T>,
+    /// Where the next page begins, for [`Discover::after`]; none if this is the last.
+    pub next: Option<String>,
+}
 
 /// Asks a station for its roles or commands.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -15,9 +27,13 @@ pub struct Discover {
     /// Whether schemas are to be [`reference()`]s.
     #[serde(default)]
     pub by_hash: bool,
+    /// What the page before had as its [`Page::next`].
+    #[serde(default)]
+    pub after: Option<String>,
 }
 
-/// Asks the manager for schemas that a station referred to; the answer is their texts, in order.
+/// Asks the manager for schemas that a station referred to; the answer is their texts, in order: the first of them and as many more
+/// as fit into [`PAGE_MAX`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReadSchemas {
     /// The station.
@@ -33,7 +49,12 @@ pub fn text(schema: &Value) -> String {
 
 /// What stands for a schema: `{"$ref": "sha256:<64 digits>"}`, itself a schema that says where to look.
 pub fn reference(schema: &Value) -> Value {
-    json!({ "$ref": format!("sha256:{}", Digest::of(text(schema).as_bytes())) })
+    reference_to(Digest::of(text(schema).as_bytes()))
+}
+
+/// The same for a schema whose text has this hash.
+pub fn reference_to(digest: Digest) -> Value {
+    json!({ "$ref": format!("sha256:{digest}") })
 }
 
 /// The hash that a [`reference()`] holds; none for any other schema.

@@ -76,10 +76,9 @@ impl Runner {
     /// Whether an earlier station left something of this instance that still runs, or has ended unseen.
     pub(super) async fn survives(&self) -> bool {
         let Some(factory) = self.around.roles.factory_of(&self.spec) else { return false };
-        let Surroundings { board, commands, link, .. } = self.around.clone();
         let (crash, _) = mpsc::channel(1);
         let stop_timeout = self.spec.settings.stop_timeout;
-        let host = Arc::new(InstanceHost::new(self.key.clone(), board, commands, link, None, crash, stop_timeout));
+        let host = Arc::new(InstanceHost::new(self.key.clone(), None, &self.around, None, crash, stop_timeout));
         let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, true));
         let looking = catch(async { factory.survives(cx).await });
         let survives = matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(true)));
@@ -97,9 +96,8 @@ impl Runner {
         let (crash, crashed) = mpsc::channel(1);
         let host = Arc::new(InstanceHost::new(
             self.key.clone(),
-            self.around.board.clone(),
-            self.around.commands.clone(),
-            self.around.link.clone(),
+            self.spec.carrier.as_ref().map(|carrier| &*carrier.plugin),
+            &self.around,
             Some(lines::Writer::new(&self.log_dir())),
             crash,
             self.spec.settings.stop_timeout,
@@ -277,9 +275,8 @@ pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Dura
     if !instance_dir(&around.folder, key).join("state").exists() {
         return;
     }
-    let Surroundings { board, commands, link, .. } = around.clone();
     let (crash, _) = mpsc::channel(1);
-    let host = Arc::new(InstanceHost::new(key.clone(), board, commands, link, None, crash, stop_timeout));
+    let host = Arc::new(InstanceHost::new(key.clone(), None, around, None, crash, stop_timeout));
     let cx = RoleContext::new(host.clone(), place(around, key, true));
     let limit = stop_timeout.saturating_add(STOP_GRACE);
     match tokio::time::timeout(limit, catch(async { factory.abandon(cx).await })).await {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use super::teller::Teller;
 use super::wire::{self, Done, Told, What};
 use super::{LoadError, Manifest, RUNTIME, trace};
 use crate::catch::catch;
-use crate::commands::COMMANDS_MAX;
+use crate::commands::{COMMANDS_MAX, PLUGIN_MAX, RecordLimit, full_name, limit_reached};
 
 /// The first argument that makes a quilt binary a plugin's process.
 pub(super) const PLUGIN_HOST: &str = "plugin-host";
@@ -225,6 +225,7 @@ impl Inner {
             station: self.station.get().cloned(),
             stop_timeout_ms: stop_timeout_ms.into(),
             commands: Mutex::default(),
+            told_limit: AtomicBool::new(false),
         })
     }
 
@@ -368,7 +369,10 @@ struct GuestHost {
     teller: Arc<Teller>,
     station: Option<Handle>,
     stop_timeout_ms: AtomicU64,
-    commands: Mutex<HashMap<(String, String), u64>>,
+    /// By group and name: the number of a command, and how long its record is.
+    commands: Mutex<HashMap<(String, String), (u64, usize)>>,
+    /// That no more commands are offered is in the log.
+    told_limit: AtomicBool,
 }
 
 impl GuestHost {
@@ -377,7 +381,7 @@ impl GuestHost {
     }
 
     fn end(&self) {
-        for (_, command) in self.commands.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+        for (_, (command, _)) in self.commands.lock().unwrap_or_else(PoisonError::into_inner).drain() {
             COMMANDS.take(command);
         }
     }
@@ -429,8 +433,16 @@ impl Host for GuestHost {
             return false;
         }
         let json = serde_json::to_string(&record).expect("records have text keys");
+        // What the station would refuse need not be told.
+        if commands.values().map(|(_, length)| length).sum::<usize>() + json.len() > PLUGIN_MAX {
+            if !self.told_limit.swap(true, Ordering::Relaxed) {
+                let name = full_name(&record.group, &record.name);
+                self.log(LogLevel::Warn, &limit_reached(&name, &RecordLimit::Plugin.into()));
+            }
+            return false;
+        }
         if let Entry::Vacant(free) = commands.entry((record.group, record.name)) {
-            let command = *free.insert(COMMANDS.insert(handler));
+            let (command, _) = *free.insert((COMMANDS.insert(handler), json.len()));
             self.tell(What::Register(command, json));
             return true;
         }
@@ -438,7 +450,7 @@ impl Host for GuestHost {
     }
     fn de_register(&self, group: &str, name: &str) {
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(command) = commands.remove(&(group.to_owned(), name.to_owned())) {
+        if let Some((command, _)) = commands.remove(&(group.to_owned(), name.to_owned())) {
             COMMANDS.take(command);
             self.tell(What::DeRegister(group.into(), name.into()));
         }

@@ -126,6 +126,31 @@ async fn a_plugin_that_says_far_too_much_is_heard_as_far_as_there_is_room_and_it
 }
 
 #[tokio::test]
+async fn commands_described_at_too_great_length_are_not_offered_and_the_rest_is_listed() {
+    const VARIANT: &str = "long_commands_at_start";
+    let world = plugin_faults::world(&[VARIANT], "").await;
+    let inside = format!("cam-1/{VARIANT}/inside");
+    let fleet = Fleet::new().with(&format!("cam-1/{VARIANT}/main"), "").with(&inside, "isolation = 'inproc'\n");
+    world.apply(fleet.text()).await.with_code(0);
+    world.until_state(&inside, "active").await;
+    for instance in ["main", "inside"] {
+        world
+            .eventually("those that fit are listed", async |world| {
+                let commands = world.client().await.commands(&"cam-1".parse().unwrap()).await.unwrap();
+                let of =
+                    commands.iter().filter(|one| one.instance.as_ref().is_some_and(|name| name.as_str() == instance));
+                let (long, rest): (Vec<_>, Vec<_>) = of.partition(|one| one.command.starts_with("long"));
+                long.len() == 4 && rest.iter().any(|one| one.command == "poke")
+            })
+            .await;
+        let log = world.ctl(&["logs", &format!("cam-1/{VARIANT}/{instance}"), "-n", "100"]).await.with_code(0).out;
+        let why = "the names, docs and schemas of its plugin's commands may come to at most 4 MiB";
+        let told = format!("command `Hostile:long_4`, and what may follow, is not offered: {why}");
+        assert!(log.contains(&told), "{instance}: {log}");
+    }
+}
+
+#[tokio::test]
 async fn ten_thousand_events_of_a_plugin_are_in_the_log_and_those_that_nobody_wants_are_never_made_text() {
     const EVENTS: u32 = 10_000;
     for isolation in ["process", "inproc"] {
