@@ -160,7 +160,7 @@ fn question(source: &Source, planned: &ApplyReply, force: bool) -> Option<String
     Some(lines.join("\n"))
 }
 
-fn is_confirmed() -> Result<bool, Failure> {
+pub(crate) fn is_confirmed() -> Result<bool, Failure> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

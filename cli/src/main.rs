@@ -26,6 +26,7 @@ mod control;
 mod events;
 mod exit;
 mod fleetfile;
+mod folders;
 mod history;
 mod json;
 mod logs;

@@ -216,7 +216,7 @@ fn inspect(session: &Session, file: &std::path::Path) -> Result<ExitCode, Failur
     let found = quilt_station::inspect_plugin(file).map_err(|error| refused(file, &error))?;
     output::one(session.format, &found, |found| {
         let (major, lowest, highest) = found.abi;
-        let list = |words: &[String]| if words.is_empty() { "none".into() } else { words.join(", ") };
+        let list = |words: &[String]| if words.is_empty() { "none".into() } else { quilt_core::words::list(words) };
         let lines = [
             ("plugin", format!("{} {}", found.name, found.version)),
             ("sha256", found.sha256.clone()),

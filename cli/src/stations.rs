@@ -7,6 +7,7 @@ use quilt_client::control::{StationState, StationView};
 use quilt_core::words::count;
 
 use crate::exit::Failure;
+use crate::folders::{Folders, Purge};
 use crate::output::{self, Format, plain};
 use crate::{Session, complete, reference};
 
@@ -97,6 +98,10 @@ pub(crate) enum Station {
     Replace(One),
     /// Give a quarantined newcomer an identity of its own
     Renew(One),
+    /// List the folders of a station's instances, also of those that were removed
+    Folders(Folders),
+    /// Delete the folders of removed instances, with their state and logs
+    Purge(Purge),
 }
 
 /// Names a station.
@@ -109,17 +114,19 @@ pub(crate) struct One {
 
 impl Station {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let client = session.connect().await?;
         match self {
+            Self::Folders(folders) => return folders.run(session).await,
+            Self::Purge(purge) => return purge.run(session).await,
             Self::Show(One { station }) => {
+                let client = session.connect().await?;
                 // Several machines may claim the identity; programs get the one that has it, people see all.
                 let views = reference::views(&client, &station).await?;
                 let all = || views.iter().map(show).collect::<Vec<_>>().join("\n\n");
                 output::one(session.format, &views[0], |_| all())?;
             }
-            Self::Forget(One { station }) => client.forget(&station).await?,
-            Self::Replace(One { station }) => client.replace(&station).await?,
-            Self::Renew(One { station }) => client.renew(&station).await?,
+            Self::Forget(One { station }) => session.connect().await?.forget(&station).await?,
+            Self::Replace(One { station }) => session.connect().await?.replace(&station).await?,
+            Self::Renew(One { station }) => session.connect().await?.renew(&station).await?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -2,7 +2,7 @@
 //!
 //! Of the role contract this knows the [`Command`] trait only, for typed calls. Read first: [`Client`],
 //! [`Client::call`], [`CallError`]. Modules in reading order: `command` (calls), `push` (fleet files), `watch`
-//! (listing, logs, events), `plugin`.
+//! (listing, logs, events), `plugin`, `folders`.
 //!
 //! ```no_run
 //! use quilt_client::Client;
@@ -21,6 +21,7 @@
 //! ```
 
 mod command;
+mod folders;
 mod plugin;
 mod push;
 mod schemas;

@@ -9,13 +9,15 @@ use crate::Core;
 use crate::session::Session;
 
 /// What tools may ask a station's own agent; everything else is between it and the manager.
-const OPEN: [&str; 6] = [
+const OPEN: [&str; 8] = [
     command::COMMANDS,
     command::ROLES,
     command::LOGS,
     command::PLUGINS,
     command::ALLOW_PLUGIN,
     command::RELOAD_PLUGINS,
+    command::FOLDERS,
+    command::PURGE_FOLDERS,
 ];
 
 /// Passes a request on and its answer back.

@@ -63,6 +63,8 @@ pub trait Host: Send + Sync + 'static {
     fn stop_timeout(&self) -> Duration;
     /// Writes a line to the instance's log.
     fn log(&self, level: LogLevel, text: &str);
+    /// Writes an event of a loaded library's `tracing` to the instance's log; the host's own log has it already.
+    fn trace(&self, _line: &str) {}
     /// Shows a state.
     fn report(&self, report: Report);
     /// Publishes an attribute as JSON text, or takes it back.

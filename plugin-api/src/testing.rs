@@ -133,6 +133,9 @@ impl Harness {
             log_dir: folder.join("log"),
             resuming: false,
         };
+        // As a station does; the folder of the log comes with its first line.
+        let made = std::fs::create_dir_all(&place.state_dir);
+        made.map_err(|error| RoleError::failed(format!("{}: {error}", place.state_dir.display())))?;
         let cx = RoleContext::new(host.clone(), place);
         let config = config.to_string();
         factory.validate(config.as_bytes()).await.map_err(RoleError::Rejected)?;

@@ -51,7 +51,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let lamps = Harness::start::<Lamps>(json!({}), Path::new("unused")).await.unwrap();
+    let lamps = Harness::start::<Lamps>(json!({}), Path::new(env!("CARGO_TARGET_TMPDIR"))).await.unwrap();
     let mut groups = GROUPS.with(Arc::clone).lock().unwrap().drain(..).collect::<Vec<_>>();
     let other = groups.pop().unwrap();
     World { lamps, first: groups.pop().unwrap(), other }

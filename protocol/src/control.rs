@@ -3,11 +3,13 @@
 //! Between station and manager these travel as bincode (the protocol version governs them); between tools and the
 //! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
 
+mod folders;
 mod plugin;
 mod schemas;
 mod station;
 mod tool;
 
+pub use self::folders::*;
 pub use self::plugin::*;
 pub use self::schemas::{
     Discover, PAGE_MAX, Page, ReadSchemas, SCHEMAS_MAX, reference as schema_reference,
@@ -52,6 +54,10 @@ pub mod command {
     pub const ALLOW_PLUGIN: &str = "quilt:allow_plugin";
     /// To a station: look at the files of plugins anew, now.
     pub const RELOAD_PLUGINS: &str = "quilt:reload_plugins";
+    /// To a station: the folders of its instances, [`InstanceFolder`](super::InstanceFolder)s.
+    pub const FOLDERS: &str = "quilt:folders";
+    /// To a station: delete folders of removed instances, [`PurgeFolders`](super::PurgeFolders).
+    pub const PURGE_FOLDERS: &str = "quilt:purge_folders";
     /// Manager to station: take a new identity.
     pub const RENEW: &str = "quilt:renew";
     /// Tool to manager: all stations.

@@ -165,9 +165,13 @@ impl Host for InstanceHost {
             LogLevel::Info => tracing::info!(instance = %self.key, "{text}"),
             LogLevel::Debug => tracing::debug!(instance = %self.key, "{text}"),
         }
+        self.trace(text);
+    }
+
+    fn trace(&self, line: &str) {
         if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             // A full disk must not end the role; the daemon's own log has the line.
-            let _ = log.append("quilt", text);
+            let _ = log.append("quilt", line);
         }
     }
 

@@ -112,6 +112,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         record,
         resuming: beginning.resuming,
         left_over: beginning.resuming,
+        is_new: !beginning.resuming,
         stopped: beginning.stopped,
     };
     #[allow(clippy::disallowed_methods, reason = "the supervisor owns it by its sender; it ends when told to")]
@@ -138,6 +139,8 @@ struct Runner {
     resuming: bool,
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
     left_over: bool,
+    /// It has not been started yet, in this station or an earlier one.
+    is_new: bool,
     /// An operator stopped it: it runs again when one starts it.
     stopped: bool,
 }

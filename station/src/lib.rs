@@ -6,13 +6,14 @@
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
 //! `config`, `identity`, `plugins`, `spec`, `endpoint`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
-//! `commands`, `board`, `session`, `requests`, `listing`.
+//! `commands`, `board`, `session`, `requests`, `listing`, `folders`.
 
 mod board;
 mod catch;
 mod commands;
 mod config;
 mod endpoint;
+mod folders;
 mod host;
 mod identity;
 mod instance;

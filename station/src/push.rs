@@ -1,6 +1,6 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
@@ -8,15 +8,17 @@ use quilt_protocol::Digest;
 use quilt_protocol::control::{
     Applied, Document, Owner, Problem, ProblemCode, Rejection, UpdateConfiguration, Verdict,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
+use crate::folders;
+use crate::instance::{self, Surroundings};
 use crate::local::{self, Local};
 use crate::plan::{self, Read, RoleTable};
 use crate::plugins::{Catalog, Offered, Plugin, Prepared};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
 use crate::spec::{Key, Spec};
-use crate::supervisor::{self, Impossible, Offering, Target};
+use crate::supervisor::{self, FORGOTTEN_STOP, Impossible, Offering, Target};
 
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
@@ -232,6 +234,53 @@ impl Push {
     pub(crate) async fn document(&self) -> String {
         let saved = self.saved.lock().await;
         saved.accepted.as_ref().map_or_else(|| Document::default().to_json(), |accepted| accepted.document.clone())
+    }
+
+    /// All instances that are configured; no other configuration is accepted while the first is held.
+    pub(crate) async fn configured(&self) -> (MutexGuard<'_, Saved>, BTreeSet<Key>) {
+        let saved = self.saved.lock().await;
+        let (fleet, local) = (saved.document(), self.local());
+        let both = fleet.roles.iter().chain(&local.document.roles);
+        let keys = both.flat_map(|(role, instances)| {
+            instances.keys().map(|instance| Key { role: role.clone(), instance: instance.clone() })
+        });
+        let keys = keys.collect();
+        (saved, keys)
+    }
+
+    /// Deletes the folders of instances that were removed, and ends what may be left of them; all or none.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing was deleted, or what was not.
+    pub(crate) async fn purge(&self, around: &Surroundings, keys: Vec<Key>) -> Result<(), String> {
+        let (saved, configured) = self.configured().await;
+        if saved.damaged || !self.local().whole {
+            return Err(
+                "it is not known all that should run here; see the station's log for the file that cannot be read"
+                    .into(),
+            );
+        }
+        for key in &keys {
+            if configured.contains(key) || around.board.get(key).is_some() {
+                return Err(format!("{key} is in use; remove it from the configuration first"));
+            }
+            if !instance::instance_dir(&around.folder, key).is_dir() {
+                return Err(format!("there is no folder of {key}"));
+            }
+        }
+        let mut aside = Vec::new();
+        for key in keys {
+            instance::abandon(around, &key, FORGOTTEN_STOP).await;
+            let path =
+                folders::set_aside(&around.folder, &key).map_err(|error| format!("the folder of {key}: {error}"))?;
+            tracing::info!(instance = %key, "the folder of a removed instance is deleted");
+            aside.push(path);
+        }
+        drop(saved);
+        let deleting = tokio::task::spawn_blocking(move || aside.iter().try_for_each(std::fs::remove_dir_all));
+        let deleted = deleting.await.map_err(|error| error.to_string())?;
+        deleted.map_err(|error| format!("not all of it could be deleted: {error}"))
     }
 
     /// Says what would become of a document; changes nothing, but keeps the plugins that it asks for.

@@ -10,7 +10,7 @@ use quilt_core::{lines, time};
 use quilt_net::{BoxFuture, Inbound, ItemSink, NoService, Responder, Service, done};
 use quilt_plugin_api as api;
 use quilt_protocol::control::{
-    ASK_FOR_STREAM, AllowPlugin, Control, Discover, LogLine, Logs, Plan, UpdateConfiguration, command,
+    ASK_FOR_STREAM, AllowPlugin, Control, Discover, LogLine, Logs, Plan, PurgeFolders, UpdateConfiguration, command,
 };
 use quilt_protocol::dedupe::{Dedupe, Seen};
 use quilt_protocol::message::{Delivered, Refusal};
@@ -23,8 +23,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::board::Board;
 use crate::catch::{PANICKED, catch, catch_now};
 use crate::commands::{Commands, Found, NoHandler, Offer};
+use crate::folders;
 use crate::identity;
-use crate::instance;
+use crate::instance::{self, Surroundings};
 use crate::listing;
 use crate::plan::RoleTable;
 use crate::plugins::Catalog;
@@ -121,6 +122,22 @@ impl Requests {
                     Ok(plugins.views().await)
                 })
             }
+            command::FOLDERS => {
+                let (push, board, folder) = (self.push.clone(), self.board.clone(), self.folder.clone());
+                inbound.answer(move |_: serde_json::Value| async move {
+                    let configured = push.configured().await.1;
+                    let is_used = move |key: &Key| configured.contains(key) || board.get(key).is_some();
+                    aside(move || folders::list(&folder, is_used)).await
+                })
+            }
+            command::PURGE_FOLDERS => {
+                let around = self.around();
+                let push = self.push.clone();
+                inbound.answer(move |PurgeFolders { instances }: PurgeFolders| async move {
+                    let keys = instances.into_iter().map(|(role, instance)| Key { role, instance }).collect();
+                    push.purge(&around, keys).await.map_err(|text| (Outcome::Refused, text))
+                })
+            }
             command::RENEW => {
                 let Inbound { head, responder, .. } = inbound;
                 match identity::renew(&self.identity_folder) {
@@ -147,6 +164,16 @@ async fn aside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 impl Requests {
+    fn around(&self) -> Surroundings {
+        Surroundings {
+            folder: self.folder.clone(),
+            roles: self.roles.clone(),
+            board: self.board.clone(),
+            commands: self.commands.clone(),
+            link: self.link.clone(),
+        }
+    }
+
     /// Streams the log of an instance, or as `plugin/NAME` what a plugin's process prints. One who follows is told when the
     /// instance is removed.
     fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {

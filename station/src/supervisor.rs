@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::ending::FORGOTTEN_STOP;
 pub(crate) use self::handle::Handle;
 
 use self::ending::sweep;

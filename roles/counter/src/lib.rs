@@ -91,7 +91,9 @@ mod tests {
     use super::*;
 
     async fn counter(config: serde_json::Value) -> Harness {
-        Harness::start::<Counter>(config, std::path::Path::new("unused")).await.unwrap()
+        // It keeps nothing there.
+        let folder = tempfile::tempdir().unwrap();
+        Harness::start::<Counter>(config, folder.path()).await.unwrap()
     }
 
     #[tokio::test]

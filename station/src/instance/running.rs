@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quilt_core::{files, lines};
+use quilt_core::{files, lines, time};
 use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, Work};
 use quilt_protocol::control::Action;
 use tokio::sync::mpsc;
 
 use super::{Ended, Order, Runner, Surroundings, instance_dir, log_dir};
 use crate::catch::{catch, catch_now};
+use crate::folders::last_state;
 use crate::host::InstanceHost;
 use crate::spec::{Key, Spec};
 
@@ -92,6 +93,8 @@ impl Runner {
         let factory = self.around.roles.factory_of(&self.spec);
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
+        let is_new = std::mem::take(&mut self.is_new);
+        let old_state = last_state(&self.around.folder, &self.key).filter(|_| is_new);
         files::create_private_dir(&folder.join("state")).map_err(|error| format!("{}: {error}", folder.display()))?;
         let (crash, crashed) = mpsc::channel(1);
         let host = Arc::new(InstanceHost::new(
@@ -102,6 +105,13 @@ impl Runner {
             crash,
             self.spec.settings.stop_timeout,
         ));
+        if let Some(changed) = old_state {
+            let changed = time::rfc3339(changed);
+            host.log(
+                LogLevel::Info,
+                &format!("begins with the state of an earlier instance of this name, last changed {changed}"),
+            );
+        }
         let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
         let limit = self.spec.settings.start_timeout;
         let starting = catch(async {

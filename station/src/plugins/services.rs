@@ -218,10 +218,11 @@ unsafe extern "C" fn trace_event(instance: u64, level: u32, target: Slice, field
     let (name, plugin) =
         (placed.as_ref().map(|placed| &*placed.name), placed.as_ref().map(|placed| placed.image.name()));
     let plugin = plugin.unwrap_or_default();
-    if let (true, Some(placed)) = (trace::event(level, &target, plugin, name, &fields), &placed)
-        && level <= trace::TOLD
-    {
-        placed.host.emit("trace", trace::told(level, &target, plugin, &fields));
+    if let (true, Some(placed)) = (trace::event(level, &target, plugin, name, &fields), &placed) {
+        placed.host.trace(&trace::line(level, &target, &fields));
+        if level <= trace::TOLD {
+            placed.host.emit("trace", trace::told(level, &target, plugin, &fields));
+        }
     }
 }
 

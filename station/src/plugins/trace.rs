@@ -66,6 +66,17 @@ pub(super) fn told(level: u32, target: &str, plugin: &str, fields: &str) -> Stri
     serde_json::json!({ "level": level, "target": target, "plugin": plugin, "fields": fields }).to_string()
 }
 
+/// An event as the instance's log has it.
+pub(super) fn line(level: u32, target: &str, fields: &str) -> String {
+    let level = ["", "ERROR", "WARN", "INFO", "DEBUG"].get(level as usize).copied().unwrap_or("TRACE");
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(fields).unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let message = fields.get("message").map(text).unwrap_or_default();
+    let more = fields.iter().filter(|(name, _)| *name != "message");
+    let more: String = more.map(|(name, value)| format!(" {name}={value}")).collect();
+    format!("{level} {target}: {message}{more}")
+}
+
 pub(super) unsafe extern "C" fn generation() -> u64 {
     GENERATION.load(Ordering::Acquire)
 }

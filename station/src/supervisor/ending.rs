@@ -14,7 +14,7 @@ use crate::spec::Key;
 /// How much longer than its stop time-out an instance may take to hear that it is to end: it may be starting.
 const ENDING_GRACE: Duration = Duration::from_secs(10);
 /// How long what an earlier station left of a forgotten instance may take to stop.
-const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
+pub(crate) const FORGOTTEN_STOP: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     /// Instances in the order in which they end: those that need others before those they need.

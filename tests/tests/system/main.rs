@@ -10,6 +10,7 @@ mod commands;
 mod conformance;
 mod convergence;
 mod first_steps;
+mod folders;
 mod hostile;
 mod identity;
 mod keepers;

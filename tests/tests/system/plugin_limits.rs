@@ -174,6 +174,12 @@ async fn ten_thousand_events_of_a_plugin_are_in_the_log_and_those_that_nobody_wa
             })
             .await;
         assert!(!std::fs::read_to_string(&log).unwrap().contains("soft"));
+        world
+            .eventually("the last is in the instance's own log", async |world| {
+                let log = world.ctl(&["logs", TARGET, "-n", "1"]).await.with_code(0).out;
+                log.contains(&format!("loud number={} text=\"counted\"", EVENTS - 1))
+            })
+            .await;
         tokio::time::timeout(Duration::from_secs(5), client.call(TARGET, &Build {})).await.unwrap().unwrap();
     }
 }

@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_reads_what_the_kernel_tells_and_says_what_it_cannot() {
-        let folder = std::env::temp_dir();
+        let folder = std::env::temp_dir().join(format!("machine-test-{}", std::process::id()));
         let machine = Harness::start::<Machine>(json!({}), &folder).await.unwrap();
         let Outcome::Reply(load) = machine.call(ReadLoad {}).await else { panic!("no load") };
         assert!(load.one >= 0.0);
@@ -199,5 +199,6 @@ mod tests {
         assert!(machine.stop().await.attributes.contains_key("load"));
         let refused = Harness::start::<Machine>(json!({ "proc": "/nowhere" }), &folder).await.err().unwrap();
         assert_eq!(refused.to_string(), "key `proc`: expected a folder that exists, got \"/nowhere\"");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

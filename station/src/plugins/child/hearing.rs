@@ -73,10 +73,13 @@ impl Service for Station {
 fn hear(child: &Arc<Child>, Told { instance, what }: Told) {
     if let What::Trace { level, target, instance, fields } = what {
         let taken = trace::event(level, &target, &child.name, instance.as_deref(), &fields);
-        if taken && level <= trace::TOLD {
+        if taken {
             let host = child.placed().values().find(|placed| placed.is_called(instance.as_deref())).cloned();
             if let Some(placed) = host {
-                placed.host.emit("trace", trace::told(level, &target, &child.name, &fields));
+                placed.host.trace(&trace::line(level, &target, &fields));
+                if level <= trace::TOLD {
+                    placed.host.emit("trace", trace::told(level, &target, &child.name, &fields));
+                }
             }
         }
         return;
