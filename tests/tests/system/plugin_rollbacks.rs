@@ -175,7 +175,10 @@ async fn a_station_that_ends_in_the_middle_of_an_upgrade_begins_with_the_build_b
         let newer = list.as_array().unwrap().iter().find(|plugin| plugin["sha256"] == *newer).cloned();
         newer.unwrap_or_default()
     };
-    world.eventually("it is tried", async |world| state(world).await["state"] == "live").await;
+    // It is shown as live a moment before it is on record as being tried, and only then is it.
+    let record = world.station_folder("cam-1").join("station/plugins/settled.json");
+    let is_on_record = || std::fs::read_to_string(&record).is_ok_and(|json| json.contains(&newer));
+    world.eventually("it is tried", async |world| state(world).await["state"] == "live" && is_on_record()).await;
     world.end_station("cam-1", Signal::SIGKILL).await;
     world.station("cam-1", &[]).await;
     world.until_state(TARGET, "active").await;
