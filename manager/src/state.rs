@@ -1,19 +1,19 @@
 //! What the manager knows of its fleet now: one structure behind one lock, held for a few lines at a time.
 
+mod views;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use quilt_core::time;
 use quilt_net::Handle;
 use quilt_protocol::control::{
-    Applied, Document, InstanceReport, InstanceView, Owner, Registration, Rejected, Report, State as InstanceState,
-    StationState, StationView, instance_digest,
+    Applied, Document, InstanceReport, Owner, Registration, Rejected, Report, State as InstanceState, StationState,
+    instance_digest,
 };
 use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
 use crate::fleet::{Fleet, Subject};
-use crate::selector::Selector;
 use crate::store::{Desired, Loaded, StationRecord};
 
 /// Everything that changes while a manager runs.
@@ -294,160 +294,5 @@ impl State {
             let labels = self.fleet.labels_of(&station.subject());
             self.stations.get_mut(&id).expect("it was just there").labels = labels;
         }
-    }
-
-    /// The stations that a selector means, or all.
-    pub(crate) fn views(&self, selector: Option<&Selector>) -> Vec<StationView> {
-        let macs = self.macs();
-        let means =
-            |station: &&Station| selector.is_none_or(|selector| station.subject().fits(selector, &station.labels));
-        let stations = self.stations.values().map(AsRef::as_ref).filter(means);
-        let mut views: Vec<_> = stations.map(|station| self.view(station, &macs)).collect();
-        for newcomer in &self.quarantined {
-            let mut view = newcomer_view(newcomer);
-            if selector.is_some_and(|selector| !subject_of(&view).fits(selector, &view.labels)) {
-                continue;
-            }
-            if let Some(holder) = self.stations.get(&newcomer.registration.id) {
-                view.flags.push(format!("same identity as {}, which is live", holder.record.name));
-            }
-            views.push(view);
-        }
-        views.sort_by(|a, b| (&a.name, a.state).cmp(&(&b.name, b.state)));
-        views
-    }
-
-    /// Which stations say they have which MAC address.
-    fn macs(&self) -> BTreeMap<&str, Vec<&Name>> {
-        let mut macs = BTreeMap::<_, Vec<_>>::new();
-        for Station { record, .. } in self.stations.values().map(|station| &**station) {
-            if let Some(mac) = &record.facts.mac {
-                macs.entry(mac.as_str()).or_default().push(&record.name);
-            }
-        }
-        macs
-    }
-
-    fn view(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> StationView {
-        let Station { record, desired, live, rejected, labels } = station;
-        let instances = live.iter().flat_map(|live| live.instances.values()).map(instance_view).collect();
-        let applied = live.as_ref().and_then(|live| live.applied);
-        StationView {
-            id: record.id,
-            name: record.name.clone(),
-            hostname: record.facts.hostname.clone(),
-            mac: record.facts.mac.clone(),
-            ip: record.facts.ip.clone(),
-            state: station.state(),
-            labels: labels.clone(),
-            roles: record.roles.clone(),
-            desired_revision: desired.as_ref().map(|desired| desired.revision),
-            desired_digest: desired.as_ref().map(|desired| desired.digest),
-            applied_revision: applied.map(|applied| applied.revision),
-            applied_digest: applied.map(|applied| applied.digest),
-            rejected: rejected.clone(),
-            applying: live.as_ref().is_some_and(|live| live.applying),
-            instances,
-            facts: record.facts.clone(),
-            flags: self.flags(station, macs),
-            // One that is connected beats, and is lost when it does not.
-            last_seen: Some(live.as_ref().map_or_else(|| time::ms_text(record.last_seen_ms), |_| time::now_text())),
-        }
-    }
-
-    /// Things to look at.
-    fn flags(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> Vec<String> {
-        let record = &station.record;
-        let mut flags = Vec::new();
-        if !record.adopted {
-            flags.extend(station.live.as_ref().and_then(|live| live.unadopted.clone()));
-        }
-        let wished = record.name.as_str().rsplit_once('~').map(|(wished, _)| wished);
-        if let Some(wished) = wished.filter(|wished| self.names.contains_key(*wished)) {
-            flags.push(format!("the name {wished} is taken by another station"));
-        }
-        let sharing = record.facts.mac.as_deref().and_then(|mac| macs.get(mac)).into_iter().flatten();
-        let others: Vec<_> = sharing.filter(|name| ***name != record.name).map(ToString::to_string).collect();
-        flags.extend(same_mac(&others));
-        if self.quarantined.iter().any(|newcomer| newcomer.registration.id == record.id) {
-            flags.push("another machine claims its identity; see `quiltctl station replace` and `renew`".into());
-        }
-        flags
-    }
-}
-
-/// What is said of a station whose MAC others have as well. On a host with many stations all names would be a page for each.
-fn same_mac(others: &[String]) -> Option<String> {
-    const NAMED_MAX: usize = 3;
-    match others.len() {
-        0 => None,
-        1..=NAMED_MAX => Some(format!("same MAC as {}", others.join(", "))),
-        many => Some(format!("same MAC as {many} others")),
-    }
-}
-
-fn subject_of(view: &StationView) -> Subject<'_> {
-    Subject {
-        name: view.name.as_str(),
-        id: view.id,
-        hostname: &view.hostname,
-        mac: view.mac.as_deref(),
-        ip: view.ip.as_deref(),
-        roles: &view.roles,
-        state: view.state.name(),
-        labels: &view.labels,
-    }
-}
-
-fn newcomer_view(newcomer: &Newcomer) -> StationView {
-    let registration = &newcomer.registration;
-    StationView {
-        id: registration.id,
-        name: registration.wished_name.clone(),
-        hostname: registration.facts.hostname.clone(),
-        mac: registration.facts.mac.clone(),
-        ip: registration.facts.ip.clone(),
-        state: StationState::Quarantined,
-        labels: registration.labels.clone(),
-        roles: registration.roles.iter().map(|offer| offer.role.clone()).collect(),
-        desired_revision: None,
-        desired_digest: None,
-        applied_revision: registration.applied.map(|applied| applied.revision),
-        applied_digest: registration.applied.map(|applied| applied.digest),
-        rejected: None,
-        applying: registration.applying,
-        instances: registration.instances.iter().map(instance_view).collect(),
-        facts: registration.facts.clone(),
-        flags: Vec::new(),
-        last_seen: Some(time::now_text()),
-    }
-}
-
-fn instance_view(report: &InstanceReport) -> InstanceView {
-    let attributes = report.attributes.iter();
-    let attributes = attributes.map(|(name, json)| (name.clone(), serde_json::from_str(json).unwrap_or_default()));
-    InstanceView {
-        role: report.role.clone(),
-        instance: report.instance.clone(),
-        owner: report.owner,
-        state: report.state,
-        detail: report.detail.clone(),
-        pid: report.pid,
-        restarts: report.restarts,
-        since: time::ms_text(report.since_ms),
-        attributes: attributes.collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_stations_with_one_mac_are_counted_and_a_few_are_named() {
-        let others = |count: usize| (0..count).map(|number| format!("cam-{number}")).collect::<Vec<_>>();
-        assert_eq!(same_mac(&others(0)), None);
-        assert_eq!(same_mac(&others(2)).as_deref(), Some("same MAC as cam-0, cam-1"));
-        assert_eq!(same_mac(&others(59)).as_deref(), Some("same MAC as 59 others"));
     }
 }
