@@ -149,3 +149,97 @@ async fn a_station_that_is_process_1_reaps_what_loses_its_parent_and_stops_as_it
     world.eventually("it has stopped", async |_| !is_alive(first)).await;
     assert_eq!(world.show("cam-1").await.state.name(), "disconnected");
 }
+
+/// A program that leaves a child in a session of its own, which writes its pid.
+fn daemonizing(world: &World, name: &str) -> (String, std::path::PathBuf) {
+    let pid = world.folder().join(name);
+    let daemon = format!(
+        "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    open({:?}, 'w').write(str(os.getpid()))\n    time.sleep(1000)\n  os._exit(0)\nprint('up', flush=True)\ntime.sleep(1000)\n",
+        pid.display()
+    );
+    let keys = format!("command = [\"python3\", \"-c\", {daemon:?}]\nready = {{ log = \"up\" }}\n");
+    (keys, pid)
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_in_the_background_is_counted_and_told_to_whoever_waits() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = [\"sh\", \"-c\", \"setsid sleep 1000 & sleep 1000 & exit 0\"]\n";
+    let fleet = Fleet::new().with("cam-1/process/main", keys);
+    world.apply(fleet.text()).await.with_code(0);
+    let hint = "exit code 0; it left 2 processes running, which were ended";
+    let completed = world.until_state("cam-1/process/main", "completed").await;
+    assert!(completed.detail.contains(hint), "{}", completed.detail);
+    let waited = world.apply(fleet.text()).await.with_code(0);
+    assert!(waited.err.contains(hint), "{}", waited.err);
+}
+
+async fn pid_in(world: &World, file: &std::path::Path) -> u32 {
+    let read = || std::fs::read_to_string(file).ok().and_then(|text| text.parse().ok());
+    world.eventually("the pid is written", async |_| read().is_some()).await;
+    read().unwrap()
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_in_sessions_of_its_own_ends_with_it() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let (keys, file) = daemonizing(&world, "daemon");
+    world.apply(Fleet::new().with("cam-1/process/main", &keys).text()).await.with_code(0);
+    let daemon = pid_in(&world, &file).await;
+    assert!(is_alive(daemon));
+    world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
+    assert!(!is_alive(daemon), "a daemon outlived the stop of its program");
+
+    world.ctl(&["start", "cam-1/process/main"]).await.with_code(0);
+    world.until_state("cam-1/process/main", "active").await;
+    let (daemon, before) = (pid_in(&world, &file).await, world.pid("cam-1/process/main").await);
+    let status = world.ctl(&["call", "cam-1/process/main", "status"]).await.with_code(0).json();
+    let keeper = nix::unistd::Pid::from_raw(status["keeper"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+    world
+        .eventually("another run is up", async |world| {
+            world.instance("cam-1/process/main").await.is_some_and(|view| view.pid.is_some_and(|pid| pid != before))
+        })
+        .await;
+    assert!(!is_alive(daemon) && !is_alive(before), "part of a killed keeper's run goes on beside the next");
+}
+
+#[tokio::test]
+async fn a_program_that_clears_its_environment_is_not_run_twice_when_its_keeper_is_killed() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let script = "sleep 1000 & echo up; wait";
+    let keys = format!("command = [\"env\", \"-i\", \"/bin/sh\", \"-c\", {script:?}]\nready = {{ log = \"up\" }}\n");
+    world.apply(Fleet::new().with("cam-1/process/main", &keys).text()).await.with_code(0);
+    let before = world.pid("cam-1/process/main").await;
+    let children = std::fs::read_to_string(format!("/proc/{before}/task/{before}/children")).unwrap();
+    let child: u32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let status = world.ctl(&["call", "cam-1/process/main", "status"]).await.with_code(0).json();
+    let keeper = nix::unistd::Pid::from_raw(status["keeper"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+    world
+        .eventually("another run is up", async |world| {
+            world.instance("cam-1/process/main").await.is_some_and(|view| view.pid.is_some_and(|pid| pid != before))
+        })
+        .await;
+    assert!(!is_alive(child), "a child without the mark goes on beside the next run");
+    // Nobody could find what the next run began, either.
+    world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
+}
+
+#[tokio::test]
+async fn a_frozen_keeper_holds_no_stop_up_and_keeps_no_program_alive() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let keys = "command = [\"sleep\", \"1000\"]\nstop_timeout = \"200ms\"\n";
+    world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/main").await;
+    let status = world.ctl(&["call", "cam-1/process/main", "status"]).await.with_code(0).json();
+    let keeper = nix::unistd::Pid::from_raw(status["keeper"].as_i64().unwrap() as i32);
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
+    assert!(!is_alive(pid));
+    assert_eq!(world.until_state("cam-1/process/main", "stopped").await.pid, None);
+}
