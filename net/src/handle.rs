@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quilt_protocol::message::{Address, Delivered, RequestNumber};
 use quilt_protocol::session::{Arrived, Closed, Counters, NotAsked, UNCHARGED_MAX};
-use quilt_protocol::{DecodeError, Encoding, Outcome, RequestHead, Terms};
+use quilt_protocol::{DecodeError, Encoding, Limits, Outcome, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -29,14 +29,16 @@ pub struct Answer {
 
 impl Answer {
     pub(crate) fn bare(outcome: Outcome) -> Self {
-        let why: &'static str = match outcome {
-            Outcome::Refused => "not sent: a body has at most 64 MiB, a command's name at most 256 bytes",
-            Outcome::Overloaded => {
-                "not sent: too many requests, or too many large ones, are under way on this connection"
+        let limits = Limits::default();
+        let why = match outcome {
+            Outcome::Refused => {
+                let body = limits.body >> 20;
+                format!("not sent: a body has at most {body} MiB, and {}", limits.head_too_long())
             }
-            _ => "",
+            Outcome::Overloaded => format!("not sent: {}", limits.too_many_asked()),
+            _ => String::new(),
         };
-        Self { outcome, encoding: Encoding::Json, body: Bytes::from_static(why.as_bytes()) }
+        Self { outcome, encoding: Encoding::Json, body: why.into() }
     }
 
     /// The body as text for people.

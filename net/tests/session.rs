@@ -10,7 +10,7 @@ use bytes::Bytes;
 use quilt_net::{BoxFuture, ConnectError, Handle, Inbound, NoService, Service};
 use quilt_protocol::codec::{FRAME_MAX, LENGTH_BYTES, find_frame, put_frame, read_frame};
 use quilt_protocol::message::{Address, Delivered, Identity, Refusal};
-use quilt_protocol::session::Closed;
+use quilt_protocol::session::{Closed, ITEM_MAX};
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Encoding, FleetId, Hello, Limits, Message, Outcome, RequestHead, Terms, Welcome};
 use smol_str::SmolStr;
@@ -28,7 +28,7 @@ fn hello() -> Hello {
     }
 }
 
-/// Answers `echo`, `panic`, `hang`, `drop`, `count` (a stream), and `slow` (after a second).
+/// Answers `echo`, `panic`, `hang`, `drop`, `count` (a stream), `boast` (a stream with an item that is too long), and `slow` (after a second).
 struct TestService {
     refuse: bool,
     hanging: Arc<AtomicUsize>,
@@ -89,6 +89,12 @@ impl Service for TestService {
                         }
                     }
                     responder.respond(Outcome::Reply, Encoding::Json, Bytes::from_static(b"counted"));
+                }
+                "boast" => {
+                    let mut items = responder.items();
+                    items.send(Bytes::from_static(b"short")).await.unwrap();
+                    assert!(items.send(vec![0; ITEM_MAX + 1].into()).await.is_err());
+                    responder.respond(Outcome::Reply, Encoding::Json, Bytes::from_static(b"all is sent"));
                 }
                 other => responder.fail(Outcome::NoCommand, other),
             }
@@ -153,6 +159,25 @@ async fn at_most_1024_requests_are_in_flight() {
     assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Overloaded);
     drop(hanging);
     assert_eq!(world.asker.request(&head("echo"), Bytes::new()).await.outcome, Outcome::Reply);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_reaches_a_limit_is_told_which() {
+    let world = world().await;
+    let mut calls: Vec<_> = (0..=1024).map(|_| world.asker.request(&head("hang"), Bytes::new())).collect();
+    let over = calls.pop().unwrap().await;
+    let text = "not sent: a connection bears 1024 requests at once and 128 MiB of bodies under way";
+    assert_eq!((over.outcome, over.text().as_str()), (Outcome::Overloaded, text));
+    drop(calls);
+    let long = world.asker.request(&head(&"x".repeat(300)), Bytes::new()).await;
+    assert_eq!(long.outcome, Outcome::Refused);
+    assert!(long.text().contains("64 MiB") && long.text().contains("256 bytes"), "{}", long.text());
+    let mut items = world.asker.stream(head("boast"), Bytes::new(), 4);
+    assert_eq!(items.next().await.unwrap(), "short");
+    assert!(items.next().await.is_none());
+    let end = items.end().await;
+    assert_eq!(end.outcome, Outcome::Overloaded, "a stream that lacks an item has not ended well");
+    assert!(end.text().contains("an item 1 MiB"), "{}", end.text());
 }
 
 #[tokio::test(start_paused = true)]

@@ -96,7 +96,8 @@ impl CommandGroup {
             responder.callable = self.cx.register_command(responder.record.clone(), responder.handler.clone());
             if !responder.callable {
                 let (group, name) = (&self.name, &responder.record.name);
-                self.cx.log(LogLevel::Warn, format!("command `{name}` of a second group {group:?} is not offered"));
+                let why = "the instance offers one of that group and name already, or too many";
+                self.cx.log(LogLevel::Warn, format!("command `{name}` of group {group:?} is not offered: {why}"));
             }
         }
     }

@@ -276,10 +276,8 @@ impl Session {
     /// Ends a request being served. Ignored if it was cancelled meanwhile.
     pub fn respond(&mut self, number: RequestNumber, outcome: Outcome, encoding: Encoding, body: Bytes) {
         let waiting = self.outbox.bulk_bytes();
-        let (outcome, body) = if body.len() > self.limits.body {
-            (Outcome::Overloaded, Bytes::from(format!("the reply of {} bytes is too long", body.len())))
-        } else if waiting + body.len() > self.limits.unfinished {
-            (Outcome::Overloaded, Bytes::from_static(b"too many large replies wait on this connection"))
+        let (outcome, body) = if body.len() > self.limits.body || waiting + body.len() > self.limits.unfinished {
+            (Outcome::Overloaded, Bytes::from(self.limits.answer_too_long()))
         } else {
             (outcome, body)
         };
@@ -305,10 +303,16 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Gives the item back if there is no credit for it or the request is over.
+    /// Gives the item back if there is no credit for it or the request is over. One that is too long ends the request as
+    /// `Overloaded`: a stream without it would look whole.
     pub fn item(&mut self, number: RequestNumber, body: Bytes) -> Result<(), Bytes> {
         match self.serving.get_mut(&number) {
-            Some(serving) if serving.streaming && serving.credit > 0 && body.len() <= ITEM_MAX => {
+            Some(serving) if serving.streaming && body.len() > ITEM_MAX => {
+                let text = self.limits.answer_too_long();
+                self.respond(number, Outcome::Overloaded, Encoding::Json, text.into());
+                Err(body)
+            }
+            Some(serving) if serving.streaming && serving.credit > 0 => {
                 serving.credit -= 1;
                 let message = Message::Item { number, body: length(&body) };
                 self.outbox.push_with_body((number, BodyOf::Answer), &message, body);

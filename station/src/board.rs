@@ -18,6 +18,12 @@ const ATTRIBUTES_MAX: usize = 64;
 /// How many bytes all attributes of a station may come to: a registration tells them all at once.
 const ATTRIBUTE_BYTES_MAX: usize = 8 << 20;
 
+/// What is said of an attribute that does not fit.
+pub(crate) fn attribute_limits() -> String {
+    let all = ATTRIBUTE_BYTES_MAX >> 20;
+    format!("an instance has at most {ATTRIBUTES_MAX} of them, and all of a station's come to at most {all} MiB")
+}
+
 /// All instances' states.
 #[derive(Default)]
 pub(crate) struct Board {

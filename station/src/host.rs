@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::board::Board;
+use crate::board::{self, Board};
 use crate::catch::catch;
 use crate::commands::{Commands, NotOffered, Replaced, full_name, limit_reached};
 use crate::instance::Surroundings;
@@ -222,7 +222,8 @@ impl Host for InstanceHost {
             }
             json => {
                 if !self.board.attribute(&self.key, self.run, name, json) {
-                    self.log(LogLevel::Warn, &format!("attribute `{name}` is one too many; not published"));
+                    let text = format!("attribute `{name}` is not published: {}", board::attribute_limits());
+                    self.log(LogLevel::Warn, &text);
                 }
             }
         }

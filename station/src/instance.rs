@@ -91,10 +91,12 @@ pub(crate) struct Beginning {
     pub(crate) stopped: bool,
 }
 
+/// How many orders may wait for an instance: a few at most are under way, since the supervisor waits for each.
+pub(crate) const ORDERS_MAX: usize = 8;
+
 /// Makes an instance's task. It does nothing before [`Order::Go`].
 pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mpsc::Sender<Order> {
-    // A few orders at most are under way: the supervisor waits for each.
-    let (sender, inbox) = mpsc::channel(8);
+    let (sender, inbox) = mpsc::channel(ORDERS_MAX);
     around.board.put(&spec);
     let dir = instance_dir(&around.folder, &spec.key);
     let record = if beginning.resuming { Record::read(&dir, spec.digest) } else { None };

@@ -12,7 +12,7 @@ use quilt_plugin_api as api;
 use quilt_protocol::control::{
     ASK_FOR_STREAM, AllowPlugin, Control, Discover, LogLine, Logs, Plan, PurgeFolders, UpdateConfiguration, command,
 };
-use quilt_protocol::dedupe::{Dedupe, Seen};
+use quilt_protocol::dedupe::{Dedupe, Seen, WAITING_MAX};
 use quilt_protocol::message::{Delivered, Refusal};
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Address, Digest, Encoding, Hello, Outcome, RequestHead, Welcome};
@@ -271,7 +271,8 @@ impl Requests {
             }
             Seen::Joined => done(),
             Seen::Crowded(responder) => {
-                responder.fail(Outcome::Overloaded, "too many retries wait for this request's answer");
+                let text = format!("{WAITING_MAX} retries of this request wait for its answer, which is the limit");
+                responder.fail(Outcome::Overloaded, &text);
                 done()
             }
         }

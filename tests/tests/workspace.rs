@@ -130,3 +130,44 @@ fn bincode_is_named_in_two_files_only() {
     found.sort();
     assert_eq!(found, ["plugin-api/src/body.rs", "protocol/src/codec.rs"]);
 }
+
+/// The Rust files of a folder, below it too.
+fn rust_files(folder: &Path, files: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.extension() {
+            _ if path.is_dir() => rust_files(&path, files),
+            Some(extension) if extension == "rs" => files.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_limit_is_written_down_where_users_look_for_it() {
+    let written = fs::read_to_string(root().join("docs/limits.md")).unwrap();
+    let names_of = |line: &str| -> Option<String> {
+        let (before, after) = line.split_once("const ")?;
+        let name = after.split(':').next()?;
+        let is_item = before.is_empty() || before.starts_with("pub");
+        (is_item && name.ends_with("_MAX")).then(|| name.to_owned())
+    };
+    let mut files = Vec::new();
+    for package in ["protocol", "net", "core", "client", "manager", "station", "roles", "plugin-api", "cli"] {
+        rust_files(&root().join(package), &mut files);
+    }
+    let mut missing = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        // Behind a path come the names of the constants in that file.
+        let sections: Vec<_> = written.split(&format!("`{path}`")).skip(1).collect();
+        let named = |name: &str| {
+            let until_next = |section: &&str| section.split(".rs`").next().unwrap().contains(&format!("`{name}`"));
+            sections.iter().any(until_next)
+        };
+        let text = fs::read_to_string(&file).unwrap();
+        missing
+            .extend(text.lines().filter_map(names_of).filter(|name| !named(name)).map(|name| format!("{path} {name}")));
+    }
+    assert!(missing.is_empty(), "docs/limits.md lacks these; say there what they limit and what happens: {missing:#?}");
+}

@@ -237,15 +237,15 @@ impl Session {
         let serving = self.serving.entry(number).or_insert(serving);
         serving.charged = if full { 0 } else { charged };
         if too_long {
-            let text = format!("a body of {whole} bytes, the limit is {}", self.limits.body);
+            let text = self.limits.body_too_long(whole);
             self.respond(number, Outcome::Refused, Encoding::Json, text.into());
         } else if !head.terms.is_small() {
-            let text = Bytes::from_static(b"the request's head is too long: command, principal or extensions");
-            self.respond(number, Outcome::Refused, Encoding::Json, text);
+            let text = self.limits.head_too_long();
+            self.respond(number, Outcome::Refused, Encoding::Json, text.into());
         } else if full {
             self.counters.overloaded += 1;
-            let text = Bytes::from_static(b"too many requests at once on this connection; try again later");
-            self.respond(number, Outcome::Overloaded, Encoding::Json, text);
+            let text = self.limits.too_many_served();
+            self.respond(number, Outcome::Overloaded, Encoding::Json, text.into());
         } else if waits {
             serving.arriving = Some((head, Arriving::new(whole, part)));
         } else {
@@ -321,8 +321,7 @@ impl Session {
     }
 
     fn too_much(&mut self, number: RequestNumber) {
-        let text =
-            Bytes::from_static(b"the answer is too long, or too many long ones arrive at once on this connection");
+        let text = Bytes::from(self.limits.answer_too_long());
         self.cancel(number);
         self.events.push_back(Event::Answered(number, Outcome::Overloaded, Encoding::Json, text.into()));
     }

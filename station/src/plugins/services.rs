@@ -111,13 +111,23 @@ unsafe extern "C" fn emit(instance: u64, topic: Slice, json: Slice) {
 
 unsafe extern "C" fn register(instance: u64, command: u64, record: Slice) -> u32 {
     let Some(placed) = INSTANCES.get(instance) else { return abi::STALE };
+    let invalid = |why: String| {
+        placed.host.log(LogLevel::Warn, &format!("a command is not offered: {why}"));
+        abi::INVALID
+    };
     if record.len > RECORD_MAX as u64 {
-        return abi::INVALID;
+        return invalid(format!("its description of {} bytes is longer than {RECORD_MAX}", record.len));
     }
     // SAFETY: see above.
-    let Ok(record) = serde_json::from_slice::<CommandRecord>(unsafe { borrowed(record) }) else { return abi::INVALID };
-    if record.name.parse::<quilt_protocol::Name>().is_err() || !is_group(&record.group) {
-        return abi::INVALID;
+    let record = match serde_json::from_slice::<CommandRecord>(unsafe { borrowed(record) }) {
+        Ok(record) => record,
+        Err(error) => return invalid(format!("its description: {error}")),
+    };
+    if let Err(error) = record.name.parse::<quilt_protocol::Name>() {
+        return invalid(error.to_string());
+    }
+    if !is_group(&record.group) {
+        return invalid(format!("its group has 1 to {GROUP_MAX} bytes, without control characters"));
     }
     let handler = placed.image.handler(instance, command);
     if placed.host.register(record, handler) { abi::OK } else { abi::BUSY }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Target;
 use crate::board::Board;
-use crate::instance::Order;
+use crate::instance::{ORDERS_MAX, Order};
 use crate::saved::Stopped;
 use crate::spec::Key;
 
@@ -63,7 +63,9 @@ impl Handle {
             .map_err(|error| format!("cannot record on the station's disk what is stopped: {error}"))?;
         let (done, answer) = oneshot::channel();
         orders.try_send(Order::Operator(action, done)).map_err(|error| match error {
-            TrySendError::Full(_) => format!("{key} has too many orders waiting; it is slow to start or stop"),
+            TrySendError::Full(_) => {
+                format!("{key} has {ORDERS_MAX} orders waiting, which is the limit; it is slow to start or stop")
+            }
             TrySendError::Closed(_) => format!("{key} is ending"),
         })?;
         answer.await.map_err(|_| "the station is stopping".to_owned())
