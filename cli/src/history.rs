@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use quilt_client::control::RolledBack;
+use quilt_core::words;
 use quilt_protocol::Revision;
+use serde_json::json;
 
 use crate::exit::Failure;
 use crate::output::{self, plain};
@@ -51,10 +54,17 @@ pub(crate) struct Rollback {
 
 impl Rollback {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let revision = session.connect().await?.rollback(&self.station, self.to.map(Revision)).await?;
-        let done = serde_json::json!({ "station": self.station, "revision": revision });
-        output::one(session.format, &done, |_| {
-            format!("rolled back {} as revision {revision}; it stays so until the next apply", self.station)
+        let done = session.connect().await?.rollback(&self.station, self.to.map(Revision)).await?;
+        let RolledBack { revision, to, undone_by } = &done;
+        let shown = json!({ "station": self.station, "revision": revision, "to": to, "undone_by": undone_by });
+        output::one(session.format, &shown, |_| {
+            let done = format!("rolled back {} to revision {to}, as revision {revision}", self.station);
+            match undone_by.is_empty() {
+                true => format!("{done}; it stays so until an apply that concerns the station"),
+                false => {
+                    format!("{done}; the next apply undoes this unless it is changed in {}", words::list(undone_by))
+                }
+            }
         })?;
         Ok(ExitCode::SUCCESS)
     }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use quilt_client::control::{FleetFile, GroupEntry, PluginView, ProblemCode, Share, Wait};
+use quilt_client::control::{FleetFile, GroupEntry, PLUGIN_SOURCE, PluginView, ProblemCode, Share, Wait};
+use quilt_core::words;
 use quilt_protocol::Name;
 use serde::Serialize;
 
@@ -52,6 +53,9 @@ pub(crate) struct List {
     /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: Option<String>,
+    /// What pushes and fleet files give to stations, also where no station matches yet
+    #[arg(long, conflicts_with = "station")]
+    pushed: bool,
 }
 
 /// A station.
@@ -126,7 +130,8 @@ impl Plugin {
             Self::Check(check) => check.run(session).await,
             Self::Push(push) => push.run(session).await,
             Self::Remove(Remove { plugin, rollout }) => rollout.apply(session, &plugin, None).await,
-            Self::List(List { station }) => list(session, station.as_deref()).await,
+            Self::List(List { pushed: true, .. }) => list_given(session).await,
+            Self::List(List { station, .. }) => list(session, station.as_deref()).await,
             Self::Reload(One { station }) => {
                 let client = session.connect().await?;
                 let name = reference::name(&client, &station).await?;
@@ -168,7 +173,7 @@ impl Rollout {
         let client = session.connect().await?;
         let name = format!("plugin-{plugin}").parse().map_err(|error| Failure::new(format!("{error}")))?;
         let request = quilt_client::control::Apply {
-            source: format!("plugin:{plugin}"),
+            source: format!("{PLUGIN_SOURCE}{plugin}"),
             fleet: FleetFile {
                 group: group.into_iter().map(|group| (Name::clone(&name), group)).collect(),
                 ..Default::default()
@@ -184,6 +189,7 @@ impl Rollout {
         };
         let waited = request.wait.is_some();
         let is_removal = request.fleet.group.is_empty();
+        let on = request.fleet.group.get(&name).map(|group| group.selector.clone()).unwrap_or_default();
         let reply = apply::follow(session, &client, &request).await?;
         if is_removal && reply.entries.is_empty() && reply.rejection.is_none() && reply.mistakes.is_empty() {
             return Err(Failure::new(format!(
@@ -192,15 +198,17 @@ impl Rollout {
         }
         apply::report(session.format, None, &reply, false, &[])?;
         if let Some(rejection) = &reply.rejection {
-            if rejection.problems.iter().all(|problem| problem.code == ProblemCode::MissingRoleFactory) {
+            let is_missing = rejection.problems.iter().all(|problem| problem.code == ProblemCode::MissingRoleFactory);
+            if is_removal && is_missing {
                 eprintln!(
                     "a fleet file asks for a role that would be gone; take it out there and apply that first (`quiltctl \
                      history STATION` names the file)"
                 );
             }
-        } else if reply.changes.is_empty() && reply.mistakes.is_empty() {
+        } else if !is_removal && reply.targets == 0 && reply.mistakes.is_empty() {
             eprintln!(
-                "{plugin} is stored for stations that match; no station that is known has anything to change now"
+                "{plugin} is stored for stations that match {on:?}, and none is known yet; `quiltctl plugin list --pushed` \
+                 shows it, `quiltctl plugin remove {plugin}` takes it back"
             );
         }
         Ok(apply::code(&reply, false, waited))
@@ -257,7 +265,30 @@ async fn list(session: &Session, station: Option<&str>) -> Result<ExitCode, Fail
     for name in stations {
         all.extend(rows(name.as_str(), client.plugins(&name).await?));
     }
+    if station.is_none() {
+        let given = client.given_plugins().await?;
+        let waiting = given.iter().filter(|given| given.stations.is_empty());
+        let waiting: Vec<_> = waiting.map(|given| format!("{} (on {})", given.plugin, plain(&given.on))).collect();
+        if !waiting.is_empty() {
+            eprintln!("pushed, and no station matches: {}", words::list(&waiting));
+        }
+    }
     print(session, all)
+}
+
+async fn list_given(session: &Session) -> Result<ExitCode, Failure> {
+    let given = session.connect().await?.given_plugins().await?;
+    let columns = ["PLUGIN", "SHA256", "ON", "FROM", "STATIONS"];
+    output::list(session.format, &given, &columns, |given| {
+        vec![
+            given.plugin.to_string(),
+            given.sha256.to_string()[..12].to_owned(),
+            plain(&given.on),
+            plain(&given.source),
+            words::list(&given.stations),
+        ]
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn rows(station: &str, plugins: Vec<PluginView>) -> Vec<Row> {

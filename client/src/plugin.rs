@@ -1,7 +1,9 @@
 //! Plugins of stations.
 
 use bytes::Bytes;
-use quilt_protocol::control::{AddToFile, AllowPlugin, BeginFile, Empty, FileProgress, PIECE_MAX, PluginView, command};
+use quilt_protocol::control::{
+    AddToFile, AllowPlugin, BeginFile, Empty, FileProgress, GivenPlugin, PIECE_MAX, PluginView, command,
+};
 use quilt_protocol::{Address, Digest, Encoding, Name};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +18,15 @@ impl Client {
     /// The station is unknown or away, or no answer.
     pub async fn plugins(&self, station: &Name) -> Result<Vec<PluginView>, AskError> {
         self.ask_station(station, command::PLUGINS, &Empty {}).await
+    }
+
+    /// The plugins that pushes and fleet files give to stations, whether or not there is one yet.
+    ///
+    /// # Errors
+    ///
+    /// No answer.
+    pub async fn given_plugins(&self) -> Result<Vec<GivenPlugin>, AskError> {
+        self.ask(command::GIVEN_PLUGINS, &Empty {}).await
     }
 
     /// Has a station look at its plugin folders anew.

@@ -2,7 +2,8 @@
 
 use quilt_net::{AskError, Items, decode, encode};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Progress, Rollback, command,
+    Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Progress, Rollback, RolledBack,
+    command,
 };
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Revision, Terms};
@@ -51,7 +52,7 @@ impl Client {
     /// # Errors
     ///
     /// There is none, or no answer.
-    pub async fn rollback(&self, station: &str, to: Option<Revision>) -> Result<Revision, AskError> {
+    pub async fn rollback(&self, station: &str, to: Option<Revision>) -> Result<RolledBack, AskError> {
         self.ask(command::ROLLBACK, &Rollback { station: station.into(), to }).await
     }
 

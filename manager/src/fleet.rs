@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use quilt_protocol::control::{
-    ChangeKind, Document, FleetFile, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode, Remark, Roles,
-    STDIN_SOURCE, StationEntry,
+    ChangeKind, Document, FleetFile, GivenPlugin, GroupEntry, InstanceChange, PluginChange, Problem, ProblemCode,
+    Remark, Roles, STDIN_SOURCE, StationEntry,
 };
 use quilt_protocol::{Digest, Labels, Name, StationId, labels};
 
@@ -247,6 +247,35 @@ impl Fleet {
             }
         }
         if mistakes.is_empty() { Ok(Merged { fleet, put, removed, notes }) } else { Err(mistakes) }
+    }
+
+    /// The plugins that entries give to stations; `stations` are all that there are.
+    pub(crate) fn given_plugins(&self, stations: &[Subject<'_>]) -> Vec<GivenPlugin> {
+        let labels: Vec<_> = stations.iter().map(|station| self.labels_of(station)).collect();
+        let names = |is_meant: &dyn Fn(&Subject<'_>, &Labels) -> bool| -> Vec<Name> {
+            let meant = stations.iter().zip(&labels).filter(|(station, labels)| is_meant(station, labels));
+            meant.filter_map(|(station, _)| station.name.parse().ok()).collect()
+        };
+        let mut given = Vec::new();
+        let mut add = |plugins: &BTreeMap<Name, Digest>, on: &str, source: &str, stations: Vec<Name>| {
+            given.extend(plugins.iter().map(|(plugin, sha256)| GivenPlugin {
+                plugin: plugin.clone(),
+                sha256: *sha256,
+                on: on.to_owned(),
+                source: source.to_owned(),
+                stations: stations.clone(),
+            }));
+        };
+        for (reference, entry) in self.stations.iter().filter(|(_, entry)| !entry.content.plugins.is_empty()) {
+            let meant = names(&|station, _| is_meant(reference, station));
+            add(&entry.content.plugins, reference, &entry.source, meant);
+        }
+        for entry in self.groups.values().filter(|entry| !entry.content.0.plugins.is_empty()) {
+            let (group, selector) = &entry.content;
+            let meant = names(&|station, labels| station.fits(selector, labels));
+            add(&group.plugins, &group.selector, &entry.source, meant);
+        }
+        given
     }
 
     /// What all entries together say of a station.

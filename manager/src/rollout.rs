@@ -8,7 +8,7 @@ use quilt_core::words::{count, list};
 use quilt_net::ItemSink;
 use quilt_protocol::StationId;
 use quilt_protocol::control::{
-    Apply, ApplyReply, Document, InstanceReport, Owner, Phase, Progress, State as InstanceState, Wait,
+    Apply, ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, Progress, State as InstanceState, Wait,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -46,6 +46,7 @@ pub(crate) async fn run(
         return Ok(applied.reply);
     };
     let mut rollout = Rollout::new(core, wait, items, &applied.targets);
+    rollout.misses_roles = !request.known_as().starts_with(PLUGIN_SOURCE);
     let followed = rollout.follow(request, &mut applied, who).await;
     if followed.is_err() {
         rollout.release(applied.targets.iter());
@@ -94,6 +95,9 @@ struct Rollout<'a> {
     shown: BTreeMap<String, (Phase, String)>,
     /// The digest of every instance that each target should run.
     wanted: BTreeMap<StationId, Arc<Instances>>,
+    /// Whether instances whose roles are missing count as failed. A plugin that is pushed is not to blame for others that are
+    /// missing: a station would have refused a push that takes a role away.
+    misses_roles: bool,
 }
 
 /// Stations and why they failed.
@@ -129,7 +133,7 @@ impl<'a> Rollout<'a> {
             (target.id, wanted.clone())
         });
         let wanted = wanted.collect();
-        Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted }
+        Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted, misses_roles: true }
     }
 
     /// Waits a little until whoever asked has taken what there was to show: nothing comes after the reply.
@@ -213,7 +217,10 @@ impl<'a> Rollout<'a> {
                 let state = self.core.state();
                 let judged = |target: &Target| {
                     let station = state.stations.get(&target.id).map(|station| &**station);
-                    (judge(station, target, &self.wanted[&target.id]), station.map_or(0, Station::restarts))
+                    (
+                        judge(station, target, &self.wanted[&target.id], self.misses_roles),
+                        station.map_or(0, Station::restarts),
+                    )
                 };
                 let undecided = batch.iter().filter(|target| !failed.contains_key(target.name.as_str()));
                 undecided.map(|target| (target, judged(target))).collect()
@@ -321,7 +328,7 @@ pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
 }
 
 /// How far a station is with what is desired of it.
-fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Phase, String) {
+fn judge(station: Option<&Station>, target: &Target, wanted: &Instances, misses_roles: bool) -> (Phase, String) {
     let Some(station) = station else { return (Phase::Failed, "it was forgotten".into()) };
     let current = station.desired.as_ref().map(|desired| desired.revision);
     let ours = target.desired.as_ref().or(target.before.as_ref()).map(|desired| desired.revision);
@@ -351,6 +358,13 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances) -> (Pha
             && Some(*asked) == digest_of_all
         {
             return (Phase::Failed, format!("{name}: {why}"));
+        }
+        if let Some(report) = live.instances.get(key).filter(|report| report.cannot_run()) {
+            if misses_roles {
+                return (Phase::Failed, format!("{name}: {}", report.detail));
+            }
+            beside.push(describe(&name, report));
+            continue;
         }
         match live.instances.get(key).filter(|report| report.digest == *digest) {
             Some(report) if report.state == InstanceState::Failed => {

@@ -7,7 +7,7 @@ use quilt_core::time;
 use quilt_net::{AskError, BoxFuture, Inbound, ItemSink, Responder, decode, done};
 use quilt_protocol::control::{
     Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, Events, HistoryEntry, InstanceRef,
-    InstanceReport, InstanceView, OneStation, Resolve, Rollback, Stations, command,
+    InstanceReport, InstanceView, OneStation, Resolve, Rollback, RolledBack, Stations, command,
 };
 use quilt_protocol::{Address, Encoding, Name, Outcome, Revision, StationId};
 use serde::Serialize;
@@ -70,6 +70,11 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
     let name = if name.contains(':') { name } else { format!("quilt:{name}").into() };
     match name.as_str() {
         command::STATIONS => inbound.answer(move |request: Stations| async move { stations(&core, &request) }),
+        command::GIVEN_PLUGINS => inbound.answer(move |_: Empty| async move {
+            let state = core.state();
+            let stations: Vec<_> = state.stations.values().map(|station| station.subject()).collect();
+            Ok(state.fleet.given_plugins(&stations))
+        }),
         command::CLIENTS => inbound.answer(move |_: Empty| async move { Ok(clients(&core)) }),
         command::RESOLVE => inbound.answer(move |request: Resolve| async move { resolve(&core, &request).await }),
         command::HISTORY => inbound.answer(move |request: OneStation| async move { history(&core, &request).await }),
@@ -223,7 +228,7 @@ fn instances_of(document: &str) -> Vec<String> {
 }
 
 /// Makes an earlier configuration desired again, under a new number.
-async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<Revision, Failure> {
+async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<RolledBack, Failure> {
     let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
     let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
@@ -241,7 +246,16 @@ async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<Rev
     };
     let source = format!("rollback to revision {}", earlier.revision);
     core.events.add("station.rolled_back", Some(&request.station), None, source.clone());
-    desired::set_desired(core, id, earlier.document.clone(), Origin::Pinned, who, &source).await.map_err(refused)
+    let (document, to) = (earlier.document.clone(), earlier.revision);
+    let digest = earlier.digest;
+    let revision = desired::set_desired(core, id, document, Origin::Pinned, who, &source).await.map_err(refused)?;
+    let state = core.state();
+    let said = state.stations.get(&id).map(|station| state.fleet.said_of(&station.subject()));
+    let others = said.filter(|said| said.saying.digest != digest);
+    let mut undone_by: Vec<_> =
+        others.iter().flat_map(|said| &said.saying.entries).map(|(file, _)| file.clone()).collect();
+    undone_by.dedup();
+    Ok(RolledBack { revision, to, undone_by })
 }
 
 async fn forget(core: &Core, request: &OneStation, who: &str) -> Result<Empty, Failure> {

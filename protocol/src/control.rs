@@ -50,6 +50,8 @@ pub mod command {
     pub const LOGS: &str = "quilt:logs";
     /// The plugins of a station: [`PluginView`](super::PluginView)s.
     pub const PLUGINS: &str = "quilt:plugins";
+    /// Tool to manager: the plugins that entries of the fleet give to stations: [`GivenPlugin`](super::GivenPlugin)s.
+    pub const GIVEN_PLUGINS: &str = "quilt:given_plugins";
     /// To a station: lift the quarantine of a plugin, [`AllowPlugin`](super::AllowPlugin).
     pub const ALLOW_PLUGIN: &str = "quilt:allow_plugin";
     /// To a station: look at the files of plugins anew, now.

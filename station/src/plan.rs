@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_plugin_api::{CommandRecord, Invalid, RoleDescription, RoleFactory, linked_roles};
-use quilt_protocol::Name;
-use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView};
+use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView, instance_digest};
+use quilt_protocol::{Digest, Name};
 use tokio::task::JoinSet;
 
 use crate::catch::catch;
@@ -166,7 +166,16 @@ impl RoleTable {
     }
 }
 
-/// Checks a whole configuration of one owner beside what the other owner has, and finds all that is wrong with it.
+/// What becomes of a configuration.
+pub(crate) struct Plan {
+    pub(crate) specs: Vec<Spec>,
+    /// Instances that cannot run, and why.
+    pub(crate) impossible: Vec<(Spec, Problem)>,
+}
+
+/// Checks a whole configuration of one owner beside what the other owner has, and finds all that is wrong with it. `impossible`
+/// are instances of the configuration before it, by the digest of theirs, whose roles are not there: as long as they are
+/// configured the same, that is not this configuration's doing, and does not keep the rest from being changed.
 ///
 /// # Errors
 ///
@@ -177,7 +186,8 @@ pub(crate) async fn plan(
     owner: Owner,
     others: &[Spec],
     roles: &RoleTable,
-) -> Result<Vec<Spec>, Rejection> {
+    impossible: &BTreeMap<Key, Digest>,
+) -> Result<Plan, Rejection> {
     let document: Document = serde_json::from_str(document).map_err(|error| {
         Rejection::new(vec![Problem {
             code: ProblemCode::InvalidConfiguration,
@@ -189,15 +199,24 @@ pub(crate) async fn plan(
             got: error.to_string(),
         }])
     })?;
-    let (mut specs, mut problems) = (Vec::new(), Vec::new());
-    for one in read(station, &document, owner, roles, |_| true).await {
+    let (mut specs, mut problems, mut still_impossible) = (Vec::new(), Vec::new(), Vec::new());
+    for mut one in read(station, &document, owner, roles, |_| true).await {
+        let config = document.roles.get(&one.key.role).and_then(|instances| instances.get(&one.key.instance));
+        let is_as_before = impossible.get(&one.key).copied() == config.map(instance_digest);
+        if one.spec.is_none() && is_as_before && !one.problems.is_empty() {
+            still_impossible.push((Spec::placeholder(one.key, owner), one.problems.swap_remove(0)));
+            continue;
+        }
         specs.extend(one.spec);
         problems.extend(one.problems);
     }
     problems.extend(over_limit(station, &document, others, roles));
     problems.extend(clashes(station, &document, others));
     problems.extend(wrong_needs(station, &document, &specs, others));
-    if problems.is_empty() { Ok(specs) } else { Err(Rejection::new(problems)) }
+    if !problems.is_empty() {
+        return Err(Rejection::new(problems));
+    }
+    Ok(Plan { specs, impossible: still_impossible })
 }
 
 /// One instance of a document, as far as it can be read, and what is wrong with it alone.
@@ -432,21 +451,42 @@ mod tests {
         let roles = RoleTable::new(vec![factory::<one::Twin>(), factory::<two::Twin>()], Vec::new());
         assert_eq!(roles.offers().len(), 1);
         assert_eq!(roles.views()[0].doc, "The first.");
-        assert!(plan("s", DOCUMENT, Owner::Fleet, &[], &roles).await.is_ok());
+        assert!(plan("s", DOCUMENT, Owner::Fleet, &[], &roles, &BTreeMap::new()).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_role_that_panics_in_validate_refuses_its_own_instance_only() {
         let roles = RoleTable::new(vec![factory::<two::Twin>()], Vec::new());
-        let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles).await.unwrap_err();
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles, &BTreeMap::new()).await.err().unwrap();
         assert_eq!(rejection.problems[0].got, "panicked: cannot judge");
     }
 
     #[tokio::test]
     async fn local_and_fleet_instances_share_the_limit() {
         let roles = RoleTable::new(vec![factory::<one::Twin>()], Vec::new());
-        let local = plan("s", r#"{"roles":{"twin":{"mine":{}}}}"#, Owner::Local, &[], &roles).await.unwrap();
-        let rejection = plan("s", DOCUMENT, Owner::Fleet, &local, &roles).await.unwrap_err();
+        let local = plan("s", r#"{"roles":{"twin":{"mine":{}}}}"#, Owner::Local, &[], &roles, &BTreeMap::new())
+            .await
+            .ok()
+            .unwrap()
+            .specs;
+        let rejection = plan("s", DOCUMENT, Owner::Fleet, &local, &roles, &BTreeMap::new()).await.err().unwrap();
         assert!(rejection.message.contains("at most 1 instance"), "{}", rejection.message);
+    }
+
+    #[tokio::test]
+    async fn an_instance_whose_role_was_missing_before_keeps_nothing_else_from_being_changed() {
+        let roles = RoleTable::new(vec![factory::<one::Twin>()], Vec::new());
+        let document = r#"{"roles":{"gone":{"old":{"x":1}},"twin":{"a":{}}}}"#;
+        let old = Key { role: "gone".parse().unwrap(), instance: "old".parse().unwrap() };
+        let config = |json: &str| instance_digest(&serde_json::from_str(json).unwrap());
+        let planned =
+            async |before: BTreeMap<Key, Digest>| plan("s", document, Owner::Fleet, &[], &roles, &before).await;
+        let plan = planned(BTreeMap::from([(old.clone(), config(r#"{"x":1}"#))])).await.ok().unwrap();
+        assert_eq!((plan.specs.len(), plan.impossible.len()), (1, 1));
+        assert_eq!(plan.impossible[0].1.code, ProblemCode::MissingRoleFactory);
+        // Asked for anew, or changed, it is refused.
+        for before in [BTreeMap::new(), BTreeMap::from([(old, config(r#"{"x":2}"#))])] {
+            assert_eq!(planned(before).await.err().unwrap().code, ProblemCode::MissingRoleFactory);
+        }
     }
 }

@@ -6,14 +6,14 @@ use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
 use quilt_protocol::control::{
-    Applied, Document, Owner, Problem, ProblemCode, Rejection, UpdateConfiguration, Verdict,
+    Applied, Document, Owner, Problem, ProblemCode, Rejection, UpdateConfiguration, Verdict, instance_digest,
 };
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::folders;
 use crate::instance::{self, Surroundings};
 use crate::local::{self, Local};
-use crate::plan::{self, Read, RoleTable};
+use crate::plan::{self, Plan, Read, RoleTable};
 use crate::plugins::{Catalog, Offered, Plugin, Prepared};
 use crate::saved::{Accepted, Saved};
 use crate::session::Link;
@@ -25,6 +25,8 @@ pub(crate) struct Push {
     saved: Mutex<Saved>,
     /// What was accepted last; known without waiting for what is being thought about.
     applied: std::sync::Mutex<Option<Applied>>,
+    /// Instances of it that cannot run, with the digests of their configurations.
+    impossible: std::sync::Mutex<BTreeMap<Key, Digest>>,
     /// What the host configures; replaced as a whole.
     local: std::sync::Mutex<Arc<Local>>,
     roles: Arc<RoleTable>,
@@ -43,7 +45,15 @@ impl Push {
     ) -> Arc<Self> {
         let applied = saved.accepted.as_ref().map(|accepted| accepted.applied).into();
         let local = std::sync::Mutex::new(Arc::new(local));
-        let push = Self { saved: Mutex::new(saved), applied, local, roles, supervisor, link: link.clone() };
+        let push = Self {
+            saved: Mutex::new(saved),
+            applied,
+            impossible: Default::default(),
+            local,
+            roles,
+            supervisor,
+            link: link.clone(),
+        };
         let saved = push.saved.lock().await;
         let target = push.accepted_target(&saved, true).await;
         push.supervisor.commit(target).await;
@@ -65,6 +75,7 @@ impl Push {
         let mut target = self.target(&fits, local.whole, &roles).await;
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
+        self.note_impossible(&document, &target.impossible);
         target.complete &= !saved.damaged;
         target.resuming = starting;
         target.digest = saved.accepted.as_ref().map(|accepted| accepted.applied.digest);
@@ -205,14 +216,7 @@ impl Push {
                     if loading.is_none() {
                         tracing::error!(instance = %key, %problem, "cannot run");
                     }
-                    let spec = Spec {
-                        key,
-                        owner,
-                        digest: Digest::of(&[]),
-                        settings: Default::default(),
-                        config: String::new(),
-                        carrier: None,
-                    };
+                    let spec = Spec::placeholder(key, owner);
                     target.impossible.push(Impossible { spec, problem, loading });
                 }
             }
@@ -223,6 +227,16 @@ impl Push {
     fn loading(&self, problem: &Problem) -> Option<String> {
         let is_missing = problem.code == ProblemCode::MissingRoleFactory;
         self.roles.catalog().filter(|_| is_missing)?.loads(&problem.role)
+    }
+
+    /// Remembers which instances of the accepted configuration cannot run.
+    fn note_impossible(&self, document: &Document, impossible: &[Impossible]) {
+        let specs = impossible.iter().map(|one| &one.spec).filter(|spec| spec.owner == Owner::Fleet);
+        let known = specs.filter_map(|spec| {
+            let config = document.roles.get(&spec.key.role)?.get(&spec.key.instance)?;
+            Some((spec.key.clone(), instance_digest(config)))
+        });
+        *self.impossible.lock().unwrap_or_else(PoisonError::into_inner) = known.collect();
     }
 
     /// The configuration accepted last.
@@ -309,6 +323,7 @@ impl Push {
             ..self.problem()
         });
         let mut problems: Vec<_> = lacking.collect();
+        let impossible = self.impossible.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // As long as a newer build is being tried nobody knows which of the two will run.
         let tried = self.roles.catalog().map(|catalog| catalog.proven_beside_tried()).unwrap_or_default();
         let tried = tried.into_iter().filter(|(name, _)| !plugins.contains_key(name.as_str())).collect::<Offered>();
@@ -316,12 +331,13 @@ impl Push {
             let offered = prepared.offered.clone().into_iter().chain(tried).collect();
             let before = self.roles.with(offered);
             let local = self.target(&local.document, local.whole, &before).await;
-            let wrong = plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before).await.err();
+            let wrong =
+                plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before, &impossible).await.err();
             problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
         }
         let local = self.target(&local.document, local.whole, &roles).await;
-        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles).await {
-            Ok(specs) if problems.is_empty() => Ok(Planned { specs, local, prepared }),
+        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles, &impossible).await {
+            Ok(plan) if problems.is_empty() => Ok(Planned { plan, local, prepared }),
             planned => {
                 problems.extend(planned.err().into_iter().flat_map(|rejection| rejection.problems));
                 for problem in &mut problems {
@@ -371,10 +387,18 @@ impl Push {
             }]))));
         }
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
-        let Some(Planned { specs, local, prepared }) = planned else { return Ok(Verdict::Unchanged) };
+        let Some(Planned { plan, local, prepared }) = planned else { return Ok(Verdict::Unchanged) };
         tracing::info!(revision = %offer.revision, "accepted a configuration");
-        let Target { specs: mut all, impossible, complete, .. } = local;
-        all.extend(specs);
+        let document = if plan.impossible.is_empty() { Document::default() } else { saved.document() };
+        let still_impossible = plan.impossible.into_iter().map(|(spec, problem)| {
+            let loading = self.loading(&problem);
+            Impossible { spec, problem, loading }
+        });
+        let still_impossible: Vec<_> = still_impossible.collect();
+        self.note_impossible(&document, &still_impossible);
+        let Target { specs: mut all, mut impossible, complete, .. } = local;
+        all.extend(plan.specs);
+        impossible.extend(still_impossible);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
         let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
         let digest = Some(offer.digest);
@@ -421,7 +445,7 @@ impl Push {
 
 /// What was found fine.
 struct Planned {
-    specs: Vec<Spec>,
+    plan: Plan,
     local: Target,
     prepared: Option<Prepared>,
 }

@@ -205,6 +205,12 @@ impl<'de> Deserialize<'de> for Ready {
 }
 
 impl Spec {
+    /// What stands for an instance that cannot be made.
+    pub(crate) fn placeholder(key: Key, owner: Owner) -> Self {
+        let digest = quilt_protocol::control::InstanceReport::no_configuration();
+        Self { key, owner, digest, settings: Settings::default(), config: String::new(), carrier: None }
+    }
+
     /// Takes quilt's own keys out of an instance's configuration. Those that are wrong are left at their defaults and
     /// listed.
     pub(crate) fn read(key: Key, owner: Owner, whole: &Map<String, Value>) -> (Self, Vec<Invalid>) {

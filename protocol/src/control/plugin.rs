@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{Digest, Name};
 
 /// What became of a plugin's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,6 +52,21 @@ pub struct PluginView {
     pub detail: String,
     /// The process that its instances run in, if there is one now.
     pub pid: Option<u32>,
+}
+
+/// A plugin that an entry of the fleet gives to stations, whether or not there is one yet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenPlugin {
+    /// Its name.
+    pub plugin: Name,
+    /// Hash of its file.
+    pub sha256: Digest,
+    /// To which stations: a selector, or a station's name, `id:<uuid>` or `mac:<address>`.
+    pub on: String,
+    /// The file that says so, or `plugin:NAME` for a push.
+    pub source: String,
+    /// The stations that match now.
+    pub stations: Vec<Name>,
 }
 
 /// Lifts the quarantine of a plugin.

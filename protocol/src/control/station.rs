@@ -102,6 +102,18 @@ pub struct InstanceReport {
     pub held_back: Option<(Digest, String)>,
 }
 
+impl InstanceReport {
+    /// The digest that stands for the configuration of an instance that cannot be made: its role is missing or blocked.
+    pub fn no_configuration() -> Digest {
+        Digest::of(&[])
+    }
+
+    /// Whether the instance cannot be made.
+    pub fn cannot_run(&self) -> bool {
+        self.state == State::Failed && self.digest == Self::no_configuration()
+    }
+}
+
 /// Who configured an instance.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -426,6 +426,18 @@ pub struct Rollback {
     pub to: Option<Revision>,
 }
 
+/// A station went back to an earlier configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// The number under which it is desired again.
+    pub revision: Revision,
+    /// The number it had before.
+    pub to: Revision,
+    /// The fleet files that say something else of the station: the next apply of one of them, or of any other file that
+    /// concerns the station, undoes the rollback. None if they say the same.
+    pub undone_by: Vec<String>,
+}
+
 /// One configuration that a station was or is meant to have.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct HistoryEntry {

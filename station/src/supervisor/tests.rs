@@ -89,7 +89,8 @@ impl Bench {
     async fn commit(&self, toys: &[(&str, &str)]) {
         let toys = toys.iter().map(|(name, keys)| format!(r#""{name}":{keys}"#)).collect::<Vec<_>>().join(",");
         let document = format!(r#"{{"roles":{{"toy":{{{toys}}}}}}}"#);
-        let specs = plan::plan("s", &document, Owner::Fleet, &[], &self.roles).await.unwrap();
+        let specs = plan::plan("s", &document, Owner::Fleet, &[], &self.roles, &BTreeMap::new()).await;
+        let specs = specs.ok().unwrap().specs;
         let target = Target {
             specs,
             impossible: Vec::new(),

@@ -195,9 +195,13 @@ async fn rollback_makes_the_last_good_configuration_desired_again() {
     let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/flaps", flapping).text());
     world.ctl(&["apply", "-f", &file]).await.with_code(0);
     world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
-    world.ctl(&["rollback", "cam-1"]).await.with_code(0);
+    let back = world.ctl(&["rollback", "cam-1"]).await.with_code(0);
+    assert!(back.out.contains("the next apply undoes this unless it is changed in /"), "{}", back.out);
     world.until_state("cam-1/counter/one", "active").await;
     assert!(world.instance("cam-1/counter/two").await.is_none());
+    let file = world.fleet_file("fleet.toml", Fleet::new().with("cam-1/counter/two", "").text());
+    let undoes = world.ctl(&["diff", "-f", &file]).await.with_code(3);
+    assert!(undoes.err.contains("cam-1: the rollback to revision 1 ends with this apply"), "{}", undoes.err);
     let history = world.ctl(&["history", "cam-1", "-o", "json"]).await.with_code(0).json();
     let sources: Vec<_> = history.as_array().unwrap().iter().map(|entry| entry["source"].as_str().unwrap()).collect();
     assert!(sources[0].starts_with("rollback to revision") && sources.len() == 4, "{sources:?}");

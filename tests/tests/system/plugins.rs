@@ -141,6 +141,14 @@ async fn a_plugin_is_pushed_to_stations_that_never_saw_its_file_and_stays_across
     let nobody = ["plugin", "push", library.to_str().unwrap(), "--on", "name=nobody-*", "--wait", "0"];
     let nobody = world.ctl(&nobody).await.with_code(0);
     assert!(nobody.err.contains("imp is stored for stations that match"), "{}", nobody.err);
+    // It is listed, and can be taken back, although no station has it.
+    let given = world.ctl(&["plugin", "list", "--pushed", "-o", "json"]).await.with_code(0).json();
+    assert_eq!((&given[0]["plugin"], &given[0]["on"]), (&"imp".into(), &"name=nobody-*".into()), "{given}");
+    assert_eq!(given[0]["stations"], serde_json::json!([]));
+    let listed = world.ctl(&["plugin", "list"]).await.with_code(0);
+    assert!(listed.err.contains("no station matches: imp (on name=nobody-*)"), "{}", listed.err);
+    world.ctl(&["plugin", "remove", "imp"]).await.with_code(0);
+    world.ctl(&["plugin", "remove", "imp"]).await.with_code(1);
     world
         .eventually("nobody offers it", async |world| {
             world.stations().await.iter().all(|view| !view.roles.iter().any(|role| role == "imp"))
@@ -162,6 +170,35 @@ async fn a_plugin_that_a_station_cannot_load_is_refused_before_anything_changes_
     let pushed = world.ctl(&["plugin", "push", library.to_str().unwrap(), "--on", "name=*"]).await.with_code(4);
     assert!(pushed.err.contains("cam-2") && pushed.err.contains("UNTRUSTED"), "{}", pushed.err);
     assert!(world.stations().await.iter().all(|view| view.desired_revision.is_none()), "something was stored");
+
+    // Stored for a station that comes later and refuses it: pushed again it is refused, and not said to be stored.
+    let push = ["plugin", "push", library.to_str().unwrap(), "--on", "name=cam-3", "--wait", "0"];
+    world.ctl(&push).await.with_code(0);
+    world.station("cam-3", &["--plugin-trust", &"0".repeat(64)]).await;
+    world.eventually("it refuses", async |world| world.show("cam-3").await.rejected.is_some()).await;
+    let again = world.ctl(&push).await.with_code(4);
+    assert!(again.err.contains("UNTRUSTED") && !again.err.contains("is stored"), "{}", again.err);
+}
+
+#[tokio::test]
+async fn one_missing_role_does_not_keep_other_plugins_from_being_pushed() {
+    let mut world = world("say = 'x'\n").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    std::fs::remove_file(world.folder().join("config/plugins/libimp.so")).unwrap();
+    world.station("cam-1", &[]).await;
+    world.until_state(TARGET, "failed").await;
+    let machine = plugins::machine();
+    let push = ["plugin", "push", machine.to_str().unwrap(), "--on", "name=cam-1", "--wait", "20"];
+    let pushed = world.ctl(&push).await.with_code(0);
+    assert!(pushed.err.contains("imp/main is failed (MISSING_ROLE_FACTORY"), "{}", pushed.err);
+    world.until_offered("cam-1", "machine").await;
+    world.until_state(TARGET, "failed").await;
+    // A file that changes the instance is refused as before; a push of its plugin brings it back.
+    let changed = world.fleet_file("fleet.toml", Fleet::new().with(TARGET, "say = 'y'\n").text());
+    world.ctl(&["apply", "-f", &changed]).await.with_code(4);
+    let imp = plugins::imp("one");
+    world.ctl(&["plugin", "push", imp.to_str().unwrap(), "--on", "name=cam-1", "--wait", "20"]).await.with_code(0);
+    world.until_state(TARGET, "active").await;
 }
 
 #[tokio::test]
