@@ -12,13 +12,13 @@ use tokio::sync::mpsc;
 use self::show::Show;
 use crate::exit::{Failure, PARTLY, REFUSED};
 use crate::output::Format;
-use crate::{Session, complete};
+use crate::{Session, complete, reference};
 
 /// Arguments of `logs`.
 #[derive(Args)]
 pub(crate) struct Logs {
     /// station/role/instance, station/role, a station, or a selector such as "room=a and role=process"
-    #[arg(value_name = "TARGET", required = true, add = complete::instances())]
+    #[arg(value_name = "TARGET", required = true, add = complete::instances(), value_parser = reference::log_target)]
     targets: Vec<String>,
     /// Go on with lines as they come
     #[arg(short, long)]

@@ -123,6 +123,7 @@ impl Verb {
             | Self::History(_)
             | Self::Logs(_)
             | Self::Events(_)
+            | Self::Plugin(plugin::Plugin::Inspect(_) | plugin::Plugin::Check(_) | plugin::Plugin::List(_))
             | Self::Completions(_) => true,
             Self::Up(_)
             | Self::Station(_)

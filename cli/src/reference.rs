@@ -50,6 +50,18 @@ pub(crate) fn selector(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Checks the shape of what has logs: instances, or all of a station. Whether there are such is for the manager to say.
+pub(crate) fn log_target(text: &str) -> Result<String, String> {
+    if is_selector(text) {
+        return selector(text);
+    }
+    let is_station = text.starts_with("id:") || text.starts_with("mac:") || text.parse::<Name>().is_ok();
+    if is_station || matches!(text.split('/').count(), 2 | 3) {
+        return Ok(text.to_owned());
+    }
+    Err("expected station/role/instance, station/role, a station or a selector such as room=a".into())
+}
+
 /// Checks the shape of a target: whether there is such an instance is for the manager to say.
 pub(crate) fn target(text: &str) -> Result<String, String> {
     if is_selector(text) {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use sha2::{Digest as _, Sha256};
@@ -90,6 +91,11 @@ type Inode = (u64, u64);
 /// file as well.
 static HELD: Mutex<BTreeSet<Inode>> = Mutex::new(BTreeSet::new());
 
+/// How long a process that holds a pid file may take to end.
+const HELD_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a pid file that is held is tried again.
+const HELD_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Why a [`PidFile`] cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -114,12 +120,29 @@ pub enum LockError {
 impl PidFile {
     /// Takes the file for this process. Call it in the final process, after any fork.
     ///
-    /// The lock is the process's own, see [`lock_whole`]; it excludes other programs' `lockf`.
+    /// The lock is the process's own, see [`lock_whole`]; it excludes other programs' `lockf`. Blocks for up to two seconds while
+    /// another process holds it: one that was killed holds its locks until the kernel has taken it down, and the next start
+    /// may come before that.
     ///
     /// # Errors
     ///
     /// [`LockError`]; the file is then as it was.
     pub fn take(path: &Path) -> Result<Self, LockError> {
+        let until = Instant::now() + HELD_PATIENCE;
+        loop {
+            match Self::try_take(path) {
+                Err(LockError::Held { holder, .. })
+                    if holder != std::process::id().to_string() && Instant::now() < until =>
+                {
+                    #[allow(clippy::disallowed_methods, reason = "the kernel tells nobody that a lock was released")]
+                    std::thread::sleep(HELD_POLL_INTERVAL);
+                }
+                taken => return taken,
+            }
+        }
+    }
+
+    fn try_take(path: &Path) -> Result<Self, LockError> {
         let failed = |error: io::Error| LockError::Io { path: path.to_owned(), error };
         let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(metadata) = fs::metadata(path)
@@ -214,6 +237,8 @@ pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
 
     #[test]
@@ -256,6 +281,24 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(free, "the child keeps others out");
+    }
+
+    #[test]
+    fn a_file_that_an_ending_process_holds_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pid");
+        // It takes a little to end, as a process with many threads does.
+        let script = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); \
+                      print(flush=True); sys.stdin.read(); time.sleep(0.1)";
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", script]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut said = [0];
+        child.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        drop(child.stdin.take());
+        let taken = PidFile::take(&path);
+        child.wait().unwrap();
+        taken.unwrap();
     }
 
     #[test]

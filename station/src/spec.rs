@@ -200,6 +200,11 @@ impl<'de> Deserialize<'de> for Ready {
         if raw.every.is_zero() {
             return Err(serde::de::Error::custom("every = \"0s\", expected a time between attempts, such as \"1s\""));
         }
+        if raw.within.is_zero() {
+            return Err(serde::de::Error::custom(
+                "within = \"0s\", expected a time to become ready in, such as \"30s\"",
+            ));
+        }
         Ok(Self { check, within: raw.within, every: raw.every })
     }
 }
@@ -229,6 +234,10 @@ impl Spec {
             if let Some(got) = read.longest().filter(|longest| *longest > TIME_MAX) {
                 let got = humantime::format_duration(got).to_string();
                 wrong.push(Invalid::key(key, format!("times of at most {DAYS_MAX} days"), got));
+                continue;
+            }
+            if read.start_timeout.is_zero() {
+                wrong.push(Invalid::key(key, "a time in which a start can succeed, such as \"60s\"", "0s"));
                 continue;
             }
             let Restart { delay, max_delay, .. } = &mut read.restart;
@@ -282,11 +291,14 @@ mod tests {
             (r#"{"tcp":"h:99999"}"#, "ready.tcp"),
             (r#"{"http":"http://user@host/"}"#, "ready.http"),
             (r#"{"http":"http://h/","every":"0s"}"#, "ready"),
+            (r#"{"http":"http://h/","within":"0s"}"#, "ready"),
         ] {
             let (_, wrong) = read(&format!(r#"{{"ready":{ready}}}"#));
             assert_eq!(wrong.len(), 1, "{ready}");
             assert!(wrong[0].key.as_deref() == Some(key) && wrong[0].expected != "a valid value", "{}", wrong[0]);
         }
+        let (_, wrong) = read(r#"{"start_timeout":"0s"}"#);
+        assert_eq!((wrong.len(), wrong[0].key.as_deref()), (1, Some("start_timeout")));
     }
 
     #[test]

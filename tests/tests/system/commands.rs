@@ -107,7 +107,13 @@ async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistak
     assert_eq!(others.err, told);
     world.ctl(&["call", "name=cam-2 and role=counter", "value"]).await.with_code(4);
     world.ctl(&["start", "cam-2/counter/main"]).await.with_code(0);
-    for mistake in [&["call", "room=a and", "value"][..], &["stations", "room"], &["call", "cam-2", "value"]] {
+    for mistake in [
+        &["call", "room=a and", "value"][..],
+        &["stations", "room"],
+        &["call", "cam-2", "value"],
+        &["logs", "name=\"cam"],
+        &["logs", "("],
+    ] {
         let refused = world.ctl(mistake).await.with_code(2);
         assert!(refused.err.contains("expected "), "{refused:?}");
     }

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quilt_tests::{World, clock, is_alive};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
 /// A pipe without a reader.
 fn unread() -> Stdio {
@@ -31,6 +31,7 @@ async fn every_verb_keeps_its_exit_code() {
         (&["station", "show", "cam-1", "-o", "json"], 0),
         (&["commands", "cam-1", "-o", "yaml"], 0),
         (&["logs", "cam-1"], 0),
+        (&["plugin", "list"], 0),
         (&["events", "-o", "jsonl"], 0),
         (&["diff", "-f", &changed], 3),
         (&["diff", "-f", &wrong], 4),
@@ -75,8 +76,18 @@ async fn whoever_follows_ends_when_its_reader_has_gone() {
 /// `quiltctl up` with a program, and the program's pid.
 async fn up(world: &mut World) -> (Child, BufReader<tokio::process::ChildStdout>, u32) {
     let file = world.fleet_file("fleet.toml", clock(&["local"]).text());
-    let mut command = world.command("quiltctl");
-    command.args(["up", &file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
+    // Whoever runs the tests may ignore HUP, which `up` would respect.
+    let mut command = Command::new("env");
+    command.env("QUILT_CFG_DIR", world.folder().join("config")).stdin(Stdio::null()).kill_on_drop(true);
+    command.arg("--default-signal=HUP").arg(world.binary("quiltctl")).args([
+        "up",
+        &file,
+        "--listen",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+        "--data-dir",
+    ]);
     let mut up = command.arg(world.folder().join("data")).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(up.stdout.take().unwrap());
     let mut line = String::new();
