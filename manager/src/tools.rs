@@ -427,7 +427,7 @@ fn blob_failure(error: BlobError) -> Failure {
 fn failure(error: AskError) -> Failure {
     match error {
         AskError::Ended { outcome, text } => (outcome, text),
-        AskError::Undecodable(error) => (Outcome::SchemaMismatch, error.to_string()),
+        error @ AskError::Undecodable(_) => (error.outcome(), error.to_string()),
     }
 }
 

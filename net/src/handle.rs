@@ -58,17 +58,17 @@ pub enum AskError {
         /// For people.
         text: String,
     },
-    /// The reply is not of the expected type.
-    #[error(transparent)]
+    /// It was carried out, and the reply is not of the expected type.
+    #[error("carried out, but its answer cannot be read: {0}")]
     Undecodable(#[from] DecodeError),
 }
 
 impl AskError {
-    /// How the request ended, as far as the caller is concerned.
+    /// How the request ended, as far as the caller is concerned. Never `SchemaMismatch` for one that was carried out.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Ended { outcome, .. } => *outcome,
-            Self::Undecodable(_) => Outcome::SchemaMismatch,
+            Self::Undecodable(_) => Outcome::Refused,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
-use quilt_client::{CallOptions, Client, Delivered, Outcome};
+use quilt_client::{CallError, CallOptions, Client, Delivered, Outcome};
 use quilt_core::daemon::DaemonArgs;
 use quilt_core::signals::Stop;
 use quilt_plugin_api::{Command, Items, NoError, RoleContext, RoleError, Streaming, role};
@@ -326,11 +326,21 @@ struct OldEcho {
     loudness: Option<u32>,
 }
 
+/// A tool that expects another reply.
+#[derive(Serialize, Deserialize, JsonSchema, Command)]
+#[command(group = "Mischief", name = "echo", reply = u32)]
+struct CountedEcho {
+    text: String,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_with_other_types_are_understood_through_json() {
     let m = mischievous().await;
     let reply = m.client.call(TARGET, &OldEcho { text: "hello".into(), loudness: Some(11) }).await.unwrap();
     assert_eq!(reply, "hello");
+    // An answer that the caller cannot read is no mismatch: that would say that nothing was carried out.
+    let answer = m.client.call(TARGET, &CountedEcho { text: "hello".into() }).await;
+    assert!(matches!(answer, Err(CallError::Answer(_))), "{answer:?}");
     m.end().await;
 }
 
