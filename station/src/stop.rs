@@ -55,8 +55,11 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
     };
     if roles {
         let stopped = keeper::stop_all(&config.data_dir.join("station").join("instances")).await;
-        if stopped > 0 {
-            said += &format!(", and {} of an earlier station", count(stopped, "program"));
+        if !stopped.survivors.is_empty() {
+            bail!("{said}, but not every program: {}", stopped.survivors.join("; "));
+        }
+        if stopped.count > 0 {
+            said += &format!(", and {} of an earlier station", count(stopped.count, "program"));
         }
     }
     Ok(said)

@@ -20,6 +20,7 @@ mod interpreter;
 pub(crate) mod leftovers;
 mod oom;
 mod paths;
+mod place;
 mod serve;
 mod station;
 
@@ -205,19 +206,36 @@ pub(crate) enum FromKeeper {
     Exited(Exit),
 }
 
+/// What [`stop_all`] did.
+#[derive(Debug, Default)]
+pub struct Stopped {
+    /// How many programs it stopped.
+    pub count: usize,
+    /// What is still at work, for people.
+    pub survivors: Vec<String>,
+}
+
 /// Stops the programs of all keepers below a station's folder of instances, as far as they still run, each within its own
-/// stop time-out and all at once. Answers how many.
-pub async fn stop_all(instances: &Path) -> usize {
+/// stop time-out and all at once.
+pub async fn stop_all(instances: &Path) -> Stopped {
     let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut stopping = tokio::task::JoinSet::new();
     for instance in folders(instances).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
-        stopping.spawn(async move { end_left_over(&Paths::new(&instance.join("state")), None).await });
+        stopping.spawn(async move {
+            let paths = Paths::new(&instance.join("state"));
+            (end_left_over(&paths, None).await, paths.survivor())
+        });
     }
-    stopping.join_all().await.into_iter().filter(|ran| *ran).count()
+    let mut stopped = Stopped::default();
+    for (ended, survivor) in stopping.join_all().await {
+        stopped.count += usize::from(ended);
+        stopped.survivors.extend(survivor);
+    }
+    stopped
 }
 
 /// Ends what an earlier station left of an instance, within the time that its keeper knows if no other is given. Answers
-/// whether a program ran.
+/// whether a program ran and was ended.
 pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>) -> bool {
     let is_kept = paths.is_kept().unwrap_or_default();
     if is_kept {
@@ -228,14 +246,28 @@ pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>)
     } else if let Some(run) = paths.read_run() {
         leftovers::kill(&run);
     }
+    if paths.is_kept().unwrap_or_default() {
+        return false;
+    }
     let _ = paths.forget();
     is_kept
+}
+
+/// Waits until nothing is at work after the end that was forced, which is forced again. Passes on what is at work.
+pub(crate) async fn until_free(paths: &Paths, run: Option<&Run>, mut tell: impl FnMut(String)) {
+    while let Some(survivor) = paths.survivor() {
+        tell(survivor);
+        tokio::time::sleep(FORCE_INTERVAL).await;
+        force_end(paths, run).await;
+    }
 }
 
 /// How long a keeper may take to end once it has told the end of its program.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a killed keeper may take to be gone.
 const KILLED: Duration = Duration::from_secs(2);
+/// How long to wait before an end that was forced in vain is forced again.
+const FORCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits until the keeper of an ended run is gone, and kills it if it stays. While it is there, the next start would take it for the
 /// keeper of its own run.

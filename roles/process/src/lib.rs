@@ -198,6 +198,8 @@ impl Process {
                 Err(_) => keeper::force_end(&self.paths, Some(&self.run)).await,
             }
         }
+        // As long as it runs it is not stopped; the station says so when the time is over.
+        keeper::until_free(&self.paths, Some(&self.run), |survivor| cx.ended(survivor)).await;
         if let Err(error) = self.paths.forget() {
             cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));
         }
@@ -208,7 +210,9 @@ impl Process {
     async fn detach(self, _: &RoleContext) {}
 
     async fn abandon(cx: &RoleContext) {
-        keeper::end_left_over(&Paths::new(cx.state_dir()), Some(cx.stop_timeout())).await;
+        let paths = Paths::new(cx.state_dir());
+        keeper::end_left_over(&paths, Some(cx.stop_timeout())).await;
+        keeper::until_free(&paths, None, |survivor| cx.ended(survivor)).await;
     }
 
     async fn survives(cx: &RoleContext) -> bool {
@@ -283,7 +287,10 @@ async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, Ro
             Err(_) if !paths.is_kept()? => {}
             Err(error) => match paths.read_run().filter(|run| paths.exit_of(run).is_some()) {
                 Some(run) => keeper::until_gone(paths, &run).await,
-                None => return Err(RoleError::failed(format!("its keeper does not answer: {error}"))),
+                None => {
+                    let survivor = paths.survivor().map(|survivor| format!("; {survivor}")).unwrap_or_default();
+                    return Err(RoleError::failed(format!("its keeper does not answer: {error}{survivor}")));
+                }
             },
         }
     }

@@ -74,6 +74,28 @@ async fn a_program_whose_keepers_files_are_removed_is_neither_run_twice_nor_out_
     std::fs::remove_dir_all(state_folder(&world)).unwrap();
     world.ctl(&["stop", MAIN]).await.with_code(0);
     assert!(!is_alive(pid), "stopped, and its program runs");
+
+    // The same folder by another name is the same folder.
+    world.ctl(&["start", MAIN]).await.with_code(0);
+    world.until_state(MAIN, "active").await;
+    let pid = world.pid(MAIN).await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    let (folder, moved) = (world.station_folder("cam-1"), world.folder().join("moved"));
+    remove_files(&world);
+    std::fs::rename(&folder, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &folder).unwrap();
+    world.station("cam-1", &[]).await;
+    world.until_state(MAIN, "active").await;
+    assert_eq!(world.pid(MAIN).await, pid);
+    std::fs::remove_dir_all(state_folder(&world)).unwrap();
+    restart_station(&mut world).await;
+    assert!(!is_alive(pid), "a run that nobody knows goes on beside the next");
+    let pid = world.pid(MAIN).await;
+    std::fs::remove_file(state_folder(&world).join("keeper.sock")).unwrap();
+    restart_station(&mut world).await;
+    assert_eq!(world.pid(MAIN).await, pid);
+    world.ctl(&["stop", MAIN]).await.with_code(0);
+    assert!(!is_alive(pid), "stopped, and its program runs");
 }
 
 #[tokio::test]

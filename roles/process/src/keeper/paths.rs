@@ -1,7 +1,6 @@
 //! The files of an instance's keeper, and whether a keeper is at work. The existence of a file decides nothing. A lock on the
 //! folder does, and the run on record, whose keeper is identified by pid and start time.
 
-use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -13,6 +12,7 @@ use nix::libc;
 use nix::poll::{PollTimeout, poll};
 use quilt_core::processes::{self, PidFd, ProcessStat};
 
+use super::place::Place;
 use super::{Exit, KEEPER, KEEPER_NAME, Run};
 
 /// How long a new keeper tries to take the lock: a station that checks it holds it for a moment.
@@ -95,25 +95,44 @@ impl Paths {
             ticks if run.is_here() => PidFd::proven(run.keeper, ticks)?,
             _ => return None,
         };
-        is_keeper_of(run.keeper, &self.folder).then_some(keeper)
+        keepers_place(run.keeper)?.is_same_as(&Place::of(&self.folder)).then_some(keeper)
     }
 
     /// Looks among all processes for the keeper of this instance, for the case that no record of it is left. Takes
     /// milliseconds.
     pub(crate) fn find_keeper(&self) -> Option<PidFd> {
-        let seen = ProcessStat::all().into_iter().find(|seen| is_keeper_of(seen.pid, &self.folder))?;
+        let place = Place::of(&self.folder);
+        let is_keeper = |seen: &ProcessStat| keepers_place(seen.pid).is_some_and(|kept| kept.is_same_as(&place));
+        let seen = ProcessStat::all().into_iter().find(is_keeper)?;
         PidFd::proven(seen.pid, seen.started_ticks)
+    }
+
+    /// What is at work although it was to be ended, for people; `None` if nothing is.
+    pub(crate) fn survivor(&self) -> Option<String> {
+        if !self.is_kept().unwrap_or_default() {
+            return None;
+        }
+        let keeper = self.read_run().filter(|run| self.keeper_of(run).is_some()).map(|run| run.keeper);
+        let has_open =
+            |seen: &ProcessStat| seen.pid != std::process::id() && processes::has_open(seen.pid, &self.folder);
+        let keeper = keeper.or_else(|| Some(ProcessStat::all().into_iter().find(has_open)?.pid));
+        let folder = self.folder.display();
+        Some(match keeper {
+            Some(pid) => format!("process {pid} still holds {folder}; end it and try again"),
+            None => format!("a process that is not seen from here still holds {folder}; end it and try again"),
+        })
     }
 
     /// A keeper of this instance that was there before this station and of which no record is left. All processes are read once,
     /// however many instances ask.
     pub(crate) fn forgotten_keeper(&self) -> Option<PidFd> {
-        static AT_START: OnceLock<HashMap<PathBuf, ProcessStat>> = OnceLock::new();
+        static AT_START: OnceLock<Vec<(Place, ProcessStat)>> = OnceLock::new();
         let keepers = AT_START.get_or_init(|| {
             let all = ProcessStat::all().into_iter();
-            all.filter_map(|seen| Some((keepers_folder(seen.pid)?, seen))).collect()
+            all.filter_map(|seen| Some((keepers_place(seen.pid)?, seen))).collect()
         });
-        let seen = keepers.get(&self.folder)?;
+        let place = Place::of(&self.folder);
+        let (_, seen) = keepers.iter().find(|(kept, _)| kept.is_same_as(&place))?;
         PidFd::proven(seen.pid, seen.started_ticks)
     }
 
@@ -154,8 +173,8 @@ impl Paths {
     }
 }
 
-/// The folder of the instance whose keeper a process is.
-fn keepers_folder(pid: u32) -> Option<PathBuf> {
+/// The state folder on the command line of a keeper; `None` if the process is not one.
+fn named_folder(pid: u32) -> Option<PathBuf> {
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut arguments = command.split(|byte| *byte == 0);
     let is_keeper = arguments.next() == Some(KEEPER_NAME.as_bytes()) && arguments.next() == Some(KEEPER.as_bytes());
@@ -163,11 +182,14 @@ fn keepers_folder(pid: u32) -> Option<PathBuf> {
     Some(std::ffi::OsStr::from_bytes(folder).into())
 }
 
-fn is_keeper_of(pid: u32, folder: &Path) -> bool {
-    keepers_folder(pid).is_some_and(|kept| kept == folder)
+/// Where the state folder is whose keeper a process is. The folder that it holds open counts, because the one on its command line may
+/// have been moved. A keeper of an earlier release, or one that does not have the lock yet, holds none.
+fn keepers_place(pid: u32) -> Option<Place> {
+    let named = named_folder(pid)?;
+    Some(Place::held_by(pid, named.file_name()).unwrap_or_else(|| Place::of(&named)))
 }
 
 /// Whether a process is a keeper, of whichever instance.
 pub(super) fn is_keeper(pid: u32) -> bool {
-    keepers_folder(pid).is_some()
+    named_folder(pid).is_some()
 }

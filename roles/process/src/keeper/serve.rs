@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::parent_id;
@@ -53,7 +53,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     io::stdin().read_to_string(&mut input)?;
     let spec: Spec = serde_json::from_str(&input)?;
 
-    let _lock = paths.lock()?;
+    let lock = paths.lock()?;
     // Once the lock is held the next station finds this keeper. Before, it did not, and has started one of its own: a
     // station that died by now must not have its program run by both.
     if parent_id() != spec.station {
@@ -62,6 +62,8 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
     if paths.read_run().is_some_and(|run| paths.keeper_of(&run).is_some()) {
         return Err(io::Error::other("another keeper is at work"));
     }
+    // From now on its files are where the folder is, wherever that is moved.
+    let paths = Paths::new(Path::new(&format!("/proc/self/fd/{}", lock.as_raw_fd())));
     paths.forget()?;
     lines::Position::begin_run(log)?;
     let mut socket = Socket::bind(&paths)?;

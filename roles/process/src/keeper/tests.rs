@@ -91,6 +91,31 @@ async fn a_keeper_that_stays_after_the_end_of_its_run_is_killed() {
 }
 
 #[tokio::test]
+async fn an_end_that_was_forced_in_vain_is_not_over_and_names_who_is_at_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths::new(folder.path());
+    // It is no keeper, so nobody may kill it.
+    let mut holder = Command::new("sh");
+    holder.args(["-c", "read line"]).stdin(Stdio::piped()).stdout(paths.lock().unwrap());
+    let process = holder.spawn().unwrap();
+    drop(holder);
+    let mut holder = Fake { folder, process };
+    let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mut free = pin!(until_free(&paths, None, |survivor| said.send(survivor).unwrap()));
+    assert!(free.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let text = heard.recv().await.unwrap();
+    assert!(text.contains(&format!("process {} still holds", holder.process.id())), "{text}");
+    let instances = tempfile::tempdir().unwrap();
+    fs::create_dir_all(instances.path().join("process/p")).unwrap();
+    std::os::unix::fs::symlink(paths.folder(), instances.path().join("process/p/state")).unwrap();
+    let stopped = stop_all(instances.path()).await;
+    assert_eq!((stopped.count, stopped.survivors.len()), (0, 1), "{stopped:?}");
+    assert!(holder.is_alive());
+    drop(holder.process.stdin.take());
+    free.await;
+}
+
+#[tokio::test]
 async fn the_run_on_record_says_who_its_keeper_is_and_numbers_of_elsewhere_say_nothing() {
     let fake = Fake::new();
     let (paths, run) = (fake.paths(), fake.run());

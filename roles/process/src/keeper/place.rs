@@ -1,0 +1,125 @@
+//! Where a folder is, whatever it is called: through a symbolic link, a bind mount or `..`, and after it was moved or removed.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// What the kernel appends to the name of an open folder that was removed.
+const DELETED: &[u8] = b" (deleted)";
+
+/// One folder on the way up to the root: its name, and device and inode if it exists.
+#[derive(Debug)]
+struct Level {
+    name: Option<OsString>,
+    identity: Option<(u64, u64)>,
+}
+
+/// A folder and those above it.
+#[derive(Debug)]
+pub(super) struct Place(Vec<Level>);
+
+impl Place {
+    /// The place that a path names. The folder need not exist.
+    pub(super) fn of(folder: &Path) -> Self {
+        Self::new(folder, |up| folder.ancestors().nth(up).unwrap_or(folder).to_owned())
+    }
+
+    /// The place of the folder of this name that a process holds open. `None` if it holds none, or if this process may not look.
+    pub(super) fn held_by(pid: u32, name: Option<&OsStr>) -> Option<Self> {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().map(|entry| entry.path());
+        let folders = open.filter(|open| open.metadata().is_ok_and(|found| found.is_dir()));
+        let mut places = folders.filter_map(|open| Some((fs::read_link(&open).ok()?, open))).map(|(link, open)| {
+            // `..` leads from a folder that was removed to the one that it was in.
+            Self::new(&without_mark(link), |up| (0..up).fold(open.clone(), |path, _| path.join("..")))
+        });
+        places.find(|place| place.0.first().is_some_and(|level| level.name.as_deref() == name))
+    }
+
+    fn new(path: &Path, at: impl Fn(usize) -> PathBuf) -> Self {
+        let level = |(up, path): (usize, &Path)| Level {
+            name: path.file_name().map(OsStr::to_owned),
+            identity: at(up).metadata().ok().map(|found| (found.dev(), found.ino())),
+        };
+        Self(path.ancestors().enumerate().map(level).collect())
+    }
+
+    /// Whether both are one folder, or have the same names below one folder: then one of them was removed and made again.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        for (ours, theirs) in self.0.iter().zip(&other.0) {
+            if ours.identity.is_some() && ours.identity == theirs.identity {
+                return true;
+            }
+            if ours.name != theirs.name {
+                return false;
+            }
+        }
+        false
+    }
+}
+
+/// The path of an open folder without the mark of one that was removed.
+fn without_mark(link: PathBuf) -> PathBuf {
+    match link.as_os_str().as_bytes().strip_suffix(DELETED) {
+        Some(path) => OsString::from_vec(path.to_owned()).into(),
+        None => link,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_held_open_is_known_by_every_spelling_also_after_it_was_moved_or_removed() {
+        let top = tempfile::tempdir().unwrap();
+        // No other folder that this process holds open has this name.
+        let tail = "instances/p/state-of-a-place";
+        let (data, link, moved) = (top.path().join("data"), top.path().join("link"), top.path().join("moved"));
+        let folder = data.join(tail);
+        fs::create_dir_all(&folder).unwrap();
+        symlink(&data, &link).unwrap();
+        let _open = File::open(&folder).unwrap();
+        let is_held = |path: &Path| {
+            let held = Place::held_by(std::process::id(), folder.file_name()).unwrap();
+            held.is_same_as(&Place::of(path))
+        };
+        let is_known = |data: &Path| {
+            assert!(is_held(&data.join(tail)));
+            assert!(is_held(&data.join("..").join(data.file_name().unwrap()).join(tail)));
+            assert!(!is_held(&data.join("instances/q/state-of-a-place")));
+            assert!(!is_held(&data.join("instances/p/log")));
+            assert!(!is_held(&data.join("instances/p")));
+        };
+        is_known(&data);
+        is_known(&link);
+
+        fs::rename(&data, &moved).unwrap();
+        is_known(&moved);
+        // A copy by the name of before is another folder.
+        fs::create_dir_all(&folder).unwrap();
+        assert!(!is_held(&folder) && !is_held(&link.join(tail)));
+
+        fs::remove_dir_all(&data).unwrap();
+        fs::remove_file(&link).unwrap();
+        symlink(&moved, &link).unwrap();
+        for removed in [tail, "instances/p", "instances"] {
+            fs::remove_dir_all(moved.join(removed)).unwrap();
+            is_known(&moved);
+            is_known(&link);
+            fs::create_dir_all(moved.join(tail)).unwrap();
+            is_known(&moved);
+            is_known(&link);
+        }
+    }
+
+    #[test]
+    fn a_process_that_holds_no_such_folder_has_no_place() {
+        assert!(Place::held_by(std::process::id(), Some(OsStr::new("nowhere"))).is_none());
+        assert!(Place::held_by(1 << 30, Some(OsStr::new("nowhere"))).is_none());
+    }
+}
