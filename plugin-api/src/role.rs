@@ -87,7 +87,8 @@ pub trait Role: Sized + Send + Sync + 'static {
 
     /// *Supervisor, after a restart of the station and before `start`; no instance exists; may wait at most 2 s.* Returns whether
     /// something that an earlier station left in [`Role::detach`] or by crashing is still there for `start` to find again. If so,
-    /// the supervisor calls `start` at once; otherwise it waits for the instance's needs first.
+    /// the supervisor calls `start` at once; otherwise it waits for the instance's needs first. It asks also after a stop that did not
+    /// end in time: what is still there is shown as failed, with the last text of [`RoleContext::ended`].
     fn survives(_cx: &RoleContext) -> impl Future<Output = bool> + Send {
         async { false }
     }

@@ -52,7 +52,7 @@ pub(crate) enum Order {
     /// End for good.
     End { detach: bool, done: oneshot::Sender<Ended> },
     /// An operator's wish.
-    Operator(Action, oneshot::Sender<()>),
+    Operator(Action, oneshot::Sender<Result<(), String>>),
 }
 
 /// What becomes of an instance that cannot be moved to another build of its plugin.
@@ -114,6 +114,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         record,
         resuming: beginning.resuming,
         left_over: beginning.resuming,
+        survivor: None,
         is_new: !beginning.resuming,
         stopped: beginning.stopped,
     };
@@ -141,6 +142,8 @@ struct Runner {
     resuming: bool,
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
     left_over: bool,
+    /// Why something of it still runs although it was told to end; none if nothing does.
+    survivor: Option<String>,
     /// It has not been started yet, in this station or an earlier one.
     is_new: bool,
     /// An operator stopped it: it runs again when one starts it.
@@ -236,7 +239,7 @@ impl Runner {
             Order::Go if self.stopped => {
                 // Its stop may have been cut short by the end of the earlier station.
                 self.abandon().await;
-                self.show(State::Stopped, STOPPED);
+                let _ = self.show_stopped();
                 Phase::Idle
             }
             Order::Go => Phase::Needs,
@@ -244,14 +247,13 @@ impl Runner {
                 if !detach {
                     self.abandon().await;
                 }
-                let _ = done.send(Ended::InTime);
+                let _ = done.send(if self.survivor.is_some() { Ended::Late } else { Ended::InTime });
                 Phase::Over
             }
             Order::Operator(Action::Stop, done) => {
                 self.stopped = true;
                 self.abandon().await;
-                self.show(State::Stopped, STOPPED);
-                let _ = done.send(());
+                let _ = done.send(self.show_stopped());
                 Phase::Idle
             }
             Order::Operator(Action::Start | Action::Restart, done) => {
@@ -261,7 +263,7 @@ impl Runner {
                     // A station that dies before the next state that lasts has not given it up.
                     Record::remove(&self.dir());
                 }
-                let _ = done.send(());
+                let _ = done.send(Ok(()));
                 Phase::Needs
             }
         }
@@ -271,8 +273,25 @@ impl Runner {
     async fn abandon(&mut self) {
         self.resuming = false;
         if std::mem::take(&mut self.left_over) {
-            abandon(&self.around, &self.key, self.spec.settings.stop_timeout).await;
+            let late = abandon(&self.around, &self.key, self.spec.settings.stop_timeout).await.err();
+            self.left_over = late.is_some();
+            self.survivor = self.unless_gone(late).await;
         }
+    }
+
+    /// Shows it as stopped.
+    ///
+    /// # Errors
+    ///
+    /// Something of it still runs: it is shown as failed, with the reason. The next order to stop tries again.
+    fn show_stopped(&mut self) -> Result<(), String> {
+        let Some(survivor) = self.survivor.clone() else {
+            self.show(State::Stopped, STOPPED);
+            return Ok(());
+        };
+        let why = format!("it was told to stop and still runs: {survivor}");
+        self.show(State::Failed, why.clone());
+        Err(why)
     }
 
     fn take(&mut self, spec: Spec) {
@@ -543,7 +562,7 @@ impl Runner {
                 Phase::Over
             }
             Some(Order::Operator(Action::Start, done)) => {
-                let _ = done.send(());
+                let _ = done.send(Ok(()));
                 match self.state() {
                     Some(State::Completed) => {
                         self.stop_role(started, false).await;
@@ -556,15 +575,14 @@ impl Runner {
                 self.show(State::Stopping, "to be restarted by an operator");
                 self.stop_role(started, false).await;
                 self.restarts.forgive();
-                let _ = done.send(());
+                let _ = done.send(Ok(()));
                 Phase::Needs
             }
             Some(Order::Operator(Action::Stop, done)) => {
                 self.stopped = true;
                 self.show(State::Stopping, "");
                 self.stop_role(started, false).await;
-                self.show(State::Stopped, STOPPED);
-                let _ = done.send(());
+                let _ = done.send(self.show_stopped());
                 Phase::Idle
             }
         }

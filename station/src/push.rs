@@ -285,7 +285,8 @@ impl Push {
         }
         let mut aside = Vec::new();
         for key in keys {
-            instance::abandon(around, &key, FORGOTTEN_STOP).await;
+            let ended = instance::abandon(around, &key, FORGOTTEN_STOP).await;
+            ended.map_err(|why| format!("what is left of {key} did not end: {why}"))?;
             let path =
                 folders::set_aside(&around.folder, &key).map_err(|error| format!("the folder of {key}: {error}"))?;
             tracing::info!(instance = %key, "the folder of a removed instance is deleted");

@@ -64,7 +64,7 @@ async fn unless_ordered<T>(
             order = inbox.recv() => match order {
                 Some(Order::Go) => *may_begin = true,
                 // It is on its way.
-                Some(Order::Operator(Action::Start, done)) => drop(done.send(())),
+                Some(Order::Operator(Action::Start, done)) => drop(done.send(Ok(()))),
                 Some(order) => *heard = Some(order),
                 None => break,
             },
@@ -183,9 +183,19 @@ impl Runner {
 
     /// Ends work, commands and tasks, then the role; abandons a role that takes too long.
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
+        let host = started.host.clone();
         let ended = end_role(started, detach).await;
         self.left_over = ended == Ended::Late;
+        let late = (self.left_over && !detach).then(|| host.how_it_ended());
+        self.survivor = self.unless_gone(late).await;
         ended
+    }
+
+    /// What a role that did not end in time said of that, if something of it still runs.
+    pub(super) async fn unless_gone(&self, late: Option<String>) -> Option<String> {
+        let late = late?;
+        let text = if late.is_empty() { "it did not end in time".to_owned() } else { late };
+        self.survives().await.then_some(text)
     }
 
     /// Moves the instance to another build of its plugin: started beside the one that runs, and given its place only when it
@@ -280,21 +290,32 @@ fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
 }
 
 /// Ends what an earlier station may have left of an instance that is not started again.
-pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) {
-    let Some(factory) = around.roles.factory(&key.role, None) else { return };
+///
+/// # Errors
+///
+/// It did not end in time; the text is what the role said of that.
+pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) -> Result<(), String> {
+    let Some(factory) = around.roles.factory(&key.role, None) else { return Ok(()) };
     if !instance_dir(&around.folder, key).join("state").exists() {
-        return;
+        return Ok(());
     }
     let (crash, _) = mpsc::channel(1);
     let host = Arc::new(InstanceHost::new(key.clone(), None, around, None, crash, stop_timeout));
     let cx = RoleContext::new(host.clone(), place(around, key, true));
     let limit = stop_timeout.saturating_add(STOP_GRACE);
-    match tokio::time::timeout(limit, catch(async { factory.abandon(cx).await })).await {
-        Ok(Ok(())) => {}
-        Ok(Err(panic)) => host.log(LogLevel::Error, &format!("while ending what was left of it: {panic}")),
-        Err(_) => host.log(LogLevel::Error, &format!("what was left of it did not end within {limit:?}")),
-    }
+    let ended = match tokio::time::timeout(limit, catch(async { factory.abandon(cx).await })).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(panic)) => {
+            host.log(LogLevel::Error, &format!("while ending what was left of it: {panic}"));
+            Ok(())
+        }
+        Err(_) => {
+            host.log(LogLevel::Error, &format!("what was left of it did not end within {limit:?}"));
+            Err(host.how_it_ended())
+        }
+    };
     host.end();
+    ended
 }
 
 /// Waits for the end of an instance's work; for ever if it has none. A panic is a failure.

@@ -81,7 +81,11 @@ pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) {
         let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
         if !keep.contains(&key) {
             let around = around.clone();
-            ending.spawn(async move { instance::abandon(&around, &key, FORGOTTEN_STOP).await });
+            ending.spawn(async move {
+                if let Err(why) = instance::abandon(&around, &key, FORGOTTEN_STOP).await {
+                    tracing::error!("{key}: what an earlier station left of it still runs: {why}");
+                }
+            });
         }
     }
     ending.join_all().await;

@@ -68,7 +68,7 @@ impl Handle {
             }
             TrySendError::Closed(_) => format!("{key} is ending"),
         })?;
-        answer.await.map_err(|_| "the station is stopping".to_owned())
+        answer.await.map_err(|_| "the station is stopping".to_owned())?
     }
 
     /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.

@@ -22,10 +22,24 @@ struct ToyConfig {
     update: u64,
     /// Its work ends well after this time.
     work: Option<u64>,
+    /// Something of it cannot be ended.
+    held: bool,
 }
 
 struct Toy {
     work: Option<u64>,
+}
+
+/// The file that stands for something that cannot be ended.
+fn held(cx: &RoleContext) -> std::path::PathBuf {
+    cx.state_dir().join("held")
+}
+
+async fn until_let_go(cx: &RoleContext) {
+    while held(cx).exists() {
+        cx.ended("process 7 holds it");
+        cx.sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Takes its time.
@@ -33,12 +47,27 @@ struct Toy {
 impl Toy {
     async fn start(config: ToyConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         cx.sleep(Duration::from_millis(config.start)).await;
+        if config.held {
+            std::fs::write(held(cx), "").unwrap();
+        }
         Ok(Self { work: config.work })
     }
 
     async fn update(&mut self, config: ToyConfig, cx: &RoleContext) -> Result<(), RoleError> {
         cx.sleep(Duration::from_millis(config.update)).await;
         Ok(())
+    }
+
+    async fn stop(self, cx: &RoleContext) {
+        until_let_go(cx).await;
+    }
+
+    async fn abandon(cx: &RoleContext) {
+        until_let_go(cx).await;
+    }
+
+    async fn survives(cx: &RoleContext) -> bool {
+        held(cx).exists()
     }
 
     fn run(&mut self, cx: &RoleContext) -> Option<Work> {
@@ -198,6 +227,21 @@ async fn busy(bench: &Bench, how: &str) {
     }
     // It is in the midst of it.
     tokio::time::sleep(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_still_runs_after_a_stop_is_not_stopped_and_the_next_stop_tries_again() {
+    let bench = Bench::new();
+    bench.commit(&[("a", r#"{"held":true,"stop_timeout":"1s"}"#)]).await;
+    bench.until_state("a", State::Active).await;
+    for _ in 0..2 {
+        let why = bench.handle.operate(key("a"), Action::Stop).await.unwrap_err();
+        assert_eq!(why, "it was told to stop and still runs: process 7 holds it");
+        assert_eq!(bench.until_state("a", State::Failed).await.detail, why);
+    }
+    std::fs::remove_file(bench.folder.path().join("instances/toy/a/state/held")).unwrap();
+    bench.operate("a", Action::Stop).await;
+    bench.until_state("a", State::Stopped).await;
 }
 
 #[tokio::test(start_paused = true)]
