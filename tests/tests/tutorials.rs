@@ -60,10 +60,10 @@ mod commands {
 
     #[tokio::test]
     async fn the_tutorials_command_does_what_it_says() {
-        let folder = tempfile::tempdir().unwrap();
+        let [folder, state] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         std::fs::write(folder.path().join("old"), "x").unwrap();
         let config = serde_json::json!({ "dir": folder.path() });
-        let janitor = Harness::start::<Janitor>(config, folder.path()).await.unwrap();
+        let janitor = Harness::start::<Janitor>(config, state.path()).await.unwrap();
         assert_eq!(janitor.call(Sweep { older_than_days: 1 }).await, Outcome::Reply(Swept { files: 0 }));
         assert_eq!(janitor.call(Sweep { older_than_days: 0 }).await, Outcome::Reply(Swept { files: 1 }));
         std::fs::remove_dir(folder.path()).unwrap();
