@@ -84,11 +84,15 @@ async fn a_program_whose_keepers_files_are_removed_is_neither_run_twice_nor_out_
     remove_files(&world);
     std::fs::rename(&folder, &moved).unwrap();
     std::os::unix::fs::symlink(&moved, &folder).unwrap();
-    world.station("cam-1", &[]).await;
+    // In place of the name that all stations of these tests are given.
+    let by_moved = format!("program=$1; shift 3; exec \"$program\" --data-dir {} \"$@\"", moved.display());
+    world.station_from_shell("cam-1", &by_moved).await;
     world.until_state(MAIN, "active").await;
     assert_eq!(world.pid(MAIN).await, pid);
+    world.end_station("cam-1", Signal::SIGKILL).await;
     std::fs::remove_dir_all(state_folder(&world)).unwrap();
-    restart_station(&mut world).await;
+    world.station_from_shell("cam-1", &by_moved).await;
+    world.eventually_other_pid(MAIN, pid).await;
     assert!(!is_alive(pid), "a run that nobody knows goes on beside the next");
     let pid = world.pid(MAIN).await;
     std::fs::remove_file(state_folder(&world).join("keeper.sock")).unwrap();
