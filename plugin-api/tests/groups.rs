@@ -122,7 +122,11 @@ async fn another_group_does_not_disturb_the_first() {
     world.other.register();
     drop(world.other);
     assert_eq!(world.lamps.call(Switch { on: true }).await, reply("first true"));
-    assert!(world.lamps.seen().logs[0].contains("second group"), "{:?}", world.lamps.seen().logs);
+    assert!(
+        world.lamps.seen().logs[0].contains("offers one of that group and name already"),
+        "{:?}",
+        world.lamps.seen().logs
+    );
 }
 
 #[tokio::test]
