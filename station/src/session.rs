@@ -38,12 +38,33 @@ const GATHER: Duration = Duration::from_millis(5);
 pub(crate) struct Link {
     id: Mutex<StationId>,
     name: Mutex<Name>,
-    handle: watch::Sender<Option<Handle>>,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far the session with the manager has come.
+#[derive(Clone)]
+enum Stage {
+    /// There is none.
+    Away,
+    /// The two have greeted, and the manager registers the station. It may send requests before the station has heard that it is
+    /// registered.
+    Registering,
+    /// The station is registered.
+    Registered(Handle),
+}
+
+impl Stage {
+    fn handle(&self) -> Option<&Handle> {
+        match self {
+            Self::Registered(handle) => Some(handle),
+            Self::Away | Self::Registering => None,
+        }
+    }
 }
 
 impl Link {
     pub(crate) fn new(id: StationId, name: Name) -> Self {
-        Self { id: Mutex::new(id), name: Mutex::new(name), handle: watch::Sender::new(None) }
+        Self { id: Mutex::new(id), name: Mutex::new(name), stage: watch::Sender::new(Stage::Away) }
     }
 
     /// The name the manager assigned, or the wished one until then.
@@ -51,8 +72,8 @@ impl Link {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).to_string()
     }
 
-    fn connected(&self, handle: Option<Handle>) {
-        self.handle.send_replace(handle);
+    fn enter(&self, stage: Stage) {
+        self.stage.send_replace(stage);
     }
 
     fn id(&self) -> StationId {
@@ -62,21 +83,21 @@ impl Link {
     /// Takes a new identity: ends the session, the station comes back under it.
     pub(crate) fn renew(&self, id: StationId) {
         *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
-        if let Some(handle) = self.handle.borrow().as_ref() {
+        if let Some(handle) = self.stage.borrow().handle() {
             handle.goodbye("the station takes a new identity");
         }
     }
 
     /// The session with the manager; waits a little for one that is just being made.
     pub(crate) async fn manager(&self) -> Option<Handle> {
-        let mut handle = self.handle.subscribe();
-        let there = tokio::time::timeout(DIAL, handle.wait_for(Option::is_some)).await.ok()?.ok()?;
-        there.clone()
+        let mut stage = self.stage.subscribe();
+        let registered = stage.wait_for(|stage| stage.handle().is_some());
+        tokio::time::timeout(DIAL, registered).await.ok()?.ok()?.handle().cloned()
     }
 
-    /// Whether there is a session with the manager.
+    /// Whether there is a session with the manager, be it one in which the station is just being registered.
     pub(crate) fn is_connected(&self) -> bool {
-        self.handle.borrow().is_some()
+        !matches!(*self.stage.borrow(), Stage::Away)
     }
 
     /// Calls another target through the manager.
@@ -86,7 +107,7 @@ impl Link {
             Ok(to) => to,
             Err(error) => return failed(Outcome::NoTarget, error.to_string()),
         };
-        let handle = self.handle.borrow().clone();
+        let handle = self.stage.borrow().handle().cloned();
         let Some(handle) = handle else {
             return failed(Outcome::PeerLost(Delivered::No), "the station has no manager now".into());
         };
@@ -115,7 +136,7 @@ pub(crate) async fn keep(
     while !stop.is_cancelled() {
         let manager = managers.next().expect("there is at least one manager");
         let attempt = tokio::select! {
-            attempt = connect(manager, &config, link.id(), &service) => attempt,
+            attempt = connect(manager, &config, &link, &service) => attempt,
             () = stop.cancelled() => return,
         };
         match attempt {
@@ -125,10 +146,10 @@ pub(crate) async fn keep(
                 *link.name.lock().unwrap_or_else(PoisonError::into_inner) = registered.name;
                 backoff.reset();
                 quiet = false;
-                link.connected(Some(handle.clone()));
+                link.enter(Stage::Registered(handle.clone()));
                 service.push.connected();
                 let why = serve(&handle, &service, &board, &stop).await;
-                link.connected(None);
+                link.enter(Stage::Away);
                 if !stop.is_cancelled() {
                     tracing::warn!(manager, %why, "the session ended");
                 }
@@ -150,9 +171,10 @@ pub(crate) async fn keep(
 async fn connect(
     manager: &str,
     config: &StationConfig,
-    id: StationId,
+    link: &Link,
     service: &Arc<Requests>,
 ) -> Result<(Handle, Registered), String> {
+    let id = link.id();
     let stream = dial(manager, DIAL).await.map_err(|error| error.to_string())?;
     let local = stream.local_addr().map_err(|error| error.to_string())?;
     let hello = Hello {
@@ -165,6 +187,7 @@ async fn connect(
     };
     let (handle, _) = quilt_net::connect(stream, hello, service.clone()).await.map_err(|error| error.to_string())?;
     let registration = registration(config, id, local, service).await;
+    link.enter(Stage::Registering);
     let registered = handle
         .ask(Address::Manager, command::REGISTER, Encoding::Bincode, &registration, ANSWER)
         .await
@@ -172,6 +195,7 @@ async fn connect(
     match registered {
         Ok(registered) => Ok((handle, registered)),
         Err(error) => {
+            link.enter(Stage::Away);
             handle.goodbye("registration failed");
             Err(error)
         }
@@ -257,4 +281,20 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
         board.put_back(report.events);
         error.to_string()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manager_that_is_just_registering_the_station_is_waited_for() {
+        let link = Link::new(StationId::random(), "s".parse().unwrap());
+        assert!(!link.is_connected(), "nobody is there");
+        link.enter(Stage::Registering);
+        assert!(link.is_connected(), "what the manager asks for now can be fetched from it");
+        let asked = tokio::time::Instant::now();
+        assert!(link.manager().await.is_none());
+        assert_eq!(asked.elapsed(), DIAL);
+    }
 }
