@@ -37,7 +37,7 @@ pub(crate) struct Apply {
     /// How long every instance must stay healthy
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     settle: Duration,
-    /// Go back to the configuration before if it does not become healthy
+    /// Go back if it does not become healthy: to the configuration before, or to the last that ran well if that one had failed
     #[arg(long)]
     rollback: bool,
     /// How many stations at a time, as a number or percentage
@@ -239,7 +239,7 @@ pub(crate) fn report(
         eprintln!("{station}: {}", plain(failure));
     }
     if reply.rolled_back {
-        eprintln!("rolled back to what was desired before");
+        eprintln!("rolled back to what ran well before; `quiltctl history STATION` lists it");
     }
     output::one(format, reply, |reply| outcome(reply, dry_run))
 }

@@ -59,7 +59,7 @@ pub async fn stop(config: &StationConfig, roles: bool) -> anyhow::Result<String>
             bail!("{said}, but not every program: {}", stopped.survivors.join("; "));
         }
         if stopped.count > 0 {
-            said += &format!(", and {} of an earlier station", count(stopped.count, "program"));
+            said += &format!("; stopped {} of an earlier station", count(stopped.count, "program"));
         }
     }
     Ok(said)
