@@ -398,10 +398,19 @@ pub(crate) fn take_instance(core: &Core, station: &Name, handle: &Handle, report
     let id = state.names.get(station).copied();
     let live = id.and_then(|id| state.stations.get_mut(&id)?.live.as_mut());
     if let Some(live) = live.filter(|live| live.handle == *handle) {
-        live.instances.insert((report.role.clone(), report.instance.clone()), report);
+        let key = (report.role.clone(), report.instance.clone());
+        if is_newer(&report, live.instances.get(&key)) {
+            live.instances.insert(key, report);
+        }
     }
     drop(state);
     core.note_change();
+}
+
+/// Whether an answer tells a later state than the one that is known. A report that was made after the answer may arrive before
+/// it; within the same millisecond the report is trusted, since the station reports every change.
+fn is_newer(answer: &InstanceReport, known: Option<&InstanceReport>) -> bool {
+    known.is_none_or(|known| answer.since_ms > known.since_ms)
 }
 
 /// A session of a station ended.
@@ -423,4 +432,34 @@ pub(crate) fn left(core: &Core, id: StationId, handle: &Handle, why: &Closed) {
     core.events.add(kind, Some(record.name.as_str()), None, why.to_string());
     drop(core.store.commit(vec![Change::PutStation(Box::new(record))]));
     core.note_change();
+}
+
+#[cfg(test)]
+mod tests {
+    use quilt_protocol::control::{Owner, State as InstanceState};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_that_a_later_report_overtook_is_not_shown() {
+        let report = |state, since_ms| InstanceReport {
+            role: "r".parse().unwrap(),
+            instance: "i".parse().unwrap(),
+            owner: Owner::Fleet,
+            digest: quilt_protocol::Digest::of(b""),
+            state,
+            detail: String::new(),
+            pid: None,
+            restarts: 0,
+            since_ms,
+            attributes: BTreeMap::new(),
+            held_back: None,
+        };
+        let starting = report(InstanceState::Starting, 10);
+        assert!(is_newer(&starting, None));
+        assert!(is_newer(&starting, Some(&report(InstanceState::Stopped, 9))));
+        for since_ms in [10, 11] {
+            assert!(!is_newer(&starting, Some(&report(InstanceState::Active, since_ms))));
+        }
+    }
 }
