@@ -3,12 +3,17 @@
 //! Between station and manager these travel as bincode (the protocol version governs them); between tools and the
 //! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
 
+mod apply;
+mod fleet_file;
 mod folders;
 mod plugin;
 mod schemas;
 mod station;
 mod tool;
+mod views;
 
+pub use self::apply::*;
+pub use self::fleet_file::*;
 pub use self::folders::*;
 pub use self::plugin::*;
 pub use self::schemas::{
@@ -17,6 +22,7 @@ pub use self::schemas::{
 };
 pub use self::station::*;
 pub use self::tool::*;
+pub use self::views::*;
 
 /// What a station's refusal of a plain call ends with when the command answers with a stream.
 pub const ASK_FOR_STREAM: &str = "answers with a stream; ask for one";

@@ -1,0 +1,62 @@
+//! The configurations a station had, and going back to one.
+
+use std::sync::Arc;
+
+use quilt_core::time;
+use quilt_protocol::control::{HistoryEntry, OneStation, Rollback, RolledBack};
+
+use super::{Failure, find, refused};
+use crate::store::{Desired, Origin};
+use crate::{Core, desired};
+
+pub(super) async fn history(core: &Core, request: &OneStation) -> Result<Vec<HistoryEntry>, Failure> {
+    let id = find(core, &request.station)?;
+    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
+    let entry = |desired: Desired| HistoryEntry {
+        revision: desired.revision,
+        digest: desired.digest,
+        at: time::ms_text(desired.at_ms),
+        who: desired.who.into(),
+        source: desired.source.into(),
+        good: desired.good,
+        instances: instances_of(&desired.document),
+    };
+    Ok(history.into_iter().map(entry).collect())
+}
+
+fn instances_of(document: &str) -> Vec<String> {
+    let document: quilt_protocol::control::Document = serde_json::from_str(document).unwrap_or_default();
+    let roles = document.roles.iter();
+    roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
+}
+
+/// Makes an earlier configuration desired again, under a new number.
+pub(super) async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) -> Result<RolledBack, Failure> {
+    let _one_at_a_time = core.applying.lock().await;
+    let id = find(core, &request.station)?;
+    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
+    let current = history.first().map(|desired| desired.digest);
+    let earlier = match request.to {
+        Some(to) => history.iter().find(|desired| desired.revision == to),
+        None => history.iter().skip(1).find(|desired| desired.good && Some(desired.digest) != current),
+    };
+    let Some(earlier) = earlier else {
+        let text = match request.to {
+            Some(to) => format!("{} has no revision {to}; `quiltctl history {0}` lists them", request.station),
+            None => format!("{} has no earlier revision that ran well; name one with --to", request.station),
+        };
+        return Err(refused(text));
+    };
+    let source = format!("rollback to revision {}", earlier.revision);
+    core.events.add("station.rolled_back", Some(&request.station), None, source.clone());
+    let (document, to) = (earlier.document.clone(), earlier.revision);
+    let digest = earlier.digest;
+    let revision = desired::set_desired(core, id, document, Origin::Pinned, who, &source).await.map_err(refused)?;
+    let state = core.state();
+    let said = state.stations.get(&id).map(|station| state.fleet.said_of(&station.subject()));
+    let others = said.filter(|said| said.saying.digest != digest);
+    let mut undone_by: Vec<_> =
+        others.iter().flat_map(|said| &said.saying.entries).map(|(file, _)| file.clone()).collect();
+    undone_by.dedup();
+    Ok(RolledBack { revision, to, undone_by })
+}
