@@ -8,21 +8,25 @@
 //!                 \---- too often ----> Failed     Paused <- update that needs a restart
 //! ```
 
+mod last_answer;
+mod orders;
 mod record;
 mod running;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quilt_core::lines::Position;
 use quilt_core::time;
 use quilt_plugin_api::{Host as _, LogLevel};
-use quilt_protocol::control::{Action, State};
-use tokio::sync::{mpsc, oneshot};
+use quilt_protocol::control::State;
+use tokio::sync::mpsc;
 
+pub(crate) use self::orders::{Ended, ORDERS_MAX, Order, Unwilling, Updated, moves};
 pub(crate) use self::running::abandon;
 
+use self::last_answer::LastAnswer;
 use self::record::Record;
 use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
@@ -43,45 +47,6 @@ pub(crate) struct Surroundings {
     pub(crate) link: Arc<Link>,
 }
 
-/// What an instance is told.
-pub(crate) enum Order {
-    /// Take this specification.
-    Update(Box<Spec>, Unwilling, oneshot::Sender<Updated>),
-    /// Begin, after having been made or paused.
-    Go,
-    /// End for good.
-    End { detach: bool, done: oneshot::Sender<Ended> },
-    /// An operator's wish.
-    Operator(Action, oneshot::Sender<Result<(), String>>),
-}
-
-/// What becomes of an instance that cannot be moved to another build of its plugin.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Unwilling {
-    /// It refuses.
-    GoesOn,
-    /// It stops, and begins anew there when told to: the build that it is on is not offered any more.
-    Stops,
-}
-
-/// How an update went.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Updated {
-    /// Taken, nothing was interrupted.
-    InPlace,
-    /// Stopped; it begins again when told to.
-    Paused,
-    /// Not taken, for this reason; it goes on as it was.
-    Refused(String),
-}
-
-/// Whether an instance ended in time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Ended {
-    InTime,
-    Late,
-}
-
 /// How a new instance begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Beginning {
@@ -90,9 +55,6 @@ pub(crate) struct Beginning {
     /// An operator stopped it earlier.
     pub(crate) stopped: bool,
 }
-
-/// How many orders may wait for an instance: a few at most are under way, since the supervisor waits for each.
-pub(crate) const ORDERS_MAX: usize = 8;
 
 /// Makes an instance's task. It does nothing before [`Order::Go`].
 pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mpsc::Sender<Order> {
@@ -109,7 +71,7 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         around,
         spec,
         inbox,
-        heard: None,
+        pending_order: None,
         may_begin: false,
         record,
         resuming: beginning.resuming,
@@ -132,7 +94,7 @@ struct Runner {
     spec: Spec,
     inbox: mpsc::Receiver<Order>,
     /// An order that came while something was under way, and is carried out next.
-    heard: Option<Order>,
+    pending_order: Option<Order>,
     /// The order to begin came while an update was under way, which may end in a pause.
     may_begin: bool,
     restarts: Restarts,
@@ -185,18 +147,6 @@ impl Runner {
         }
     }
 
-    /// Waits for the next order; none once the supervisor is gone.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: an order is taken only by whoever gets it.
-    async fn order(&mut self) -> Option<Order> {
-        match self.heard.take() {
-            Some(order) => Some(order),
-            None => self.inbox.recv().await,
-        }
-    }
-
     fn show(&mut self, state: State, detail: impl Into<String>) {
         self.around.board.state(&self.key, state, detail);
         self.remember();
@@ -215,58 +165,6 @@ impl Runner {
 
     fn dir(&self) -> PathBuf {
         instance_dir(&self.around.folder, &self.key)
-    }
-
-    /// What an order means to an instance that has nothing running.
-    async fn rest(&mut self, order: Order) -> Phase {
-        match order {
-            Order::Update(spec, _, done) if self.stopped => {
-                // A configuration says what the instance is, an operator whether it runs.
-                self.take(*spec);
-                self.remember();
-                let _ = done.send(Updated::InPlace);
-                Phase::Idle
-            }
-            Order::Update(spec, _, done) => {
-                self.may_begin = false;
-                self.abandon().await;
-                // A failure of the old configuration is not one of the new.
-                self.show(State::Waiting, "");
-                self.take(*spec);
-                let _ = done.send(Updated::Paused);
-                Phase::Paused
-            }
-            Order::Go if self.stopped => {
-                // Its stop may have been cut short by the end of the earlier station.
-                self.abandon().await;
-                let _ = self.show_stopped();
-                Phase::Idle
-            }
-            Order::Go => Phase::Needs,
-            Order::End { detach, done } => {
-                if !detach {
-                    self.abandon().await;
-                }
-                let _ = done.send(if self.survivor.is_some() { Ended::Late } else { Ended::InTime });
-                Phase::Over
-            }
-            Order::Operator(Action::Stop, done) => {
-                self.stopped = true;
-                self.abandon().await;
-                let _ = done.send(self.show_stopped());
-                Phase::Idle
-            }
-            Order::Operator(Action::Start | Action::Restart, done) => {
-                self.stopped = false;
-                self.restarts.forgive();
-                if self.state() == Some(State::Failed) {
-                    // A station that dies before the next state that lasts has not given it up.
-                    Record::remove(&self.dir());
-                }
-                let _ = done.send(Ok(()));
-                Phase::Needs
-            }
-        }
     }
 
     /// Ends what may run of this instance without being held.
@@ -306,7 +204,7 @@ impl Runner {
 
     async fn paused(&mut self) -> Phase {
         loop {
-            let begins = self.heard.is_none() && std::mem::take(&mut self.may_begin);
+            let begins = self.pending_order.is_none() && std::mem::take(&mut self.may_begin);
             let order = if begins { Some(Order::Go) } else { self.order().await };
             match order {
                 None => return Phase::Over,
@@ -368,17 +266,17 @@ impl Runner {
             (None, Some(_)) => Position::START,
             (None, None) => before.unwrap_or_default(),
         };
-        let answered = Answered::new(&self.around.board, &self.key);
+        let last_answer = LastAnswer::new(&self.around.board, &self.key);
         while let Some(ready) = self.spec.settings.ready.clone() {
             let spec = self.spec.clone();
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &spec, &log, begin, |answer| answered.show(answer)) => outcome,
+                outcome = ready::wait(&ready, &spec, &log, begin, |answer| last_answer.show(answer)) => outcome,
                 Some(panic) = started.crashed.recv() => Err(panic),
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.
                     result if found.is_some() => return self.ended(started, result).await,
-                    Ok(()) => Err(answered.after("it ended")),
-                    Err(text) => Err(answered.after(&text)),
+                    Ok(()) => Err(last_answer.after("it ended")),
+                    Err(text) => Err(last_answer.after(&text)),
                 },
                 order = self.order() => match self.interrupt(started, order).await {
                     // What does not stop it does not make it ready either.
@@ -404,16 +302,6 @@ impl Runner {
         started.since = Instant::now();
         self.show(State::Active, "");
         Phase::Active(started)
-    }
-
-    /// An order came before the start was over, which was dropped half-way.
-    async fn start_given_up(&mut self) -> Phase {
-        let Some(order) = self.order().await else { return Phase::Over };
-        if !matches!(order, Order::End { detach: true, .. }) {
-            self.show(State::Stopping, "its start is given up");
-            self.abandon().await;
-        }
-        self.rest(order).await
     }
 
     fn log_dir(&self) -> PathBuf {
@@ -497,136 +385,8 @@ impl Runner {
         }
     }
 
-    /// What an order means to an instance that has something running.
-    async fn interrupt(&mut self, mut started: Started, order: Option<Order>) -> Phase {
-        match order {
-            None => {
-                self.stop_role(started, true).await;
-                Phase::Over
-            }
-            Some(Order::Go) => Phase::Active(started),
-            Some(Order::Update(spec, unwilling, done)) if moves(&self.spec, &spec) => {
-                match self.move_role(started, &spec).await {
-                    Ok(moved) => {
-                        self.take(*spec);
-                        let _ = done.send(Updated::InPlace);
-                        self.show(State::Active, "");
-                        Phase::Active(moved)
-                    }
-                    Err((old, why)) if unwilling == Unwilling::Stops => {
-                        self.show(State::Stopping, format!("to go back to the build before: {why}"));
-                        self.stop_role(old, false).await;
-                        self.take(*spec);
-                        let _ = done.send(Updated::Paused);
-                        Phase::Paused
-                    }
-                    Err((old, _)) if matches!(self.heard, Some(Order::Operator(..))) => {
-                        // That is no fault of the new build: it is the one to begin with again.
-                        self.show(State::Stopping, "");
-                        self.stop_role(old, false).await;
-                        self.take(*spec);
-                        let _ = done.send(Updated::Paused);
-                        Phase::Paused
-                    }
-                    Err((old, why)) => {
-                        let _ = done.send(Updated::Refused(why));
-                        Phase::Active(old)
-                    }
-                }
-            }
-            Some(Order::Update(spec, _, done)) => {
-                self.may_begin = false;
-                let in_place = started.work.is_some() || self.state() == Some(State::Active);
-                match in_place {
-                    true if self.update_role(&mut started, &spec).await => {
-                        let restarts = self.around.board.get(&self.key).map_or(0, |report| report.restarts);
-                        self.take(*spec);
-                        self.around.board.update(&self.key, |report| report.restarts = restarts);
-                        self.remember();
-                        let _ = done.send(Updated::InPlace);
-                        Phase::Active(started)
-                    }
-                    _ => {
-                        self.show(State::Stopping, "to take a new configuration");
-                        self.stop_role(started, false).await;
-                        self.take(*spec);
-                        let _ = done.send(Updated::Paused);
-                        Phase::Paused
-                    }
-                }
-            }
-            Some(Order::End { detach, done }) => {
-                self.show(State::Stopping, "");
-                let ended = self.stop_role(started, detach).await;
-                let _ = done.send(ended);
-                Phase::Over
-            }
-            Some(Order::Operator(Action::Start, done)) => {
-                let _ = done.send(Ok(()));
-                match self.state() {
-                    Some(State::Completed) => {
-                        self.stop_role(started, false).await;
-                        Phase::Needs
-                    }
-                    _ => Phase::Active(started),
-                }
-            }
-            Some(Order::Operator(Action::Restart, done)) => {
-                self.show(State::Stopping, "to be restarted by an operator");
-                self.stop_role(started, false).await;
-                self.restarts.forgive();
-                let _ = done.send(Ok(()));
-                Phase::Needs
-            }
-            Some(Order::Operator(Action::Stop, done)) => {
-                self.stopped = true;
-                self.show(State::Stopping, "");
-                self.stop_role(started, false).await;
-                let _ = done.send(self.show_stopped());
-                Phase::Idle
-            }
-        }
-    }
-
     fn state(&self) -> Option<State> {
         self.around.board.get(&self.key).map(|report| report.state)
-    }
-}
-
-/// Whether a specification asks for the same role from another build of its plugin.
-pub(crate) fn moves(from: &Spec, to: &Spec) -> bool {
-    from.carrier.is_some()
-        && to.carrier.is_some()
-        && from.carrier != to.carrier
-        && from.settings.isolation == to.settings.isolation
-}
-
-/// What a ready check answered last.
-struct Answered {
-    board: Arc<Board>,
-    key: Key,
-    last: Mutex<String>,
-}
-
-impl Answered {
-    fn new(board: &Arc<Board>, key: &Key) -> Self {
-        Self { board: board.clone(), key: key.clone(), last: Mutex::default() }
-    }
-
-    /// Shows an answer beside `starting`.
-    fn show(&self, answer: &str) {
-        self.board.update(&self.key, |report| {
-            if report.state == State::Starting {
-                report.detail = format!("not ready yet: {answer}");
-            }
-        });
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = answer.to_owned();
-    }
-
-    /// Why an instance ended, and what the check had answered by then.
-    fn after(&self, why: &str) -> String {
-        let answer = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        format!("{why} before it was ready: {answer}")
     }
 }
 

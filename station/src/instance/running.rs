@@ -49,23 +49,23 @@ impl From<String> for NotStarted {
     }
 }
 
-/// Does `work` unless an order comes that cuts it short: that is left in `heard`, and `work` has [`FINISH`] to end by itself
+/// Does `work` unless an order comes that cuts it short: that is left in `pending_order`, and `work` has [`FINISH`] to end by itself
 /// before it is dropped; then this gives nothing. Leave to begin is left in `may_begin`.
 async fn unless_ordered<T>(
     inbox: &mut mpsc::Receiver<Order>,
-    heard: &mut Option<Order>,
+    pending_order: &mut Option<Order>,
     may_begin: &mut bool,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     let mut work = std::pin::pin!(work);
-    while heard.is_none() {
+    while pending_order.is_none() {
         tokio::select! {
             done = &mut work => return Some(done),
             order = inbox.recv() => match order {
                 Some(Order::Go) => *may_begin = true,
                 // It is on its way.
                 Some(Order::Operator(Action::Start, done)) => drop(done.send(Ok(()))),
-                Some(order) => *heard = Some(order),
+                Some(order) => *pending_order = Some(order),
                 None => break,
             },
         }
@@ -120,16 +120,17 @@ impl Runner {
             Ok::<_, RoleError>((role, work))
         });
         let starting = tokio::time::timeout(limit, starting);
-        let started = match unless_ordered(&mut self.inbox, &mut self.heard, &mut self.may_begin, starting).await {
-            Some(Ok(Ok(Ok(started)))) => Ok(started),
-            Some(Ok(Ok(Err(error)))) => Err(NotStarted::Failed(error.to_string())),
-            Some(Ok(Err(panic))) => Err(NotStarted::Failed(panic)),
-            Some(Err(_)) => Err(NotStarted::Failed(format!(
-                "its start took longer than `start_timeout`, {}",
-                humantime::format_duration(limit)
-            ))),
-            None => Err(NotStarted::Ordered),
-        };
+        let started =
+            match unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, starting).await {
+                Some(Ok(Ok(Ok(started)))) => Ok(started),
+                Some(Ok(Ok(Err(error)))) => Err(NotStarted::Failed(error.to_string())),
+                Some(Ok(Err(panic))) => Err(NotStarted::Failed(panic)),
+                Some(Err(_)) => Err(NotStarted::Failed(format!(
+                    "its start took longer than `start_timeout`, {}",
+                    humantime::format_duration(limit)
+                ))),
+                None => Err(NotStarted::Ordered),
+            };
         match started {
             Ok((role, work)) => {
                 self.resuming = false;
@@ -159,7 +160,7 @@ impl Runner {
         self.around.commands.cancel_calls(&self.key);
         let updating = catch(started.role.update(spec.config.as_bytes()));
         let updating = tokio::time::timeout(UPDATE_TIMEOUT, updating);
-        let updated = unless_ordered(&mut self.inbox, &mut self.heard, &mut self.may_begin, updating).await;
+        let updated = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, updating).await;
         // What is cut short may be half done: it does not go on with that.
         let Some(updated) = updated else { return false };
         match updated {
@@ -245,7 +246,7 @@ impl Runner {
                     Some(panic) = crashed.recv() => Err(panic),
                 }
             };
-            let outcome = unless_ordered(&mut self.inbox, &mut self.heard, &mut self.may_begin, checking).await;
+            let outcome = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, checking).await;
             if let Err(why) = outcome.unwrap_or_else(|| Err(ORDERED.to_owned())) {
                 end_role(started, false).await;
                 return Err(why);
