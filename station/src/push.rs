@@ -1,21 +1,21 @@
-//! Configurations that the manager offers: planned, put on disk, answered, committed.
+//! What should run here: what the host configures, and what was accepted of a manager.
+
+mod offers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
-use quilt_protocol::control::{
-    Applied, Document, Owner, Problem, ProblemCode, Rejection, UpdateConfiguration, Verdict, instance_digest,
-};
+use quilt_protocol::control::{Applied, Document, Owner, Problem, ProblemCode, instance_digest};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::folders;
 use crate::instance::{self, Surroundings};
 use crate::local::{self, Local};
-use crate::plan::{self, Plan, Read, RoleTable};
-use crate::plugins::{Catalog, Offered, Plugin, Prepared};
-use crate::saved::{Accepted, Saved};
+use crate::plan::{self, Read, RoleTable};
+use crate::plugins::{Catalog, Offered, Plugin};
+use crate::saved::Saved;
 use crate::session::Link;
 use crate::spec::{Key, Spec};
 use crate::supervisor::{self, FORGOTTEN_STOP, Impossible, Offering, Target};
@@ -297,158 +297,6 @@ impl Push {
         let deleted = deleting.await.map_err(|error| error.to_string())?;
         deleted.map_err(|error| format!("not all of it could be deleted: {error}"))
     }
-
-    /// Says what would become of a document; changes nothing, but keeps the plugins that it asks for.
-    pub(crate) async fn plan(&self, document: &str) -> Verdict {
-        match self.planned(document).await {
-            Ok(_) => Verdict::Accepted,
-            Err(rejection) => Verdict::Rejected(Box::new(rejection)),
-        }
-    }
-
-    async fn planned(&self, document: &str) -> Result<Planned, Rejection> {
-        let plugins = serde_json::from_str::<Document>(document).map(|document| document.plugins).unwrap_or_default();
-        let local = self.local();
-        let prepared = match self.roles.catalog() {
-            Some(catalog) => Some(catalog.prepare(&plugins, false).await),
-            None => None,
-        };
-        let roles = match &prepared {
-            Some(prepared) => self.roles.with(prepared.offered.clone()),
-            None => self.roles.as_ref().clone(),
-        };
-        let lacking = prepared.iter().flat_map(|prepared| &prepared.lacking).map(|(plugin, error)| Problem {
-            key: Some(format!("plugins.{plugin}")),
-            expected: "a plugin that this station can load".into(),
-            got: format!("{}: it {error}", error.code()),
-            ..self.problem()
-        });
-        let mut problems: Vec<_> = lacking.collect();
-        let impossible = self.impossible.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // As long as a newer build is being tried nobody knows which of the two will run.
-        let tried = self.roles.catalog().map(|catalog| catalog.proven_beside_tried()).unwrap_or_default();
-        let tried = tried.into_iter().filter(|(name, _)| !plugins.contains_key(name.as_str())).collect::<Offered>();
-        if let Some(prepared) = prepared.as_ref().filter(|_| !tried.is_empty()) {
-            let offered = prepared.offered.clone().into_iter().chain(tried).collect();
-            let before = self.roles.with(offered);
-            let local = self.target(&local.document, local.whole, &before).await;
-            let wrong =
-                plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before, &impossible).await.err();
-            problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
-        }
-        let local = self.target(&local.document, local.whole, &roles).await;
-        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles, &impossible).await {
-            Ok(plan) if problems.is_empty() => Ok(Planned { plan, local, prepared }),
-            planned => {
-                problems.extend(planned.err().into_iter().flat_map(|rejection| rejection.problems));
-                for problem in &mut problems {
-                    if let Some(plugin) = self.loading(problem) {
-                        problem.got += &format!(", whose plugin {plugin} is still being loaded");
-                    }
-                }
-                Err(Rejection::new(problems))
-            }
-        }
-    }
-
-    /// Takes an offered configuration, or says why not. When this answers `Accepted` it is on disk.
-    ///
-    /// # Errors
-    ///
-    /// The station stops: it has no opinion.
-    pub(crate) async fn update(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
-        let UpdateConfiguration { offer, document } = update;
-        let document = document.into_owned();
-        let mut saved = self.saved.lock().await;
-        if let Some(wrong) = self.distrust(&offer, &document, saved.accepted.as_ref()) {
-            return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![wrong]))));
-        }
-        let known = saved.accepted.as_ref().map(|accepted| accepted.applied);
-        // After damage to the record more may run than is known, and only a commit ends it.
-        let unchanged = !saved.damaged && known.is_some_and(|known| known.digest == offer.digest);
-        // What runs stays, even if it could not be accepted anew.
-        let planned = match unchanged {
-            true => None,
-            false => match self.planned(&document).await {
-                Ok(planned) => Some(planned),
-                Err(rejection) => return Ok(Verdict::Rejected(Box::new(rejection))),
-            },
-        };
-        // Taken first: between the disk and the commit nothing may wait, or a session that ends there would leave the one
-        // without the other.
-        let Some(place) = self.supervisor.reserve().await else { return Err("the station stops".into()) };
-        if (saved.damaged || known != Some(offer))
-            && let Err(error) = saved.accept(Accepted { applied: offer, document })
-        {
-            let got = format!("{error}");
-            return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![Problem {
-                expected: "room and permission to write it to the station's disk".into(),
-                got,
-                ..self.problem()
-            }]))));
-        }
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
-        let Some(Planned { plan, local, prepared }) = planned else { return Ok(Verdict::Unchanged) };
-        tracing::info!(revision = %offer.revision, "accepted a configuration");
-        let document = if plan.impossible.is_empty() { Document::default() } else { saved.document() };
-        let still_impossible = plan.impossible.into_iter().map(|(spec, problem)| {
-            let loading = self.loading(&problem);
-            Impossible { spec, problem, loading }
-        });
-        let still_impossible: Vec<_> = still_impossible.collect();
-        self.note_impossible(&document, &still_impossible);
-        let Target { specs: mut all, mut impossible, complete, .. } = local;
-        all.extend(plan.specs);
-        impossible.extend(still_impossible);
-        // Under the lock, so that two pushes commit in the order in which they were accepted.
-        let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
-        let digest = Some(offer.digest);
-        place.commit(Target {
-            specs: all,
-            impossible,
-            resuming: false,
-            digest,
-            plugins,
-            given_up: BTreeMap::new(),
-            complete,
-        });
-        Ok(Verdict::Accepted)
-    }
-
-    fn problem(&self) -> Problem {
-        Problem {
-            code: ProblemCode::InvalidConfiguration,
-            station: self.link.name(),
-            role: String::new(),
-            instance: None,
-            key: None,
-            expected: String::new(),
-            got: String::new(),
-        }
-    }
-
-    /// What is wrong with an offer whatever it contains.
-    fn distrust(&self, offer: &Applied, document: &str, accepted: Option<&Accepted>) -> Option<Problem> {
-        let digest = Digest::of(document.as_bytes());
-        if digest != offer.digest {
-            let expected = format!("a document with the digest {}", offer.digest);
-            return Some(Problem { expected, got: digest.to_string(), ..self.problem() });
-        }
-        let applied = accepted?.applied;
-        if applied.fleet == offer.fleet && offer.epoch < applied.epoch {
-            let expected = format!("a manager whose store has reached epoch {}", applied.epoch);
-            let got = format!("epoch {}: an older store; use `quiltctl adopt`", offer.epoch);
-            return Some(Problem { expected, got, ..self.problem() });
-        }
-        None
-    }
-}
-
-/// What was found fine.
-struct Planned {
-    plan: Plan,
-    local: Target,
-    prepared: Option<Prepared>,
 }
 
 /// Leaves out what the fleet configures already, and says so.
