@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, done};
+use quilt_protocol::control::bounds::{INSTANCES_MAX, at_most};
 use quilt_protocol::control::{
     Applied, Emitted, Facts, InstanceReport, Registered, Registration, Report, StateChange, StationEvent,
 };
@@ -56,6 +57,7 @@ fn take(
         if registration.id != id {
             return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
         }
+        registration.check().map_err(|text| (Outcome::Refused, text))?;
         core.metrics.registrations.inc();
         let (registered, changes) = loop {
             if let Some(older) = older_session(&core, id, &handle) {
@@ -273,23 +275,32 @@ fn by_key(instances: &[InstanceReport]) -> BTreeMap<(Name, Name), InstanceReport
 pub(crate) fn report(session: &Session, id: StationId, inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, handle) = (session.core.clone(), session.handle.clone());
     inbound.answer(move |report: Report| async move {
-        take_report(&core, id, &handle, report);
-        Ok(())
+        take_report(&core, id, &handle, report).map_err(|text| (Outcome::Refused, text))
     })
 }
 
-fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report) {
+/// Checks what would be too much once a report is added to what a station has.
+fn check_total(instances: usize, report: &Report) -> Result<(), String> {
+    // One that is there already is counted twice here: a station near the limit hears of it a little early.
+    let after = (instances + report.changed.len()).saturating_sub(report.gone.len());
+    if report.changed.is_empty() { Ok(()) } else { at_most(after, INSTANCES_MAX, || "instances".into()) }
+}
+
+fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report) -> Result<(), String> {
+    report.check()?;
     let mut offered_again = false;
     {
         let mut state = core.state();
         if let Some(newcomer) = state.quarantined.iter_mut().find(|newcomer| newcomer.handle == *handle) {
+            check_total(newcomer.registration.instances.len(), &report)?;
             newcomer.take(&report);
-            return;
+            return Ok(());
         }
-        let Some(station) = state.stations.get_mut(&id) else { return };
+        let Some(station) = state.stations.get_mut(&id) else { return Ok(()) };
         let name = station.record.name.to_string();
 
-        let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
+        let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return Ok(()) };
+        check_total(live.instances.len(), &report)?;
         live.applied = report.applied;
         live.applying = report.applying;
         if let Some(roles) = report.roles {
@@ -338,6 +349,7 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
     }
     note_health(core, id);
     core.note_change();
+    Ok(())
 }
 
 /// How long a configuration must run well to count as good.

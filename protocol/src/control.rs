@@ -4,6 +4,7 @@
 //! manager as JSON, so that `quiltctl call manager stations` and scripts work without our types.
 
 mod apply;
+pub mod bounds;
 mod fleet_file;
 mod folders;
 mod plugin;

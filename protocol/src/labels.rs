@@ -57,6 +57,41 @@ pub fn check_key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// How many entries a table has that a station says of itself: its labels, or further facts about its machine.
+pub const ENTRIES_MAX: usize = 64;
+/// The longest name in such a table, in bytes.
+pub const KEY_MAX: usize = 256;
+/// The longest value in such a table, in bytes.
+pub const VALUE_MAX: usize = 1024;
+/// How many bytes all names and values of such a table come to.
+pub const TABLE_MAX: usize = 16 << 10;
+
+/// Checks the size of a table of labels or facts. `noun` says what one entry is, such as `label`.
+///
+/// # Errors
+///
+/// Names what is too much, how much it is and how much there may be.
+pub fn check_table<'a>(noun: &str, table: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), String> {
+    let (mut entries, mut bytes) = (0, 0);
+    for (key, value) in table {
+        entries += 1;
+        bytes += key.len() + value.len();
+        if key.len() > KEY_MAX {
+            return Err(format!("a {noun} has a name of {} bytes; at most {KEY_MAX} are taken", key.len()));
+        }
+        if value.len() > VALUE_MAX {
+            return Err(format!("{noun} `{key}` has a value of {} bytes; at most {VALUE_MAX} are taken", value.len()));
+        }
+    }
+    if entries > ENTRIES_MAX {
+        return Err(format!("{entries} {noun}s; at most {ENTRIES_MAX} are taken"));
+    }
+    if bytes > TABLE_MAX {
+        return Err(format!("{noun}s of {bytes} bytes; at most {TABLE_MAX} are taken"));
+    }
+    Ok(())
+}
+
 impl Index<&str> for Labels {
     type Output = SmolStr;
 

@@ -4,24 +4,28 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use quilt_core::time;
+use quilt_protocol::control::bounds::{
+    ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, DETAIL_MAX, REPORTED_EVENTS_MAX, attribute_bytes, cut,
+};
 use quilt_protocol::control::{Emitted, InstanceReport, State, StateChange, StationEvent};
 use quilt_protocol::{Digest, Name};
 use tokio::sync::watch;
 
 use crate::spec::{Key, Spec};
 
-/// How many events wait for a manager that is away; the oldest are dropped first.
-const EVENTS_MAX: usize = 1000;
+/// How many events wait for a manager that is away; the oldest are dropped first. One report tells them all.
+const EVENTS_MAX: usize = REPORTED_EVENTS_MAX;
 
-/// How many attributes an instance may have.
-const ATTRIBUTES_MAX: usize = 64;
 /// How many bytes all attributes of a station may come to: a registration tells them all at once.
 const ATTRIBUTE_BYTES_MAX: usize = 8 << 20;
 
 /// What is said of an attribute that does not fit.
 pub(crate) fn attribute_limits() -> String {
     let all = ATTRIBUTE_BYTES_MAX >> 20;
-    format!("an instance has at most {ATTRIBUTES_MAX} of them, and all of a station's come to at most {all} MiB")
+    let of_one = ATTRIBUTES_BYTES_MAX >> 10;
+    format!(
+        "an instance has at most {ATTRIBUTES_MAX} of them and {of_one} KiB, and all of a station's come to at most {all} MiB"
+    )
 }
 
 /// All instances' states.
@@ -56,10 +60,6 @@ struct NextRun {
     attributes: BTreeMap<String, String>,
 }
 
-fn bytes_of(attributes: &BTreeMap<String, String>) -> usize {
-    attributes.iter().map(|(name, json)| name.len() + json.len()).sum()
-}
-
 /// What changed since the last time.
 #[derive(Default)]
 pub(crate) struct Changes {
@@ -83,19 +83,19 @@ impl Inner {
     /// Forgets what the next run said.
     fn drop_next(&mut self, key: &Key) {
         if let Some(next) = self.next.remove(key) {
-            self.attribute_bytes -= bytes_of(&next.attributes);
+            self.attribute_bytes -= attribute_bytes(&next.attributes);
         }
     }
 
     /// Shows the process and the attributes of a run in the place of those before.
     fn show(&mut self, key: &Key, pid: Option<u32>, attributes: BTreeMap<String, String>) {
         let Some(report) = self.instances.get_mut(key) else {
-            self.attribute_bytes -= bytes_of(&attributes);
+            self.attribute_bytes -= attribute_bytes(&attributes);
             return;
         };
         report.pid = pid;
         let before = std::mem::replace(&mut report.attributes, attributes);
-        self.attribute_bytes -= bytes_of(&before);
+        self.attribute_bytes -= attribute_bytes(&before);
         self.dirty.insert(key.clone());
     }
 
@@ -103,6 +103,10 @@ impl Inner {
         let Some(report) = self.instances.get_mut(key) else { return };
         let before = report.state;
         work(report);
+        cut(&mut report.detail, DETAIL_MAX);
+        if let Some((_, why)) = &mut report.held_back {
+            cut(why, DETAIL_MAX);
+        }
         self.dirty.insert(key.clone());
         if report.state != before {
             report.since_ms = time::now_ms();
@@ -229,7 +233,9 @@ impl Board {
             let is_new = before == 0 && after > 0;
             // More would make a status line unreadable, and cost whoever keeps it.
             fits = after <= before
-                || ((!is_new || attributes.len() < ATTRIBUTES_MAX) && all - before + after <= ATTRIBUTE_BYTES_MAX);
+                || ((!is_new || attributes.len() < ATTRIBUTES_MAX)
+                    && attribute_bytes(attributes) - before + after <= ATTRIBUTES_BYTES_MAX
+                    && all - before + after <= ATTRIBUTE_BYTES_MAX);
             if fits {
                 match json {
                     Some(json) => attributes.insert(name.to_owned(), json),
@@ -254,7 +260,7 @@ impl Board {
         self.change(|inner| {
             inner.drop_next(key);
             if let Some(gone) = inner.instances.remove(key) {
-                inner.attribute_bytes -= bytes_of(&gone.attributes);
+                inner.attribute_bytes -= attribute_bytes(&gone.attributes);
                 inner.note(StationEvent::Gone(key.role.clone(), key.instance.clone()));
             }
             inner.dirty.insert(key.clone());
@@ -395,15 +401,31 @@ mod tests {
         let board = Board::default();
         let json = Some("x".repeat(16 << 10));
         let mut taken = 0;
-        for number in 0..10 {
+        for number in 0..80 {
             put(&board, number);
-            taken += (0..100).filter(|name| board.attribute(&key(number), 1, &name.to_string(), json.clone())).count();
+            taken += (0..9).filter(|name| board.attribute(&key(number), 1, &name.to_string(), json.clone())).count();
         }
         assert!((500..=512).contains(&taken), "{taken}");
-        assert_eq!(board.get(&key(0)).unwrap().attributes.len(), ATTRIBUTES_MAX);
-        assert!(!board.attribute(&key(9), 1, "one more", json.clone()));
+        // Of one instance there are at most 128 KiB.
+        assert_eq!(board.get(&key(0)).unwrap().attributes.len(), 7);
+        assert!(!board.attribute(&key(79), 1, "one more", json.clone()));
         board.end_run(&key(0), 1);
         board.remove(&key(1));
-        assert!(board.attribute(&key(9), 1, "one more", json));
+        assert!(board.attribute(&key(79), 1, "one more", json));
+        let short = Some("1".to_owned());
+        board.begin_run(&key(0), 2);
+        let of_one = (0..100).filter(|name| board.attribute(&key(0), 2, &name.to_string(), short.clone())).count();
+        assert_eq!(of_one, ATTRIBUTES_MAX);
+    }
+
+    #[test]
+    fn what_is_said_of_a_state_is_cut_to_what_a_manager_takes() {
+        let board = Board::default();
+        put(&board, 0);
+        board.state(&key(0), State::Failed, "x".repeat(DETAIL_MAX + 1));
+        let report = board.get(&key(0)).unwrap();
+        assert_eq!(report.detail.len(), DETAIL_MAX);
+        let Some(StationEvent::State(change)) = board.take_changes().events.pop() else { panic!("no event") };
+        assert_eq!(change.detail, report.detail);
     }
 }

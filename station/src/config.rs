@@ -118,6 +118,8 @@ impl StationArgs {
             labels.insert(key.into(), value.into());
         }
         labels.keys().try_for_each(|key| labels::check_key(key)).map_err(anyhow::Error::msg).context("a label")?;
+        let table = labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        labels::check_table("label", table).map_err(anyhow::Error::msg)?;
         let name = match self.name {
             Some(name) => name.parse().context("the station's name")?,
             None => file.name.unwrap_or_else(host_name),

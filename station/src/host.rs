@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{BoxFuture, CallAnswer, CommandRecord, Handler, Host, LogLevel, Report};
 use quilt_protocol::Outcome;
+use quilt_protocol::control::bounds::{ATTRIBUTE_MAX, ATTRIBUTE_NAME_MAX};
 use quilt_protocol::control::{Emitted, State};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
@@ -20,10 +21,6 @@ use crate::instance::Surroundings;
 use crate::session::Link;
 use crate::spec::Key;
 
-/// The longest name of an attribute, in bytes.
-const ATTRIBUTE_NAME_MAX: usize = 256;
-/// The longest attribute or event, in bytes of JSON: what a status line can bear.
-const JSON_MAX: usize = 16 << 10;
 /// How many calls of one instance to other targets may be under way: one that forgets to wait must not take all requests that
 /// the station's session with its manager bears.
 const CALLS_MAX: usize = 256;
@@ -213,8 +210,11 @@ impl Host for InstanceHost {
             return;
         }
         match json {
-            Some(json) if json.len() > JSON_MAX => {
-                self.log(LogLevel::Warn, &format!("attribute `{name}` is longer than {JSON_MAX} bytes; not published"));
+            Some(json) if json.len() > ATTRIBUTE_MAX => {
+                self.log(
+                    LogLevel::Warn,
+                    &format!("attribute `{name}` is longer than {ATTRIBUTE_MAX} bytes; not published"),
+                );
             }
             Some(_) if name.len() > ATTRIBUTE_NAME_MAX => {
                 let text = format!("an attribute's name is longer than {ATTRIBUTE_NAME_MAX} bytes; not published");
@@ -230,8 +230,12 @@ impl Host for InstanceHost {
     }
 
     fn emit(&self, topic: &str, body: String) {
-        if body.len() > JSON_MAX {
-            self.log(LogLevel::Warn, &format!("event `{topic}` is longer than {JSON_MAX} bytes; not sent"));
+        if topic.len() > ATTRIBUTE_NAME_MAX {
+            let text = format!("an event's topic is longer than {ATTRIBUTE_NAME_MAX} bytes; not sent");
+            return self.log(LogLevel::Warn, &text);
+        }
+        if body.len() > ATTRIBUTE_MAX {
+            self.log(LogLevel::Warn, &format!("event `{topic}` is longer than {ATTRIBUTE_MAX} bytes; not sent"));
             return;
         }
         let Key { role, instance } = self.key.clone();

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use quilt_core::files;
 use quilt_protocol::StationId;
 use quilt_protocol::control::Facts;
+use quilt_protocol::control::bounds::{FACT_MAX, cut};
 
 const FILE: &str = "id";
 
@@ -42,13 +43,13 @@ pub(crate) fn facts(local: IpAddr) -> Facts {
     if let Some(kernel) = read("/proc/sys/kernel/osrelease") {
         more.insert("kernel".into(), kernel);
     }
-    let memory = read("/proc/meminfo").unwrap_or_default();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     if let Some(total) = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")) {
         more.insert("memory".into(), total.trim().to_owned());
     }
     let interface = if local.is_loopback() { default_route_interface() } else { interface_of(local) };
     Facts {
-        hostname: hostname::get().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        hostname: hostname::get().map(|name| fact(&name.to_string_lossy())).unwrap_or_default(),
         mac: interface.and_then(|name| mac_of(&name)),
         ip: Some(local.to_string()),
         machine_id: read("/etc/machine-id").filter(|id| !id.is_empty()),
@@ -58,8 +59,15 @@ pub(crate) fn facts(local: IpAddr) -> Facts {
     }
 }
 
+/// A fact from a file, as much of it as a manager takes.
 fn read(path: &str) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    fs::read_to_string(path).ok().map(|text| fact(text.trim()))
+}
+
+fn fact(text: &str) -> String {
+    let mut text = text.to_owned();
+    cut(&mut text, FACT_MAX);
+    text
 }
 
 /// Tells this boot of the machine from others.
@@ -70,7 +78,7 @@ pub(crate) fn boot_id() -> Option<String> {
 fn os_name() -> String {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    name.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
+    name.map_or_else(|| std::env::consts::OS.to_owned(), |name| fact(name.trim_matches('"')))
 }
 
 /// The MAC address of an interface; absent rather than made up.

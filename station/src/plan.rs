@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_plugin_api::{CommandRecord, Invalid, RoleDescription, RoleFactory, linked_roles};
+use quilt_protocol::control::bounds::{ROLES_MAX, VERSION_MAX, cut};
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView, instance_digest};
 use quilt_protocol::{Digest, Name};
 use tokio::task::JoinSet;
@@ -114,14 +115,22 @@ impl RoleTable {
     fn all(&self) -> BTreeMap<Name, RoleOffer> {
         let mut all = BTreeMap::new();
         self.each_described(|role, described| {
-            let (version, instances) = (described.version.clone(), described.instances);
+            let (mut version, instances) = (described.version.clone(), described.instances);
+            cut(&mut version, VERSION_MAX);
             all.insert(role.clone(), RoleOffer { role, version, instances });
         });
         all
     }
 
+    /// The roles that are offered to the manager, as many as it takes.
     pub(crate) fn offers(&self) -> Vec<RoleOffer> {
-        self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role)).collect()
+        let all = self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role));
+        let mut offers: Vec<_> = all.collect();
+        if offers.len() > ROLES_MAX {
+            tracing::warn!(roles = offers.len(), "a manager takes at most {ROLES_MAX} roles; the rest is not offered");
+            offers.truncate(ROLES_MAX);
+        }
+        offers
     }
 
     /// Hands over what roles say of themselves, as far as they have names that are names. Their schemas are long.

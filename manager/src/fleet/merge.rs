@@ -48,6 +48,11 @@ impl Fleet {
                     mistakes.push(Remark { at, text: format!("station `{station}`: {text}") });
                 }
             }
+            let table = entry.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            if let Err(text) = labels::check_table("label", table) {
+                let at = vec!["station".into(), station.clone(), "labels".into()];
+                mistakes.push(Remark { at, text: format!("station `{station}`: {text}") });
+            }
             let known = self.stations.get(station);
             let sourced = Sourced { source: source.into(), content: entry.clone() };
             let is_new = known != Some(&sourced);
@@ -130,6 +135,16 @@ fn check_reference(reference: &str) -> Result<(), String> {
 mod tests {
     use super::super::testing::file;
     use super::*;
+
+    #[test]
+    fn more_labels_than_a_station_may_have_are_a_mistake_that_names_the_limit() {
+        let labels: std::collections::BTreeMap<_, _> = (0..65).map(|number| (format!("k{number}"), "x")).collect();
+        let file = file(serde_json::json!({ "station": { "cam-1": { "labels": labels } } }));
+        let mistakes = Fleet::default().merged(&file, "f").err().unwrap();
+        let [Remark { at, text }] = &mistakes[..] else { panic!("{mistakes:?}") };
+        assert_eq!(at, &["station", "cam-1", "labels"]);
+        assert_eq!(text, "station `cam-1`: 65 labels; at most 64 are taken");
+    }
 
     #[test]
     fn a_label_that_selectors_take_for_something_else_is_a_mistake_with_its_place() {

@@ -32,6 +32,20 @@ fn hello() -> Vec<u8> {
     bytes
 }
 
+fn registration(id: StationId, name: &str) -> Registration {
+    Registration {
+        id,
+        wished_name: name.parse().unwrap(),
+        facts: Facts::default(),
+        labels: Labels::default(),
+        roles: vec![],
+        blocked: vec![],
+        applied: None,
+        applying: false,
+        instances: vec![],
+    }
+}
+
 /// Sends bytes and waits until the manager closes the connection.
 async fn is_cut(world: &World, parts: &[&[u8]]) {
     let mut stream = TcpStream::connect(&world.address).await.unwrap();
@@ -186,17 +200,7 @@ async fn registrations_that_are_given_up_or_repeated_keep_nobody_from_having_a_t
         let stream = TcpStream::connect(&world.address).await.unwrap();
         let hello = Hello { identity: Identity::Station(id), ..greeting() };
         let (session, _) = quilt_net::connect(stream, hello, Arc::new(NoService)).await.unwrap();
-        let registration = Registration {
-            id,
-            wished_name: format!("hostile-{number}").parse().unwrap(),
-            facts: Facts::default(),
-            labels: Labels::default(),
-            roles: vec![],
-            blocked: vec![],
-            applied: None,
-            applying: false,
-            instances: vec![],
-        };
+        let registration = registration(id, &format!("hostile-{number}"));
         let asked = session.request(&head, quilt_net::encode(Encoding::Bincode, &registration));
         match number % 4 {
             0 => wanted.push((session.clone(), asked)),
@@ -212,4 +216,35 @@ async fn registrations_that_are_given_up_or_repeated_keep_nobody_from_having_a_t
         assert_eq!(again.outcome, Outcome::Refused, "{}", again.text());
     }
     world.station("cam-1", &[]).await;
+}
+
+#[tokio::test]
+async fn stations_that_say_too_much_of_themselves_are_told_the_limit_and_spoil_no_listing() {
+    let mut world = World::new().await;
+    world.station("cam-1", &["--label", "room=a"]).await;
+    let id = StationId::random();
+    let stream = TcpStream::connect(&world.address).await.unwrap();
+    let hello = Hello { identity: Identity::Station(id), ..greeting() };
+    let (session, _) = quilt_net::connect(stream, hello, Arc::new(NoService)).await.unwrap();
+    let labels = [("k", "x".repeat(20 << 20))].into_iter().collect();
+    let boasts = Registration { labels, ..registration(id, "boasts") };
+    let command = quilt_protocol::control::command::REGISTER;
+    let time = Duration::from_secs(30);
+    let asked = session.ask::<_, ()>(Address::Manager, command, Encoding::Bincode, &boasts, time).await;
+    let text = asked.unwrap_err().to_string();
+    assert!(text.contains("label `k` has a value of 20971520 bytes; at most 1024 are taken"), "{text}");
+    let listed = world.ctl(&["stations", "-o", "json"]).await.with_code(0).json();
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|station| station["name"].clone()).collect();
+    assert_eq!(names, ["cam-1"]);
+
+    // An honest station hears of it where it is configured.
+    let mut station = world.command("quilt-station");
+    station.arg("--data-dir").arg(world.station_folder("cam-2")).args(["--label", &format!("k={}", "x".repeat(2000))]);
+    let output = station.output().await.unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), text.contains("label `k` has a value of 2000 bytes; at most 1024")),
+        (Some(1), true),
+        "{text}"
+    );
 }
