@@ -203,7 +203,7 @@ impl Client {
     /// The manager does not know it, or no answer.
     pub async fn resolve(&self, target: &str, limit: Option<Share>) -> Result<Vec<InstanceRef>, AskError> {
         let request = Resolve { target: target.into(), limit };
-        self.ask(command::RESOLVE, &request).await
+        self.ask_list(command::RESOLVE, &request).await
     }
 }
 

@@ -31,10 +31,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quilt_net::{ConnectError, Handle, NoService, dial};
-use quilt_protocol::message::{Hello, Identity, PERSON};
+use quilt_net::{ConnectError, Handle, NoService, decode, dial, encode};
+use quilt_protocol::message::{Hello, Identity, NO_DEADLINE, PERSON};
 use quilt_protocol::version::SPOKEN;
-use quilt_protocol::{Address, Encoding, Name, Terms};
+use quilt_protocol::{Address, Encoding, Name, RequestHead, Terms};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -45,6 +45,9 @@ pub use quilt_plugin_api::{Command, split_error};
 pub use quilt_protocol::control;
 pub use quilt_protocol::message::{Delivered, Outcome};
 pub use watch::JsonItems;
+
+/// How many pieces of a list may wait here.
+const PIECES_WAITING: u32 = 16;
 
 /// A target as it was given, and what was asked of it.
 type Recent = (String, Arc<Terms>);
@@ -165,6 +168,30 @@ impl Client {
         request: &Q,
     ) -> Result<R, AskError> {
         self.handle().ask(Address::Manager, command, Encoding::Json, request, self.timeout).await
+    }
+
+    /// Asks the manager for a list of any length: it comes in pieces, the last one as the reply. Each may take the default time.
+    pub(crate) async fn ask_list<Q: Serialize, T: DeserializeOwned>(
+        &self,
+        command: &str,
+        request: &Q,
+    ) -> Result<Vec<T>, AskError> {
+        let late = |_| AskError::Ended { outcome: Outcome::TimedOut, text: "the list stopped coming".into() };
+        let mut head = RequestHead::new(Terms::new(Address::Manager, command));
+        head.remaining_ms = NO_DEADLINE;
+        let mut pieces = self.handle().stream(head, encode(Encoding::Json, request), PIECES_WAITING);
+        let mut text = Vec::new();
+        while let Some(piece) = tokio::time::timeout(self.timeout, pieces.next()).await.map_err(late)? {
+            text.extend_from_slice(&piece);
+        }
+        let answer = tokio::time::timeout(self.timeout, pieces.end()).await.map_err(late)?;
+        match answer.outcome {
+            Outcome::Reply => {
+                text.extend_from_slice(&answer.body);
+                Ok(decode("the list", answer.encoding, &text)?)
+            }
+            outcome => Err(AskError::Ended { outcome, text: answer.text() }),
+        }
     }
 }
 

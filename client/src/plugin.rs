@@ -26,7 +26,7 @@ impl Client {
     ///
     /// No answer.
     pub async fn given_plugins(&self) -> Result<Vec<GivenPlugin>, AskError> {
-        self.ask(command::GIVEN_PLUGINS, &Empty {}).await
+        self.ask_list(command::GIVEN_PLUGINS, &Empty {}).await
     }
 
     /// Has a station look at its plugin folders anew.

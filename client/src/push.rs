@@ -62,7 +62,7 @@ impl Client {
     ///
     /// The station is unknown, or no answer.
     pub async fn history(&self, station: &str) -> Result<Vec<HistoryEntry>, AskError> {
-        self.ask(command::HISTORY, &OneStation { station: station.into() }).await
+        self.ask_list(command::HISTORY, &OneStation { station: station.into() }).await
     }
 
     /// Starts, stops or restarts `station/role/instance`.

@@ -60,7 +60,7 @@ impl Client {
     ///
     /// The selector is wrong, or no answer.
     pub async fn stations(&self, selector: &str) -> Result<Vec<StationView>, AskError> {
-        self.ask(command::STATIONS, &Stations { selector: selector.into() }).await
+        self.ask_list(command::STATIONS, &Stations { selector: selector.into() }).await
     }
 
     /// Connected tools.
@@ -69,7 +69,7 @@ impl Client {
     ///
     /// No answer.
     pub async fn clients(&self) -> Result<Vec<ClientView>, AskError> {
-        self.ask(command::CLIENTS, &Empty {}).await
+        self.ask_list(command::CLIENTS, &Empty {}).await
     }
 
     /// Events after a number (the last few if absent), and on request those to come.

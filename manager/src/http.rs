@@ -16,6 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use quilt_protocol::control::StationState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -72,10 +73,16 @@ impl Metrics {
         {
             let state = core.state();
             self.clients.set(state.clients.len() as i64);
-            for view in state.views(None) {
-                *stations.entry(view.state.name()).or_default() += 1;
-                for instance in view.instances {
-                    *instances.entry(instance.state.name()).or_default() += 1;
+            for station in state.stations.values() {
+                *stations.entry(station.state().name()).or_default() += 1;
+                for report in station.live.iter().flat_map(|live| live.instances.values()) {
+                    *instances.entry(report.state.name()).or_default() += 1;
+                }
+            }
+            for newcomer in &state.quarantined {
+                *stations.entry(StationState::Quarantined.name()).or_default() += 1;
+                for report in &newcomer.registration.instances {
+                    *instances.entry(report.state.name()).or_default() += 1;
                 }
             }
         }

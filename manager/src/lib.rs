@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `blobs`, `schemas`, `http`.
+//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `blobs`, `schemas`, `http`.
 
 mod apply;
 mod blobs;
@@ -13,6 +13,7 @@ mod desired;
 mod events;
 mod fleet;
 mod http;
+mod list_reply;
 mod push;
 mod register;
 mod remarks;

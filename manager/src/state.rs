@@ -14,7 +14,10 @@ use quilt_protocol::control::{
 use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
 use crate::fleet::{Fleet, Subject};
+use crate::selector::Selector;
 use crate::store::{Desired, Loaded, StationRecord};
+
+pub(crate) use views::SharedMacs;
 
 /// Everything that changes while a manager runs.
 pub(crate) struct State {
@@ -118,7 +121,13 @@ impl Station {
         }
     }
 
-    fn state(&self) -> StationState {
+    /// Whether a selector means it; without one it is meant.
+    pub(crate) fn is_meant_by(&self, selector: Option<&Selector>) -> bool {
+        selector.is_none_or(|selector| self.subject().fits(selector, &self.labels))
+    }
+
+    /// How the manager stands with it.
+    pub(crate) fn state(&self) -> StationState {
         match self.live {
             Some(_) if !self.record.adopted => StationState::Unadopted,
             Some(_) => StationState::Connected,

@@ -3,24 +3,23 @@
 mod events;
 mod history;
 mod membership;
+mod stations;
 mod targets;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_core::time;
-use quilt_net::{AskError, BoxFuture, Inbound, done};
+use quilt_net::{AskError, BoxFuture, Inbound, decode, done};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, ClientView, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation,
-    Resolve, Rollback, Stations, command,
+    Action, Adopt, Apply, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Rollback, command,
 };
-use quilt_protocol::{Address, Encoding, Name, Outcome, StationId};
+use quilt_protocol::{Address, Encoding, Outcome, StationId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blobs::BlobError;
-use crate::selector::Selector;
+use crate::list_reply::ListReply;
 use crate::session::Session;
 use crate::{Core, register, rollout, schemas};
 
@@ -66,19 +65,11 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
     // `quiltctl call manager stations` need not say the group.
     let name = if name.contains(':') { name } else { format!("quilt:{name}").into() };
     match name.as_str() {
-        command::STATIONS => inbound.answer(move |request: Stations| async move { stations(&core, &request) }),
-        command::GIVEN_PLUGINS => inbound.answer(move |_: Empty| async move {
-            let state = core.state();
-            let stations: Vec<_> = state.stations.values().map(|station| station.subject()).collect();
-            Ok(state.fleet.given_plugins(&stations))
-        }),
-        command::CLIENTS => inbound.answer(move |_: Empty| async move { Ok(clients(&core)) }),
-        command::RESOLVE => {
-            inbound.answer(move |request: Resolve| async move { targets::resolve(&core, &request).await })
-        }
-        command::HISTORY => {
-            inbound.answer(move |request: OneStation| async move { history::history(&core, &request).await })
-        }
+        command::STATIONS => list(inbound, |request, list| stations::stations(core, request, list)),
+        command::GIVEN_PLUGINS => list(inbound, |request, list| given_plugins(core, request, list)),
+        command::CLIENTS => list(inbound, |request, list| stations::clients(core, request, list)),
+        command::RESOLVE => list(inbound, |request, list| targets::resolve(core, request, list)),
+        command::HISTORY => list(inbound, |request, list| history::history(core, request, list)),
         command::ROLLBACK => change(core.clone(), inbound, move |request: Rollback| async move {
             history::rollback(&core, &request, &who).await
         }),
@@ -123,23 +114,30 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
     }
 }
 
-fn stations(core: &Core, request: &Stations) -> Result<impl Serialize + use<>, Failure> {
-    let selector = match request.selector.as_str() {
-        "" => None,
-        text => Some(text.parse::<Selector>().map_err(refused)?),
-    };
-    Ok(core.state().views(selector.as_ref()))
+/// Answers with a list, which `work` makes.
+fn list<Q, F>(inbound: Inbound, work: impl FnOnce(Q, ListReply) -> F) -> BoxFuture<'static, ()>
+where
+    Q: DeserializeOwned,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Inbound { head, body, responder } = inbound;
+    match decode("the request", head.terms.encoding, &body) {
+        Ok(request) => Box::pin(work(request, ListReply::new(responder, head.terms.credit > 0))),
+        Err(error) => {
+            responder.fail(Outcome::SchemaMismatch, &error.to_string());
+            done()
+        }
+    }
 }
 
-fn clients(core: &Core) -> Vec<ClientView> {
-    let state = core.state();
-    let view = |(name, client): (&Name, &crate::state::Client)| ClientView {
-        name: name.clone(),
-        software: client.software.clone(),
-        peer: client.peer.clone(),
-        since: time::ms_text(client.since_ms),
+/// Lists the plugins that entries of the fleet give to stations.
+async fn given_plugins(core: Arc<Core>, _: Empty, list: ListReply) {
+    let given = {
+        let state = core.state();
+        let stations: Vec<_> = state.stations.values().map(|station| station.subject()).collect();
+        state.fleet.given_plugins(&stations)
     };
-    state.clients.iter().map(view).collect()
+    list.answer(Ok(given)).await;
 }
 
 fn find(core: &Core, reference: &str) -> Result<StationId, Failure> {

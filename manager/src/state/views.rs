@@ -3,21 +3,26 @@
 use std::collections::BTreeMap;
 
 use quilt_core::time;
-use quilt_protocol::Name;
 use quilt_protocol::control::{InstanceReport, InstanceView, StationState, StationView};
+use quilt_protocol::{Name, StationId};
 
 use super::{Newcomer, State, Station};
 use crate::fleet::Subject;
 use crate::selector::Selector;
 
+/// The MAC addresses that several stations have, with their names.
+pub(crate) type SharedMacs = BTreeMap<String, Vec<Name>>;
+
 impl State {
-    /// The stations that a selector means, or all.
-    pub(crate) fn views(&self, selector: Option<&Selector>) -> Vec<StationView> {
-        let macs = self.macs();
-        let means =
-            |station: &&Station| selector.is_none_or(|selector| station.subject().fits(selector, &station.labels));
-        let stations = self.stations.values().map(AsRef::as_ref).filter(means);
-        let mut views: Vec<_> = stations.map(|station| self.view(station, &macs)).collect();
+    /// How one station looks, if it is there and the selector means it; without a selector all are meant.
+    pub(crate) fn view_of(&self, id: StationId, selector: Option<&Selector>, macs: &SharedMacs) -> Option<StationView> {
+        let station = self.stations.get(&id)?;
+        station.is_meant_by(selector).then(|| self.view(station, macs))
+    }
+
+    /// The quarantined newcomers that a selector means, or all, by name.
+    pub(crate) fn newcomers(&self, selector: Option<&Selector>) -> Vec<StationView> {
+        let mut views = Vec::new();
         for newcomer in &self.quarantined {
             let mut view = newcomer_view(newcomer);
             if selector.is_some_and(|selector| !subject_of(&view).fits(selector, &view.labels)) {
@@ -28,22 +33,23 @@ impl State {
             }
             views.push(view);
         }
-        views.sort_by(|a, b| (&a.name, a.state).cmp(&(&b.name, b.state)));
+        views.sort_by(|a, b| a.name.cmp(&b.name));
         views
     }
 
-    /// Which stations say they have which MAC address.
-    fn macs(&self) -> BTreeMap<&str, Vec<&Name>> {
+    /// The MAC addresses that several stations say they have, with their names.
+    pub(crate) fn shared_macs(&self) -> SharedMacs {
         let mut macs = BTreeMap::<_, Vec<_>>::new();
         for Station { record, .. } in self.stations.values().map(|station| &**station) {
             if let Some(mac) = &record.facts.mac {
-                macs.entry(mac.as_str()).or_default().push(&record.name);
+                macs.entry(mac).or_default().push(&record.name);
             }
         }
-        macs
+        let shared = macs.into_iter().filter(|(_, names)| names.len() > 1);
+        shared.map(|(mac, names)| (mac.clone(), names.into_iter().cloned().collect())).collect()
     }
 
-    fn view(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> StationView {
+    fn view(&self, station: &Station, macs: &SharedMacs) -> StationView {
         let Station { record, desired, live, rejected, labels } = station;
         let instances = live.iter().flat_map(|live| live.instances.values()).map(instance_view).collect();
         let applied = live.as_ref().and_then(|live| live.applied);
@@ -71,7 +77,7 @@ impl State {
     }
 
     /// Things to look at.
-    fn flags(&self, station: &Station, macs: &BTreeMap<&str, Vec<&Name>>) -> Vec<String> {
+    fn flags(&self, station: &Station, macs: &SharedMacs) -> Vec<String> {
         let record = &station.record;
         let mut flags = Vec::new();
         if !record.adopted {
@@ -82,7 +88,7 @@ impl State {
             flags.push(format!("the name {wished} is taken by another station"));
         }
         let sharing = record.facts.mac.as_deref().and_then(|mac| macs.get(mac)).into_iter().flatten();
-        let others: Vec<_> = sharing.filter(|name| ***name != record.name).map(ToString::to_string).collect();
+        let others: Vec<_> = sharing.filter(|name| **name != record.name).map(ToString::to_string).collect();
         flags.extend(same_mac(&others));
         if self.quarantined.iter().any(|newcomer| newcomer.registration.id == record.id) {
             flags.push("another machine claims its identity; see `quiltctl station replace` and `renew`".into());

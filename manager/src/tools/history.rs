@@ -6,26 +6,36 @@ use quilt_core::time;
 use quilt_protocol::control::{HistoryEntry, OneStation, Rollback, RolledBack};
 
 use super::{Failure, find, refused};
+use crate::list_reply::ListReply;
 use crate::store::{Desired, Origin};
 use crate::{Core, desired};
 
-pub(super) async fn history(core: &Core, request: &OneStation) -> Result<Vec<HistoryEntry>, Failure> {
-    let id = find(core, &request.station)?;
-    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
-    let entry = |desired: Desired| HistoryEntry {
-        revision: desired.revision,
-        digest: desired.digest,
-        at: time::ms_text(desired.at_ms),
-        who: desired.who.into(),
-        source: desired.source.into(),
-        good: desired.good,
-        instances: instances_of(&desired.document),
-    };
-    Ok(history.into_iter().map(entry).collect())
+/// Lists what was desired of a station, newest first.
+pub(super) async fn history(core: Arc<Core>, request: OneStation, mut list: ListReply) {
+    let made = add_history(&core, &request, &mut list).await;
+    list.end(made);
 }
 
-fn instances_of(document: &str) -> Vec<String> {
-    let document: quilt_protocol::control::Document = serde_json::from_str(document).unwrap_or_default();
+async fn add_history(core: &Core, request: &OneStation, list: &mut ListReply) -> Result<(), Failure> {
+    let id = find(core, &request.station)?;
+    let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
+    for desired in history {
+        let entry = HistoryEntry {
+            revision: desired.revision,
+            digest: desired.digest,
+            at: time::ms_text(desired.at_ms),
+            instances: instances_of(&desired),
+            who: desired.who.into(),
+            source: desired.source.into(),
+            good: desired.good,
+        };
+        list.add(&entry).await?;
+    }
+    Ok(())
+}
+
+fn instances_of(desired: &Desired) -> Vec<String> {
+    let document: quilt_protocol::control::Document = serde_json::from_str(&desired.document).unwrap_or_default();
     let roles = document.roles.iter();
     roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
 }

@@ -1,14 +1,21 @@
 //! Which instances a target means.
 
-use quilt_protocol::control::{InstanceRef, InstanceView, Resolve};
+use std::sync::Arc;
+
+use quilt_protocol::control::{InstanceRef, Resolve};
 use quilt_protocol::{Name, Outcome};
 
 use super::{Failure, find, refused};
 use crate::Core;
+use crate::list_reply::ListReply;
 use crate::selector::{Selector, glob};
 
-/// Which instances a target means. The set is fixed here, before anything is sent to any of them.
-pub(super) async fn resolve(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
+/// Lists the instances that a target means. The set is fixed here, before anything is sent to any of them.
+pub(super) async fn resolve(core: Arc<Core>, request: Resolve, list: ListReply) {
+    list.answer(resolved(&core, &request)).await;
+}
+
+fn resolved(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
     let mut found = match request.target.split('/').collect::<Vec<_>>()[..] {
         _ if request.target.contains('=') => selected(core, request)?,
         [_, _, _] => vec![one_instance(core, &request.target)?],
@@ -59,13 +66,14 @@ fn sole_instance(core: &Core, station: &str, role: &str) -> Result<Vec<InstanceR
 
 fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure> {
     let selector: Selector = request.target.parse().map_err(refused)?;
-    let views = core.state().views(Some(&selector));
+    let state = core.state();
     let mut found = Vec::new();
-    for view in views.iter().filter(|view| view.state.is_here()) {
-        for InstanceView { role, instance, .. } in &view.instances {
+    let here = state.stations.values().filter(|station| station.state().is_here());
+    for station in here.filter(|station| station.is_meant_by(Some(&selector))) {
+        for (role, instance) in station.live.iter().flat_map(|live| live.instances.keys()) {
             if selector.role_pattern().is_none_or(|pattern| glob(pattern, role.as_str())) {
-                let (role, instance) = (role.clone(), instance.clone());
-                found.push(InstanceRef { station: view.name.clone(), role, instance });
+                let (station, role, instance) = (station.record.name.clone(), role.clone(), instance.clone());
+                found.push(InstanceRef { station, role, instance });
             }
         }
     }
