@@ -100,7 +100,7 @@ const HELD_POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("{path} is in use by process {holder}; stop that one first, or use another data folder")]
+    #[error("{path} is in use by process {holder}; stop that one first, or use another file")]
     Held {
         /// The file.
         path: PathBuf,

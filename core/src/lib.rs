@@ -1,6 +1,6 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`slots`], [`daemon`], [`args`], [`address`],
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`folder_lock`], [`slots`], [`daemon`], [`args`], [`address`],
 //! [`settings`], [`log`], [`runtime`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`init`], [`time`], [`words`].
 
 pub mod address;
@@ -9,6 +9,7 @@ pub mod args;
 pub mod clean_start;
 pub mod daemon;
 pub mod files;
+pub mod folder_lock;
 pub mod init;
 pub mod lines;
 pub mod log;

@@ -34,7 +34,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use quilt_client::Client;
-use quilt_core::files::{self, PidFile};
+use quilt_core::files;
+use quilt_core::folder_lock::FolderLock;
 use quilt_net::Listener;
 use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
@@ -66,7 +67,7 @@ pub struct Manager {
     tasks: TaskTracker,
     protocol: SocketAddr,
     http: SocketAddr,
-    _lock: PidFile,
+    _lock: FolderLock,
 }
 
 /// What all parts of a manager share.
@@ -137,7 +138,7 @@ impl Manager {
     pub async fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
         let folder = config.data_dir.join("manager");
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
-        let lock = PidFile::take(&folder.join("manager.pid"))?;
+        let lock = FolderLock::take(&folder)?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("fleet.db"))?);
         let loaded = store.load().await?;
         let (fleet, last_event) = (loaded.fleet, loaded.last_event);

@@ -35,7 +35,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use quilt_core::files::{self, PidFile};
+use quilt_core::files;
+use quilt_core::folder_lock::FolderLock;
 use quilt_core::signals::Stop;
 
 pub use config::{StationArgs, StationConfig};
@@ -56,7 +57,7 @@ pub struct Station {
     stop_session: tokio_util::sync::CancellationToken,
     /// Looks at the plugin folders, and follows what they bring.
     plugins: [tokio::task::JoinHandle<()>; 2],
-    _lock: PidFile,
+    _lock: FolderLock,
 }
 
 impl Station {
@@ -66,9 +67,9 @@ impl Station {
     ///
     /// The data folder is in use or cannot be written.
     pub async fn start(config: StationConfig) -> anyhow::Result<Self> {
-        let folder = config.data_dir.join("station");
+        let folder = folder(&config);
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
-        let lock = PidFile::take(&lock_path(&config))?;
+        let lock = FolderLock::take(&folder)?;
         let identity = identity::load(&folder)?;
         let link = Arc::new(session::Link::new(identity, config.name.clone()));
         let linked = quilt_plugin_api::linked_roles().iter().map(|role| role.name().to_owned()).collect();
@@ -145,7 +146,7 @@ async fn follow_plugins(plugins: Arc<plugins::Catalog>, push: Arc<push::Push>, b
     }
 }
 
-/// The file that keeps a second station out of the data folder.
-pub fn lock_path(config: &StationConfig) -> PathBuf {
-    config.data_dir.join("station").join("station.pid")
+/// The folder of a station's data, which one station at a time holds.
+fn folder(config: &StationConfig) -> PathBuf {
+    config.data_dir.join("station")
 }

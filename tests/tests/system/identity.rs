@@ -9,7 +9,6 @@ async fn cloned() -> World {
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/main", "start = 5\n").text()).await.with_code(0);
     copy(&world.station_folder("cam-1"), &world.station_folder("clone"));
-    std::fs::remove_file(world.station_folder("clone").join("station/station.pid")).unwrap();
     world.start_station("clone", &[]).await;
     world
         .eventually("the clone is quarantined", async |world| {
