@@ -37,7 +37,7 @@ pub(crate) struct Apply {
     /// How long every instance must stay healthy
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     settle: Duration,
-    /// Go back if it does not become healthy: to the configuration before, or to the last that ran well if that one had failed
+    /// If it does not become healthy, go back to what the stations had before; what other files gave them stays
     #[arg(long)]
     rollback: bool,
     /// How many stations at a time, as a number or percentage
@@ -239,7 +239,8 @@ pub(crate) fn report(
         eprintln!("{station}: {}", plain(failure));
     }
     if reply.rolled_back {
-        eprintln!("rolled back to what ran well before; `quiltctl history STATION` lists it");
+        eprintln!("rolled back to what was configured before; `quiltctl history STATION` lists it");
+        reply.taken_back.iter().for_each(|change| eprintln!("{}", describe(change)));
     }
     output::one(format, reply, |reply| outcome(reply, dry_run))
 }

@@ -1,6 +1,6 @@
 //! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use smol_str::SmolStr;
 
 use crate::desired::{hashed_desired, refresh};
 use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
-use crate::state::{State, Station};
+use crate::state::{InstanceKey, State, Station};
 use crate::store::{Change, Desired, EntryKey, Origin};
+use crate::unhealthy::unhealthy_before;
 use crate::{Core, push, remarks};
 
 /// How long a station may take to plan.
@@ -38,10 +39,10 @@ pub(crate) struct Target {
     pub(crate) desired: Option<Desired>,
     /// Whether it was connected when the apply began.
     pub(crate) was_live: bool,
-    /// Whether it was seen to fail with what was desired before.
-    pub(crate) was_ill: bool,
     /// Whether it refused what was desired before and stays desired.
     pub(crate) refused: bool,
+    /// Instances that a rollout is not judged by; see [`unhealthy_before`].
+    pub(crate) unhealthy_before: BTreeSet<InstanceKey>,
 }
 
 impl Target {
@@ -112,7 +113,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     let keys: Vec<_> = merged.put.iter().map(|(key, _)| key.clone()).chain(merged.removed.iter().cloned()).collect();
     // Entries that contradict each other cannot be forced: nobody could say what they mean.
     if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
-        tell_changes(&mut reply, &targets);
+        reply.changes = changes(&targets, &mut reply.notes);
         reply.changes.iter_mut().for_each(|change| change.revision = None);
         return Ok(Applied { reply, targets: Vec::new(), before, after, keys });
     }
@@ -129,7 +130,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     reply.stored = true;
-    tell_changes(&mut reply, &targets);
+    reply.changes = changes(&targets, &mut reply.notes);
     {
         let mut state = core.state();
         state.fleet = merged.fleet;
@@ -143,9 +144,6 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
         if request.wait.is_some() || request.batch.is_some() {
             // The rollout lets go of them, batch by batch. In the same breath, so that no registration comes between.
             let holds = targets.iter().filter_map(|target| Some((target.id, target.desired.as_ref()?.revision)));
-            if request.wait.is_some_and(|wait| wait.rollback) {
-                state.on_trial.extend(holds.clone());
-            }
             state.held.extend(holds);
         }
         if after != before {
@@ -232,13 +230,22 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
             hashed_desired(revision, saying.digest, saying.json.clone(), Origin::Fleet)
         });
         let (id, name) = (station.record.id, station.record.name.clone());
-        let (was_live, was_ill) = (station.live.is_some(), station.is_ill());
+        let was_live = station.live.is_some();
         let refused = was_live && desired.is_none() && station.refuses_desired();
         if !was_live {
             reply.away.push(name.to_string());
         }
+        let waits = request.wait.is_some() || request.batch.is_some();
+        let unhealthy_before = match &station.live {
+            Some(live) if waits && live.instances.values().any(|report| !report.state.is_as_wanted()) => {
+                let earlier = document_of(before.as_ref());
+                let own = merged.fleet.instances_from(request.known_as(), &station.subject());
+                unhealthy_before(&live.instances, &earlier, &saying.document, &own)
+            }
+            _ => BTreeSet::new(),
+        };
         contradictions.extend(saying.conflicts.iter().cloned());
-        targets.push(Target { id, name, saying, before, desired, was_live, was_ill, refused });
+        targets.push(Target { id, name, saying, before, desired, was_live, refused, unhealthy_before });
     }
     reply.notes.extend(remarks::of_targets(request.known_as(), &targets));
     reply.targets = targets.len()
@@ -292,8 +299,9 @@ pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
 /// How many changes of instances and plugins an answer lists: those of a million stations would not fit into one.
 const LISTED_MAX: usize = 250_000;
 
-fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
-    let (mut listed, mut more) = (0, 0);
+/// What becomes of the configuration of every target that is to have another one. A note says how many are left out.
+pub(crate) fn changes(targets: &[Target], notes: &mut Vec<String>) -> Vec<StationChange> {
+    let (mut changes, mut listed, mut more) = (Vec::new(), 0, 0);
     // What the same document becomes the same is found out once, since in most fleets many stations are of one kind.
     let mut known = HashMap::new();
     for target in targets {
@@ -312,11 +320,12 @@ fn tell_changes(reply: &mut ApplyReply, targets: &[Target]) {
             .clone();
         listed += 1 + instances.len() + plugins.len();
         let (station, revision) = (target.name.to_string(), Some(desired.revision));
-        reply.changes.push(StationChange { station, revision, instances, plugins });
+        changes.push(StationChange { station, revision, instances, plugins });
     }
     if more > 0 {
-        reply.notes.push(format!("{} more: so many changes are not listed here", count(more, "station")));
+        notes.push(format!("{} more: so many changes are not listed here", count(more, "station")));
     }
+    changes
 }
 
 pub(crate) fn document_of(desired: Option<&Desired>) -> Document {

@@ -194,9 +194,9 @@ mod testing {
         serde_json::from_value(json).unwrap()
     }
 
-    pub(super) fn said(fleet: &Fleet, name: &str, labels: &[(&str, &str)]) -> Said {
+    pub(super) fn with_subject<T>(name: &str, labels: &[(&str, &str)], look: impl FnOnce(&Subject<'_>) -> T) -> T {
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        fleet.said_of(&Subject {
+        look(&Subject {
             name,
             id: StationId(uuid::Uuid::nil()),
             hostname: name,
@@ -206,5 +206,9 @@ mod testing {
             state: "connected",
             labels: &labels,
         })
+    }
+
+    pub(super) fn said(fleet: &Fleet, name: &str, labels: &[(&str, &str)]) -> Said {
+        with_subject(name, labels, |subject| fleet.said_of(subject))
     }
 }

@@ -26,6 +26,7 @@ mod state;
 pub mod store;
 mod take_back;
 mod tools;
+mod unhealthy;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

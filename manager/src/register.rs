@@ -1,6 +1,6 @@
 //! Stations that come, report and go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -363,7 +363,7 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
     if station.desired.as_ref().is_none_or(|desired| desired.good) {
         return;
     }
-    let (runs_well, restarts) = (station.runs_well(instances), station.restarts());
+    let (runs_well, restarts) = (station.runs_well(instances), station.restarts(&BTreeSet::new()));
     let (Some(live), Some(desired)) = (station.live.as_mut(), station.desired.as_ref()) else { return };
     if !runs_well {
         live.healthy = None;

@@ -53,15 +53,6 @@ pub(crate) async fn run(
         apply::push_all(core, applied.targets.iter()).await;
     }
     followed?;
-    if applied.reply.failures.is_empty() && !applied.reply.timed_out {
-        let mut state = core.state();
-        for target in &applied.targets {
-            let ours = target.desired.as_ref().map(|desired| desired.revision);
-            if ours.is_some() && state.on_trial.get(&target.id) == ours.as_ref() {
-                state.on_trial.remove(&target.id);
-            }
-        }
-    }
     if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
@@ -72,17 +63,44 @@ pub(crate) async fn run(
         let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter()).await;
         // A station that was given something newer meanwhile stays with that.
-        let (spared, gone_back): (Vec<_>, Vec<_>) = gone_back.into_iter().partition(|name| spared.contains(name));
+        let (spared, gone_back): (Vec<_>, Vec<_>) =
+            gone_back.into_iter().partition(|target| spared.contains(&target.name));
         if !spared.is_empty() {
+            let spared: Vec<_> = spared.iter().map(|target| &target.name).collect();
             applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
         }
         applied.reply.rolled_back = !gone_back.is_empty();
-        for name in gone_back {
-            rollout.show(name.as_str(), Phase::RolledBack, "");
+        applied.reply.taken_back = apply::changes(&gone_back, &mut applied.reply.notes);
+        for target in gone_back {
+            rollout.show(target.name.as_str(), Phase::RolledBack, "");
         }
     }
+    tell_unhealthy(core, request.known_as(), &mut applied);
     rollout.finish().await;
     Ok(applied.reply)
+}
+
+/// Tells of instances that were not healthy before the apply, which did not change them, and still are not. Those of the file itself
+/// are failures all the same, or a second try would call well what failed in the first; they are no reason to go back.
+fn tell_unhealthy(core: &Core, source: &str, applied: &mut Applied) {
+    let state = core.state();
+    for target in applied.targets.iter().filter(|target| !target.unhealthy_before.is_empty()) {
+        let Some(station) = state.stations.get(&target.id) else { continue };
+        let own = state.fleet.instances_from(source, &station.subject());
+        let reports = station.live.iter().flat_map(|live| &live.instances);
+        for (key, report) in
+            reports.filter(|(key, report)| target.unhealthy_before.contains(*key) && !report.state.is_as_wanted())
+        {
+            let text = describe(&format!("{}/{}", key.0, key.1), report);
+            if own.contains(key) {
+                let text = format!("{text}, as before this apply, which does not change it");
+                applied.reply.failures.entry(target.name.to_string()).or_insert(text);
+            } else {
+                let name = &target.name;
+                applied.reply.notes.push(format!("{name}: {text}; it was not healthy before this apply either"));
+            }
+        }
+    }
 }
 
 struct Rollout<'a> {
@@ -170,7 +188,8 @@ impl<'a> Rollout<'a> {
         if !spared.is_empty() && !self.wait.rollback {
             // A rollout that fails halts: whoever had not been offered it keeps what it had.
             let _one_at_a_time = self.core.applying.lock().await;
-            let names = take_back::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            let halted = take_back::take_back(self.core, applied, TakeBack::Stations, &spared, who).await?;
+            let names: Vec<_> = halted.iter().map(|target| &target.name).collect();
             self.release(applied.targets.iter());
             applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", list(&names)));
         }
@@ -219,7 +238,7 @@ impl<'a> Rollout<'a> {
                     let station = state.stations.get(&target.id).map(|station| &**station);
                     (
                         judge(station, target, &self.wanted[&target.id], self.misses_roles),
-                        station.map_or(0, Station::restarts),
+                        station.map_or(0, |station| station.restarts(&target.unhealthy_before)),
                     )
                 };
                 let undecided = batch.iter().filter(|target| !failed.contains_key(target.name.as_str()));
@@ -280,7 +299,10 @@ impl<'a> Rollout<'a> {
         let late = batch.iter().filter_map(|target| {
             let why = match self.shown.get(target.name.as_str()) {
                 Some((Phase::Settled | Phase::Away | Phase::Failed | Phase::Rejected, _)) => return None,
-                Some((Phase::Healthy, _)) => state.stations.get(&target.id).and_then(|it| it.most_restarted()),
+                Some((Phase::Healthy, _)) => {
+                    let station = state.stations.get(&target.id);
+                    station.and_then(|station| station.most_restarted(&target.unhealthy_before))
+                }
                 Some((_, detail)) => Some(detail.clone()).filter(|detail| !detail.is_empty()),
                 None => None,
             };
@@ -354,6 +376,11 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances, misses_
     let (mut waiting, mut beside) = (Vec::new(), Vec::new());
     for (key, digest) in wanted {
         let name = format!("{}/{}", key.0, key.1);
+        if target.unhealthy_before.contains(key) {
+            let report = live.instances.get(key).filter(|report| !report.state.is_as_wanted());
+            beside.extend(report.map(|report| describe(&name, report)));
+            continue;
+        }
         if let Some(InstanceReport { held_back: Some((asked, why)), .. }) = live.instances.get(key)
             && Some(*asked) == digest_of_all
         {

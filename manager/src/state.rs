@@ -2,14 +2,13 @@
 
 mod views;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use quilt_net::Handle;
 use quilt_protocol::control::{
-    Applied, Document, InstanceReport, Owner, Registration, Rejected, Report, State as InstanceState, StationState,
-    instance_digest,
+    Applied, Document, InstanceReport, Owner, Registration, Rejected, Report, StationState, instance_digest,
 };
 use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
@@ -35,8 +34,6 @@ pub(crate) struct State {
     pub(crate) instances: KnownInstances,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
-    /// Revisions that were to be taken back if they fail, and have not been seen to settle: nobody goes back to one.
-    pub(crate) on_trial: HashMap<StationId, Revision>,
 }
 
 /// A known station.
@@ -54,7 +51,7 @@ pub(crate) struct Live {
     pub(crate) handle: Handle,
     pub(crate) applied: Option<Applied>,
     pub(crate) applying: bool,
-    pub(crate) instances: BTreeMap<(Name, Name), InstanceReport>,
+    pub(crate) instances: BTreeMap<InstanceKey, InstanceReport>,
     /// Why it is not adopted, if it is not.
     pub(crate) unadopted: Option<String>,
     /// Since when it runs its desired configuration well.
@@ -142,18 +139,6 @@ impl Station {
         self.rejected.as_ref().is_some_and(|rejected| Some(rejected.revision) == desired)
     }
 
-    /// Whether it was seen to fail with what is desired of it: refused it, or holds an instance of it that failed.
-    pub(crate) fn is_ill(&self) -> bool {
-        let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
-        let failed = |report: &InstanceReport| {
-            matches!(report.state, InstanceState::Failed | InstanceState::Backoff)
-                || report.held_back.as_ref().is_some_and(|(asked, _)| *asked == desired.digest)
-        };
-        let applied = live.applied.is_some_and(|applied| applied.digest == desired.digest);
-        self.refuses_desired()
-            || (applied && live.instances.values().any(|one| one.owner == Owner::Fleet && failed(one)))
-    }
-
     /// Whether it has every instance of its desired configuration as configured, and each runs well unless an operator stopped it.
     pub(crate) fn runs_well(&self, known: &mut KnownInstances) -> bool {
         let (Some(live), Some(desired)) = (&self.live, &self.desired) else { return false };
@@ -167,24 +152,30 @@ impl Station {
             })
     }
 
-    fn reports(&self) -> impl Iterator<Item = &InstanceReport> {
-        self.live.iter().flat_map(|live| live.instances.values())
+    /// The reports of the fleet's instances. What drop-in files of the host configure is no affair of an apply.
+    fn reports(&self, except: &BTreeSet<InstanceKey>) -> impl Iterator<Item = &InstanceReport> {
+        let all = self.live.iter().flat_map(|live| &live.instances);
+        all.filter(|(key, report)| report.owner == Owner::Fleet && !except.contains(*key)).map(|(_, report)| report)
     }
 
-    /// How often its instances were restarted, all together: more than before means that one failed, also if nobody saw it down.
-    pub(crate) fn restarts(&self) -> u64 {
-        self.reports().map(|report| u64::from(report.restarts)).sum()
+    /// How often the fleet's instances were restarted, all together: more than before means that one failed, also if nobody saw it
+    /// down.
+    pub(crate) fn restarts(&self, except: &BTreeSet<InstanceKey>) -> u64 {
+        self.reports(except).map(|report| u64::from(report.restarts)).sum()
     }
 
     /// The instance that was restarted most often, in words.
-    pub(crate) fn most_restarted(&self) -> Option<String> {
-        let most = self.reports().filter(|report| report.restarts > 0).max_by_key(|report| report.restarts)?;
+    pub(crate) fn most_restarted(&self, except: &BTreeSet<InstanceKey>) -> Option<String> {
+        let most = self.reports(except).filter(|report| report.restarts > 0).max_by_key(|report| report.restarts)?;
         Some(format!("{}/{} was restarted {} times", most.role, most.instance, most.restarts))
     }
 }
 
-/// The digest of each instance's configuration, by role and instance.
-pub(crate) type Instances = BTreeMap<(Name, Name), Digest>;
+/// An instance of a station: its role and its own name.
+pub(crate) type InstanceKey = (Name, Name);
+
+/// The digest of each instance's configuration.
+pub(crate) type Instances = BTreeMap<InstanceKey, Digest>;
 
 /// The instances of a document.
 pub(crate) fn instances_of(document: &Document) -> Instances {
@@ -231,7 +222,6 @@ impl State {
             said: HashSet::new(),
             instances: KnownInstances::default(),
             held: HashMap::new(),
-            on_trial: HashMap::new(),
         };
         for record in loaded.stations {
             state.names.insert(record.name.clone(), record.id);

@@ -1,6 +1,6 @@
 //! What all entries together say of one station.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use quilt_protocol::control::{Document, GroupEntry, Problem, ProblemCode, Roles, StationEntry};
@@ -98,6 +98,16 @@ impl Fleet {
         Sayings::new(self).of(subject)
     }
 
+    /// The instances that entries of one file give to a station.
+    pub(crate) fn instances_from(&self, source: &str, subject: &Subject<'_>) -> BTreeSet<(Name, Name)> {
+        let (_, parts) = self.parts_for(subject);
+        let mut instances = BTreeSet::new();
+        for (role, configured) in parts.iter().filter(|part| part.source == source).flat_map(|part| part.roles) {
+            instances.extend(configured.keys().map(|instance| (role.clone(), instance.clone())));
+        }
+        instances
+    }
+
     /// The entries that concern a station, in order, and its labels with theirs over them.
     fn parts_for(&self, subject: &Subject<'_>) -> (Labels, Vec<Part<'_>>) {
         let labels = self.labels_of(subject);
@@ -169,7 +179,7 @@ impl Union<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{file, said};
+    use super::super::testing::{file, said, with_subject};
     use super::*;
 
     fn names(said: &Said) -> Vec<String> {
@@ -216,5 +226,8 @@ mod tests {
         let entries = &said(&fleet, "cam-1", &[]).saying.entries;
         let entry = |source: &str, by: &str| (source.to_owned(), by.to_owned());
         assert_eq!(*entries, [entry("/b/room.toml", "group `new`"), entry("/a/room.toml", "group `old`")]);
+        let key = |instance: &str| ("p".parse().unwrap(), instance.parse().unwrap());
+        let given = with_subject("cam-1", &[], |subject| fleet.instances_from("/a/room.toml", subject));
+        assert_eq!(given, BTreeSet::from([key("x")]));
     }
 }

@@ -167,6 +167,9 @@ pub struct ApplyReply {
     pub away: Vec<String>,
     /// Whether the configuration before was made desired again on stations that had been given this one.
     pub rolled_back: bool,
+    /// How the rollback changes those stations.
+    #[serde(default)]
+    pub taken_back: Vec<StationChange>,
     /// Whether all `failures` are stations that were not healthy in time and may still become so (only when waiting).
     pub timed_out: bool,
 }

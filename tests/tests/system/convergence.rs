@@ -228,6 +228,37 @@ async fn a_rollback_goes_back_to_what_was_just_applied_and_no_further() {
 }
 
 #[tokio::test]
+async fn an_apply_answers_for_what_it_changes_and_neither_fails_for_nor_takes_back_what_other_files_gave() {
+    let world = counter_that_ran_well().await;
+    let others = format!(
+        "name = 'others'\n[group.others]\nmatch = 'name=cam-1'\n[group.others.roles.counter.other]\n\
+         [group.others.roles.process.bad]\n{FAILING}"
+    );
+    let others = world.fleet_file("others.toml", &others);
+    world.ctl(&["apply", "-f", &others]).await.with_code(0);
+    world.until_state("cam-1/process/bad", "failed").await;
+    // It failed before, and is another file's.
+    let next = || Fleet::new().with("cam-1/counter/one", "").with("cam-1/counter/two", "");
+    let file = world.fleet_file("fleet.toml", next().text());
+    let waits = ["--wait", "20", "--settle", "0"];
+    let applied = world.ctl(&[&["apply", "-f", &file, "--rollback"], &waits[..]].concat()).await.with_code(0);
+    let is_note = |line: &&str| line.starts_with("note: cam-1: process/bad is failed (exit code 3");
+    let note = applied.err.lines().find(is_note).unwrap_or_else(|| panic!("no note in {}", applied.err));
+    assert!(note.ends_with("it was not healthy before this apply either"), "{note}");
+    // For the file that configures it, it is a failure also the second time, and no reason to go back.
+    let again = world.ctl(&[&["apply", "-f", &others, "--rollback"], &waits[..]].concat()).await.with_code(4);
+    assert!(again.err.contains("as before this apply") && !again.err.contains("rolled back"), "{}", again.err);
+    // An apply that fails takes back what it gave, and not what came since the station ran well.
+    let failing = world.fleet_file("fleet.toml", next().with("cam-1/process/fails", FAILING).text());
+    let rolled = world.ctl(&[&["apply", "-f", &failing, "--rollback"], &waits[..]].concat()).await.with_code(4);
+    assert!(rolled.err.contains("rolled back") && rolled.err.contains("  - process/fails"), "{}", rolled.err);
+    world.eventually("the failing one goes", async |world| world.instance("cam-1/process/fails").await.is_none()).await;
+    for instance in ["one", "two", "other"] {
+        world.until_state(&format!("cam-1/counter/{instance}"), "active").await;
+    }
+}
+
+#[tokio::test]
 async fn operators_stop_start_and_restart_instances() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
