@@ -353,7 +353,7 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
 }
 
 /// How long a configuration must run well to count as good.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(crate) const SETTLED: Duration = Duration::from_secs(2);
 
 /// Notes whether a station runs well what it should, and that revision as good once it has for a while.
 pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {

@@ -190,10 +190,10 @@ async fn counter_that_ran_well() -> World {
 async fn rollback_makes_the_last_good_configuration_desired_again() {
     let world = counter_that_ran_well().await;
     // One that flaps is never good.
-    let flapping =
-        "command = [\"sh\", \"-c\", \"sleep 0.05; exit 3\"]\nrestart = { delay = \"10ms\", intensity = 0 }\n";
+    let flapping = "command = [\"sh\", \"-c\", \"sleep 0.05; exit 3\"]\nrestart = { delay = \"10ms\", max_delay = \"10ms\", intensity = 0 }\n";
     let file = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/flaps", flapping).text());
-    world.ctl(&["apply", "-f", &file]).await.with_code(0);
+    // Nor does an operator make it good who does not want to see it settle.
+    world.ctl(&["apply", "-f", &file, "--wait", "20", "--settle", "0"]).await.with_code(0);
     world.apply(Fleet::new().with("cam-1/counter/two", "").text()).await.with_code(0);
     let back = world.ctl(&["rollback", "cam-1"]).await.with_code(0);
     assert!(back.out.contains("the next apply undoes this unless it is changed in /"), "{}", back.out);
