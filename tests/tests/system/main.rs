@@ -29,3 +29,4 @@ mod process;
 mod readme;
 mod refusal;
 mod station_crash;
+mod station_pressure;
