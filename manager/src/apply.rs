@@ -1,14 +1,13 @@
 //! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
 
+mod planning;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use quilt_core::words::count;
-use quilt_protocol::control::{
-    Apply, ApplyReply, Document, Plan, Problem, Rejection, Remark, StationChange, Verdict, command,
-};
-use quilt_protocol::{Address, Digest, Encoding, Name, Revision, StationId};
+use quilt_protocol::control::{Apply, ApplyReply, Document, Problem, Rejection, Remark, StationChange};
+use quilt_protocol::{Name, Revision, StationId};
 use smol_str::SmolStr;
 
 use crate::desired::{hashed_desired, refresh};
@@ -17,16 +16,15 @@ use crate::state::{InstanceKey, State, Station};
 use crate::store::{Change, Desired, EntryKey, Origin};
 use crate::unhealthy::unhealthy_before;
 use crate::{Core, push, remarks};
+use planning::{Asked, plan_all};
 
-/// How long a station may take to plan.
-const PLAN: Duration = Duration::from_secs(30);
+pub(crate) use planning::PLAN_WITH_PLUGINS;
+
 /// How many pushes are begun before others get their turn. What few have to do with is still in the caches when they are
 /// written; with 256, a push to 10,000 costs more (docs/performance.md).
 const PUSHED_AT_ONCE: usize = 32;
 /// How often stations are asked before nothing else is applied meanwhile.
 const ROUNDS: usize = 3;
-/// How long it may take if it has plugins to fetch first.
-pub(crate) const PLAN_WITH_PLUGINS: Duration = Duration::from_secs(600);
 
 /// One station that an apply concerns.
 pub(crate) struct Target {
@@ -330,57 +328,6 @@ pub(crate) fn changes(targets: &[Target], notes: &mut Vec<String>) -> Vec<Statio
 
 pub(crate) fn document_of(desired: Option<&Desired>) -> Document {
     desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
-}
-
-/// What stations were asked, and what they said.
-#[derive(Default)]
-struct Asked {
-    documents: Vec<(StationId, Digest)>,
-    problems: Vec<Problem>,
-    notes: Vec<String>,
-}
-
-impl Asked {
-    /// Whether this is what these targets are to be asked.
-    fn is_about(&self, targets: &[Target]) -> bool {
-        self.documents.iter().copied().eq(to_ask(targets))
-    }
-}
-
-/// Which stations are to be asked, about which document.
-fn to_ask(targets: &[Target]) -> impl Iterator<Item = (StationId, Digest)> {
-    targets.iter().filter(|target| target.is_asked()).map(|target| (target.id, target.saying.digest))
-}
-
-/// Asks every target that is to be asked what it thinks, all at once.
-async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
-    let (documents, mut notes) = (to_ask(targets).collect(), Vec::new());
-    let mut asked = tokio::task::JoinSet::new();
-    for target in targets.iter().filter(|target| target.is_asked()) {
-        let state = core.state();
-        let live = state.stations.get(&target.id).and_then(|station| station.live.as_ref());
-        let Some(handle) = live.map(|live| live.handle.clone()) else { continue };
-        drop(state);
-        let (name, plan) = (target.name.clone(), Plan { document: target.saying.json.to_string() });
-        let time = if target.saying.document.plugins.is_empty() { PLAN } else { PLAN_WITH_PLUGINS };
-        asked.spawn(async move {
-            let to = Address::Station(name.clone());
-            (name, handle.ask::<_, Verdict>(to, command::PLAN, Encoding::Bincode, &plan, time).await)
-        });
-    }
-    let mut problems = Vec::new();
-    while let Some(answer) = asked.join_next().await {
-        match answer {
-            Ok((_, Ok(Verdict::Rejected(rejection)))) => problems.extend(rejection.problems),
-            Ok((_, Ok(Verdict::Accepted | Verdict::Unchanged))) => {}
-            // A station that goes away while planning gets its configuration when it comes back, like any other.
-            Ok((name, Err(error))) => {
-                notes.push(format!("station {name} did not answer whether it can take this: {error}"));
-            }
-            Err(error) => tracing::error!(%error, "planning"),
-        }
-    }
-    Asked { documents, problems, notes }
 }
 
 /// Starts the pushes of an apply.

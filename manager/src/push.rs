@@ -4,23 +4,20 @@
 //! configuration changes. At most one is under way for a station. A refused revision is offered again only at a
 //! registration.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_protocol::control::{Applied, ProblemCode, Rejected, UpdateConfiguration, Verdict, command};
-use quilt_protocol::{Address, Encoding, Revision, StationId};
+use quilt_net::Body;
+use quilt_protocol::control::{Applied, Rejected, Verdict, command};
+use quilt_protocol::{Address, StationId};
 
 use crate::apply::PLAN_WITH_PLUGINS;
-use crate::state::Station;
 use crate::{Core, register};
 
 /// How long a station may take to plan a configuration and put it on disk.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long to wait after a push that got no answer although the session goes on.
 const AGAIN: Duration = Duration::from_secs(5);
-/// How long to wait before a station is offered again what it could not take for trouble of its own, at first and at most.
-const AFTER_FAULT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Sees to it that a connected station is offered its desired configuration.
 pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
@@ -44,34 +41,20 @@ fn push(core: &Arc<Core>, id: StationId, session: quilt_net::Handle) {
     let Some(Next { name, offered, document }) = next(core, id, &session) else { return };
     // The manager does not look into a document; one with this word in it may have files to fetch first.
     let time = if document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
-    let update = UpdateConfiguration { offer: offered, document: Cow::Borrowed(&document) };
+    // An `UpdateConfiguration`. Those of all stations that get the same share the document.
+    let update = Body::ending_in(&offered, &document);
     let (core, asked) = (core.clone(), session.clone());
     let to = Address::Station(name.clone());
-    session.ask_then(to, command::UPDATE_CONFIGURATION, Encoding::Bincode, &update, time, move |answer| match answer {
+    session.ask_then(to, command::UPDATE_CONFIGURATION, update, time, move |answer| match answer {
         Ok(verdict) => {
-            let fault = take_verdict(&core, id, &asked, offered, verdict);
+            take_verdict(&core, id, &asked, offered, verdict);
             push(&core, id, asked);
-            if let Some(fault) = fault {
-                core.clone().spawn(async move { push_after_fault(&core, id, fault).await });
-            }
         }
         Err(error) => {
             tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
             core.clone().spawn(async move { push_later(&core, id, asked).await });
         }
     });
-}
-
-/// Offers a station again what it could not take for trouble of its own, if nothing else came of it meanwhile. Until then other pushes
-/// are free to go.
-async fn push_after_fault(core: &Arc<Core>, id: StationId, fault: Fault) {
-    if !core.pause(fault.delay()).await {
-        return;
-    }
-    let is_last = core.state().stations.get(&id).is_some_and(|station| station.last_fault() == Some(fault));
-    if is_last {
-        offer(core, id);
-    }
 }
 
 /// Pushes again after a push that got no answer, if its session goes on.
@@ -86,29 +69,6 @@ async fn push_later(core: &Arc<Core>, id: StationId, session: quilt_net::Handle)
         live.push_again = true;
     }
     push(core, id, session);
-}
-
-/// Trouble of a station that kept it from taking a revision.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Fault {
-    revision: Revision,
-    /// How often in a row.
-    count: u32,
-}
-
-impl Fault {
-    fn delay(self) -> Duration {
-        let doubled = 1 << (self.count - 1).min(16);
-        (AFTER_FAULT.0 * doubled).min(AFTER_FAULT.1)
-    }
-}
-
-impl Station {
-    fn last_fault(&self) -> Option<Fault> {
-        let rejected =
-            self.rejected.as_ref().filter(|rejected| rejected.rejection.code == ProblemCode::StationFault)?;
-        Some(Fault { revision: rejected.revision, count: self.live.as_ref()?.faults })
-    }
 }
 
 struct Next {
@@ -135,20 +95,11 @@ fn next(core: &Core, id: StationId, session: &quilt_net::Handle) -> Option<Next>
     Some(Next { name, offered, document })
 }
 
-/// Notes what became of a push; tells if it was trouble of the station's own.
-fn take_verdict(
-    core: &Arc<Core>,
-    id: StationId,
-    handle: &quilt_net::Handle,
-    offered: Applied,
-    verdict: Verdict,
-) -> Option<Fault> {
+fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
     let mut state = core.state();
-    let station = state.stations.get_mut(&id)?;
+    let Some(station) = state.stations.get_mut(&id) else { return };
     let name = &station.record.name;
-    let live = station.live.as_mut().filter(|live| live.handle == *handle)?;
-    let is_fault = matches!(&verdict, Verdict::Rejected(rejection) if rejection.code == ProblemCode::StationFault);
-    live.faults = if is_fault { live.faults.saturating_add(1) } else { 0 };
+    let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
     match verdict {
         Verdict::Unchanged => {
             live.applied = Some(offered);
@@ -162,17 +113,12 @@ fn take_verdict(
             core.events.add("push.accepted", Some(name.as_str()), None, format!("revision {}", offered.revision));
         }
         Verdict::Rejected(rejection) => {
-            // Told once, however often it is tried again.
-            if live.faults <= 1 {
-                tracing::warn!(station = %name, revision = %offered.revision, code = %rejection.code, "push rejected");
-                core.events.add("push.rejected", Some(name.as_str()), None, rejection.message.clone());
-            }
+            tracing::warn!(station = %name, revision = %offered.revision, code = %rejection.code, "push rejected");
+            core.events.add("push.rejected", Some(name.as_str()), None, rejection.message.clone());
             station.rejected = Some(Rejected { revision: offered.revision, rejection: *rejection });
         }
     }
-    let fault = station.last_fault();
     drop(state);
     register::note_health(core, id);
     core.note_change();
-    fault
 }

@@ -217,7 +217,6 @@ pub(crate) fn admit(
         unadopted: (!adopted).then(|| reason.unwrap_or_else(|| "this manager has no record of it".into())),
         healthy: None,
         pushing: false,
-        faults: 0,
         push_again: false,
     };
     let station = state.stations.entry(id).or_insert_with(|| {

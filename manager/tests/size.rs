@@ -1,13 +1,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-//! A manager bears what is large: fleets of many instances, stations that say much of themselves, long fleet files.
+//! A manager bears what is large or slow: fleets of many instances, stations that say much of themselves, stations that never answer.
 
 mod common;
 
 use common::{Manner, TIME, World, instance, registration};
 use quilt_net::AskError;
 use quilt_protocol::control::bounds::ATTRIBUTE_MAX;
-use quilt_protocol::control::{InstanceReport, Report, StationView, Stations, command};
+use quilt_protocol::control::{Apply, FleetFile, InstanceReport, Report, StationView, Stations, command};
 use quilt_protocol::{Address, Encoding, Limits, Outcome};
 
 fn refusal<T: std::fmt::Debug>(answer: Result<T, AskError>) -> String {
@@ -68,4 +68,33 @@ async fn a_station_that_says_too_much_of_itself_is_told_the_limit_and_the_others
         stations.iter().map(|view| (view.name.as_str(), view.instances.len())).collect::<Vec<_>>(),
         [("honest", 0)]
     );
+}
+
+#[tokio::test]
+async fn a_station_that_beats_and_never_answers_is_told_of_and_the_others_go_on() {
+    let world = World::new().await;
+    for name in ["a", "b"] {
+        world.register(&registration(name), Manner::Accepts).await.unwrap();
+    }
+    let silent = world.register(&registration("c"), Manner::Silent).await.unwrap();
+    let client = world.client().await;
+    let roles = serde_json::json!({ "counter": { "main": {} } });
+    let fleet = serde_json::json!({ "group": { "all": { "match": "name=*", "roles": roles } } });
+    let fleet: FleetFile = serde_json::from_value(fleet).unwrap();
+    let apply = Apply { source: "f".into(), fleet, dry_run: false, force: false, wait: None, batch: None };
+    // Nothing happens while it is waited for, so that the time passes at once.
+    tokio::time::pause();
+    let reply = client.apply(&apply).reply().await.unwrap();
+    tokio::time::resume();
+    assert!(reply.stored, "{reply:?}");
+    let text = "station c did not answer within 5 s whether it can take this; it is offered it all the same";
+    assert_eq!(reply.notes, [text]);
+    let applied = async || {
+        let stations = client.stations("").await.unwrap();
+        stations.iter().map(|view| view.applied_revision.is_some()).collect::<Vec<_>>()
+    };
+    while applied().await != [true, true, false] {
+        tokio::task::yield_now().await;
+    }
+    assert!(!silent.is_closed());
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quilt_protocol::message::{Address, Delivered, RequestNumber};
 use quilt_protocol::session::{Arrived, Closed, Counters, NotAsked, UNCHARGED_MAX};
-use quilt_protocol::{DecodeError, Encoding, Limits, Outcome, RequestHead, Terms};
+use quilt_protocol::{DecodeError, Encoding, Limits, Outcome, RequestHead, Terms, codec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -133,21 +133,40 @@ impl Handle {
         typed(&answer)
     }
 
+    /// As [`Handle::ask`], with a body that is encoded already.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the request; it may have been carried out.
+    pub async fn ask_encoded<R: DeserializeOwned>(
+        &self,
+        to: Address,
+        command: &str,
+        body: Body,
+        time: Duration,
+    ) -> Result<R, AskError> {
+        let head = typed_head(to, command, Encoding::Bincode, time);
+        let asked = self.shared.ask_in_parts(&head, body, Waiter::Pending(None, None)).map_err(|(why, _)| why);
+        typed(&Pending { shared: self.shared.clone(), asked }.await)
+    }
+
     /// The same without a task that waits: `then` gets the answer where it arrives, or at once if the request cannot be sent.
     /// It holds up its connection, so it does little and never waits.
     pub fn ask_then<R: DeserializeOwned>(
         &self,
         to: Address,
         command: &str,
-        encoding: Encoding,
-        request: &impl Serialize,
+        body: Body,
         time: Duration,
         then: impl FnOnce(Result<R, AskError>) + Send + 'static,
     ) {
         let then = Then(Box::new(move |answer| then(typed(&answer))));
-        let head = typed_head(to, command, encoding, time);
-        if let Err((NotAsked(outcome), waiter)) = self.shared.ask(&head, encode(encoding, request), Waiter::Then(then))
-        {
+        let head = typed_head(to, command, Encoding::Bincode, time);
+        if let Err((NotAsked(outcome), waiter)) = self.shared.ask_in_parts(&head, body, Waiter::Then(then)) {
             waiter.give(Answer::bare(outcome));
         }
     }
@@ -195,6 +214,39 @@ impl Handle {
             }
             notified.await;
         }
+    }
+}
+
+/// The body of a typed request in bincode, whose end may lie in memory once for many requests.
+#[derive(Clone, Debug)]
+pub struct Body {
+    pub(crate) first: Bytes,
+    pub(crate) rest: Bytes,
+}
+
+impl Body {
+    /// A structure whose last field is `text`; `before` is what is in front of that. A text of more than 4 KiB is not copied.
+    ///
+    /// # Panics
+    ///
+    /// If `before` cannot be encoded; quilt's own wire types can.
+    pub fn ending_in(before: &impl Serialize, text: &Arc<str>) -> Self {
+        const COPIED: usize = 4 << 10;
+        let first = codec::bincode_before_text("a body", before, text);
+        let mut first = first.expect("wire types are made for bincode");
+        if text.len() <= COPIED {
+            first.extend_from_slice(text.as_bytes());
+            return Self { first: first.into(), rest: Bytes::new() };
+        }
+        Self { first: first.into(), rest: Bytes::from_owner(Text(text.clone())) }
+    }
+}
+
+struct Text(Arc<str>);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 

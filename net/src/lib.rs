@@ -15,6 +15,6 @@ mod watch;
 
 pub use backoff::Backoff;
 pub use connection::{ConnectError, accept, connect};
-pub use handle::{Answer, AskError, Handle, Items, Pending};
+pub use handle::{Answer, AskError, Body, Handle, Items, Pending};
 pub use listener::{Listener, Ungreeted, dial};
 pub use service::{BoxFuture, Gone, Inbound, ItemSink, NoService, Responder, Service, decode, done, encode};

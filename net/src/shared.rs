@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::connection::ConnectError;
-use crate::handle::Answer;
+use crate::handle::{Answer, Body};
 use crate::service::Responder;
 
 /// What the driver, the handles and the handlers of one session share.
@@ -193,6 +193,22 @@ impl Shared {
         waiter: Waiter,
     ) -> Result<RequestNumber, (NotAsked, Waiter)> {
         self.with(|inner| match inner.session.request(head, body, now()) {
+            Ok(number) => {
+                inner.waiting.insert(number, waiter);
+                Ok(number)
+            }
+            Err(why) => Err((why, waiter)),
+        })
+    }
+
+    /// The same with a body whose end others share.
+    pub(crate) fn ask_in_parts(
+        &self,
+        head: &RequestHead,
+        body: Body,
+        waiter: Waiter,
+    ) -> Result<RequestNumber, (NotAsked, Waiter)> {
+        self.with(|inner| match inner.session.request_in_parts(head, body.first, body.rest, now()) {
             Ok(number) => {
                 inner.waiting.insert(number, waiter);
                 Ok(number)

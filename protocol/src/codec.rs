@@ -127,6 +127,16 @@ pub fn to_bincode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>
     bincode::serde::encode_to_vec(value, config::standard()).map_err(|_| DecodeError::NotCarried { what })
 }
 
+/// The encoding of a structure up to the bytes of the text that is its last field; `before` is what is in front of that. Followed by
+/// the bytes of the text, it decodes as the whole: so a long text can be sent to many from one place.
+///
+/// # Errors
+///
+/// As [`to_bincode`].
+pub fn bincode_before_text<T: Serialize>(what: &'static str, before: &T, text: &str) -> Result<Vec<u8>, DecodeError> {
+    to_bincode(what, &(before, text.len() as u64))
+}
+
 /// Decodes a typed body whole. The decoder's limit is the smallest class that the input's own length fits, so that a
 /// short body cannot claim a large text. (Through serde, bincode does not count the announced length of sequences; there
 /// serde's own caution holds: it reserves at most 1 MiB for elements that have not arrived.)

@@ -218,26 +218,48 @@ impl Session {
     /// The outcome that the request has right away: `PeerLost(No)` without a session, `Overloaded` at a limit,
     /// `Refused` for a body or head over its limit.
     pub fn request(&mut self, head: &RequestHead, body: Bytes, now: Instant) -> Result<RequestNumber, NotAsked> {
+        self.request_in_parts(head, body, Bytes::new(), now)
+    }
+
+    /// The same with a body in two parts, so that a long one that is sent to many peers, each behind a few bytes of its own, lies in
+    /// memory once. The second part is worth that from a few KiB on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::request`].
+    pub fn request_in_parts(
+        &mut self,
+        head: &RequestHead,
+        body: Bytes,
+        rest: Bytes,
+        now: Instant,
+    ) -> Result<RequestNumber, NotAsked> {
+        let whole = body.len() + rest.len();
         if self.state != State::Established {
             return Err(NotAsked(Outcome::PeerLost(Delivered::No)));
         }
-        if body.len() > self.limits.body || !head.terms.is_small() {
+        if whole > self.limits.body || !head.terms.is_small() {
             return Err(NotAsked(Outcome::Refused));
         }
         let full =
-            self.outbox.buffered() > BUFFERED_MAX / 2 || self.outbox.bulk_bytes() + body.len() > self.limits.unfinished;
+            self.outbox.buffered() > BUFFERED_MAX / 2 || self.outbox.bulk_bytes() + whole > self.limits.unfinished;
         let Some(number) = self.asked.next_number().filter(|_| !full) else {
             self.counters.overloaded += 1;
             return Err(NotAsked(Outcome::Overloaded));
         };
         let (deadline, credit) = (deadline(head, now), head.terms.credit);
         // What waits for its turn may be overtaken, or given up before it is said.
-        let terms = match self.said.are_worth_keeping(self.asked.len()) && Outbox::is_inline(&body) {
+        let is_short = rest.is_empty() && Outbox::is_inline(&body);
+        let terms = match self.said.are_worth_keeping(self.asked.len()) && is_short {
             true => self.said.say(&head.terms),
             false => Said::Whole(head.terms.clone()),
         };
-        let header = Message::request_saying(terms, number, head, length(&body));
-        let placed = self.outbox.push_with_body((number, BodyOf::Request), &header, body);
+        let header = Message::request_saying(terms, number, head, length(whole));
+        let key = (number, BodyOf::Request);
+        let placed = match rest.is_empty() {
+            true => self.outbox.push_with_body(key, &header, body),
+            false => self.outbox.push_bulk(key, &header, body, rest),
+        };
         let given = self.asked.insert(Asked { deadline, placed, arriving: None, credit });
         debug_assert_eq!(given, number);
         self.note_deadline(deadline);
@@ -283,7 +305,7 @@ impl Session {
         };
         if let Some(serving) = self.serving.remove(&number) {
             self.release(serving.charged);
-            let message = Message::Response { number, outcome, encoding, body: length(&body) };
+            let message = Message::Response { number, outcome, encoding, body: length(body.len()) };
             self.outbox.push_with_body((number, BodyOf::Answer), &message, body);
         }
     }
@@ -314,7 +336,7 @@ impl Session {
             }
             Some(serving) if serving.streaming && serving.credit > 0 => {
                 serving.credit -= 1;
-                let message = Message::Item { number, body: length(&body) };
+                let message = Message::Item { number, body: length(body.len()) };
                 self.outbox.push_with_body((number, BodyOf::Answer), &message, body);
                 Ok(())
             }
@@ -540,8 +562,8 @@ impl Drop for Session {
     }
 }
 
-fn length(body: &Bytes) -> u32 {
-    u32::try_from(body.len()).expect("bodies are checked against a limit far below 4 GiB")
+fn length(body: usize) -> u32 {
+    u32::try_from(body).expect("bodies are checked against a limit far below 4 GiB")
 }
 
 /// When a request must have ended. A plain one always has a deadline, whatever the head says: at most a day.

@@ -73,3 +73,46 @@ fn a_body_that_is_passed_on_is_copied_once_there_and_once_back() {
         assert_eq!((there, back), (1, 1), "{size} bytes");
     }
 }
+
+#[test]
+fn a_long_text_that_many_are_sent_lies_in_memory_once_and_arrives_behind_what_is_each_peers_own() {
+    let now = Instant::now();
+    let text: Bytes = (0..1_000_000u32).map(|number| number as u8).collect();
+    for number in 0..3u64 {
+        let [mut manager, mut station] = common::established(now);
+        let head = RequestHead::new(Terms::new(Address::Manager, "x"));
+        let own = Bytes::from(number.to_le_bytes().to_vec());
+        manager.request_in_parts(&head, own.clone(), text.clone(), now).unwrap();
+        let mut from_where_it_lies = 0;
+        loop {
+            let [header, part] = manager.poll_transmit();
+            if header.is_empty() && part.is_empty() {
+                break;
+            }
+            from_where_it_lies += if lies_in(part, &text) { part.len() } else { 0 };
+            let block = Bytes::from([header, part].concat());
+            manager.transmitted(block.len());
+            station.handle_bytes(&block, now);
+        }
+        assert_eq!(from_where_it_lies, text.len());
+        let (_, _, arrived) = request(&mut station);
+        assert_eq!(arrived.keep(), Bytes::from([&own[..], &text].concat()));
+    }
+}
+
+#[test]
+fn a_document_that_is_sent_apart_reads_as_one_with_its_offer() {
+    use quilt_protocol::codec::{bincode_before_text, to_bincode};
+    use quilt_protocol::control::{Applied, Plan, UpdateConfiguration};
+    use quilt_protocol::{Digest, FleetId, Revision};
+    let offer = Applied { fleet: FleetId::random(), epoch: 300, revision: Revision(7), digest: Digest::of(b"x") };
+    for document in [String::new(), "{}".into(), "x".repeat(70_000)] {
+        let update = UpdateConfiguration { offer, document: document.as_str().into() };
+        let mut parts = bincode_before_text("a push", &offer, &document).unwrap();
+        parts.extend_from_slice(document.as_bytes());
+        assert_eq!(parts, to_bincode("a push", &update).unwrap());
+        let mut parts = bincode_before_text("a plan", &(), &document).unwrap();
+        parts.extend_from_slice(document.as_bytes());
+        assert_eq!(parts, to_bincode("a plan", &Plan { document }).unwrap());
+    }
+}

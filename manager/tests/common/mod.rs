@@ -117,7 +117,8 @@ impl Service for Simulated {
     }
 
     fn request(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
-        match inbound.head.terms.command.as_str() {
+        let command = inbound.head.terms.command.clone();
+        match command.as_str() {
             _ if self.0 == Manner::Silent => Box::pin(async move {
                 let _waits = inbound;
                 std::future::pending::<()>().await;

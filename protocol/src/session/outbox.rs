@@ -56,6 +56,14 @@ pub(super) struct Outbox {
 struct Bulk {
     header: Option<Vec<u8>>,
     body: Bytes,
+    /// What of the body comes after that.
+    rest: Bytes,
+}
+
+impl Bulk {
+    fn len(&self) -> usize {
+        self.body.len() + self.rest.len()
+    }
 }
 
 /// Where a message went, to be able to tell later whether it left.
@@ -101,8 +109,7 @@ impl Outbox {
 
     /// Takes a message of request `key`, of which this is the header. It never overtakes an earlier one of the same key.
     pub(super) fn push_with_body(&mut self, key: Key, header: &impl Encode, body: Bytes) -> Placed {
-        let queue = self.bulk.iter_mut().find(|(waiting, _)| *waiting == key);
-        if queue.is_none() && Self::is_inline(&body) {
+        if Self::is_inline(&body) && !self.holds(key) {
             return self.put(|out| {
                 codec::frame(out, body.len(), |out| codec::put_header(out, header));
                 out.extend_from_slice(&body);
@@ -110,11 +117,16 @@ impl Outbox {
         }
         // It may have to wait for long, and holds what it was read with until it is copied.
         let body = if Self::is_inline(&body) { Bytes::copy_from_slice(&body) } else { body };
-        self.bulk_bytes += body.len();
+        self.push_bulk(key, header, body, Bytes::new())
+    }
+
+    /// Takes a message whose body is `body` and then `rest`, which waits with the large ones.
+    pub(super) fn push_bulk(&mut self, key: Key, header: &impl Encode, body: Bytes, rest: Bytes) -> Placed {
         let mut bytes = Vec::new();
         codec::put_header(&mut bytes, header);
-        let bulk = Bulk { header: Some(bytes), body };
-        match queue {
+        let bulk = Bulk { header: Some(bytes), body, rest };
+        self.bulk_bytes += bulk.len();
+        match self.bulk.iter_mut().find(|(waiting, _)| *waiting == key) {
             Some((_, queue)) => queue.push_back(bulk),
             None => self.bulk.push_back((key, VecDeque::from([bulk]))),
         }
@@ -125,7 +137,7 @@ impl Outbox {
     pub(super) fn forget(&mut self, key: Key) -> bool {
         let Some(at) = self.bulk.iter().position(|(waiting, _)| *waiting == key) else { return false };
         let (_, queue) = self.bulk.remove(at).expect("position is in range");
-        self.bulk_bytes -= queue.iter().map(|bulk| bulk.body.len()).sum::<usize>();
+        self.bulk_bytes -= queue.iter().map(Bulk::len).sum::<usize>();
         queue.front().is_some_and(|bulk| bulk.header.is_some())
     }
 
@@ -221,6 +233,9 @@ impl Outbox {
             None => codec::put_header(out, &Message::Chunk { number: key.0, of: key.1 }),
         });
         self.chunk = part;
+        if bulk.body.is_empty() {
+            bulk.body = std::mem::take(&mut bulk.rest);
+        }
         if !bulk.body.is_empty() {
             queue.push_front(bulk);
         }

@@ -3,6 +3,7 @@
 use quilt_protocol::control::{Action, State};
 use tokio::sync::oneshot;
 
+use super::record::Record;
 use super::running::Started;
 use super::{Phase, Runner};
 use crate::spec::Spec;
@@ -106,7 +107,7 @@ impl Runner {
                 self.restarts.forgive();
                 if self.state() == Some(State::Failed) {
                     // A station that dies before the next state that lasts has not given it up.
-                    self.recorder.remove();
+                    Record::remove(&self.dir());
                 }
                 let _ = done.send(Ok(()));
                 Phase::Needs

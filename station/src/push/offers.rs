@@ -1,7 +1,7 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use quilt_protocol::Digest;
 use quilt_protocol::control::{
@@ -73,18 +73,7 @@ impl Push {
     /// # Errors
     ///
     /// The station stops: it has no opinion.
-    ///
-    /// # Cancel safety
-    ///
-    /// It is seen through when the future is dropped: whatever reaches the disk is committed too.
-    pub(crate) async fn update(self: &Arc<Self>, update: UpdateConfiguration<'static>) -> Result<Verdict, String> {
-        let this = self.clone();
-        #[allow(clippy::disallowed_methods, reason = "bounded by the disk, and one at a time")]
-        let updating = tokio::spawn(async move { this.take(update).await });
-        updating.await.unwrap_or_else(|error| Err(error.to_string()))
-    }
-
-    async fn take(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
+    pub(crate) async fn update(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
         let UpdateConfiguration { offer, document } = update;
         let document = document.into_owned();
         let mut saved = self.saved.lock().await;
@@ -106,12 +95,12 @@ impl Push {
         // without the other.
         let Some(place) = self.supervisor.reserve().await else { return Err("the station stops".into()) };
         if (saved.damaged || known != Some(offer))
-            && let Err(error) = saved.accept(Accepted { applied: offer, document }).await
+            && let Err(error) = saved.accept(Accepted { applied: offer, document })
         {
+            let got = format!("{error}");
             return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![Problem {
-                code: ProblemCode::StationFault,
-                expected: "room and permission to write it to the station's disk; it is offered again".into(),
-                got: error.to_string(),
+                expected: "room and permission to write it to the station's disk".into(),
+                got,
                 ..self.problem()
             }]))));
         }

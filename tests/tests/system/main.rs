@@ -28,5 +28,5 @@ mod plugins;
 mod process;
 mod readme;
 mod refusal;
+mod size;
 mod station_crash;
-mod station_pressure;
