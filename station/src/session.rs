@@ -1,6 +1,5 @@
 //! The station's session with its manager: dial, register, report, and again.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,8 +28,10 @@ const DIAL: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(15);
 /// How long the last report may take.
 const LAST_REPORT: Duration = Duration::from_secs(1);
-/// At most so many reports are sent in a second; a burst of changes soon after a quiet time is told at once.
-const REPORTS_PER_SECOND: usize = 5;
+/// How much time there is between reports in the long run: five a second.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+/// How many reports may follow each other at once after a quiet time.
+const REPORT_BURST: u32 = 5;
 /// How long a report waits for changes that come together.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -222,7 +223,7 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
     let mut changes = board.subscribe();
     // What changed since the registration was put together.
     changes.mark_changed();
-    let mut sent = VecDeque::new();
+    let mut pace = ReportPace { rested_at: Instant::now() };
     loop {
         tokio::select! {
             why = handle.closed() => return why.to_string(),
@@ -235,7 +236,7 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
             changed = changes.changed() => {
                 changed.expect("the board outlives the session");
                 tokio::select! {
-                    () = tokio::time::sleep_until(next_report(&sent)) => {}
+                    () = tokio::time::sleep_until(pace.next(Instant::now())) => {}
                     () = stop.cancelled() => continue,
                 }
                 changes.mark_unchanged();
@@ -248,20 +249,29 @@ async fn serve(handle: &Handle, service: &Requests, board: &Board, stop: &Cancel
                     handle.goodbye("a report was not taken");
                     return error;
                 }
-                sent.push_back(Instant::now());
-                if sent.len() > REPORTS_PER_SECOND {
-                    sent.pop_front();
-                }
+                pace.sent(Instant::now());
             }
         }
     }
 }
 
-/// When a report that is due now may be sent.
-fn next_report(sent: &VecDeque<Instant>) -> Instant {
-    let gathered = Instant::now() + GATHER;
-    let a_second_ago = sent.len().checked_sub(REPORTS_PER_SECOND).and_then(|at| sent.get(at));
-    a_second_ago.map_or(gathered, |earlier| gathered.max(*earlier + Duration::from_secs(1)))
+/// Spaces reports. After a burst the next one waits for one interval and no longer: the manager takes what it was told last for the
+/// state of the station, and judges by it whether an instance stays healthy.
+struct ReportPace {
+    /// When the whole burst is allowed again.
+    rested_at: Instant,
+}
+
+impl ReportPace {
+    /// When a report that is due now may be sent.
+    fn next(&self, now: Instant) -> Instant {
+        let burst = REPORT_INTERVAL * (REPORT_BURST - 1);
+        (now + GATHER).max(self.rested_at.checked_sub(burst).unwrap_or(now))
+    }
+
+    fn sent(&mut self, now: Instant) {
+        self.rested_at = self.rested_at.max(now) + REPORT_INTERVAL;
+    }
 }
 
 async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<(), String> {
@@ -286,6 +296,22 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_changes_is_told_at_once_and_no_later_one_waits_for_more_than_an_interval() {
+        let begin = Instant::now();
+        let mut pace = ReportPace { rested_at: begin };
+        let (mut now, mut told) = (begin, Vec::new());
+        for _ in 0..50 {
+            let next = pace.next(now);
+            assert!(next - now <= REPORT_INTERVAL, "it is silent for {:?}", next - now);
+            now = next;
+            pace.sent(now);
+            told.push(now - begin);
+        }
+        assert!(told[4] < REPORT_INTERVAL, "{told:?}");
+        assert!(told[49] >= REPORT_INTERVAL * 45, "more than five a second: {told:?}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_manager_that_is_just_registering_the_station_is_waited_for() {
