@@ -144,13 +144,13 @@ impl Schedule {
         }
         let mut shortages: Vec<Shortage> = Vec::new();
         for _ in 0..draw.below(1..4) {
-            let drawn = draw.shortage(resources);
+            let drawn = draw.shortage(resources, &fleets);
             // Giving one back would give back both.
             let is_new = |one: &Shortage| !shortages.iter().any(|other| (other.of, &other.from) == (one.of, &one.from));
             shortages.extend(drawn.filter(is_new));
         }
         let until = shortages.iter().map(|one| one.at_ms + one.for_ms).max().unwrap_or(2_000);
-        let mut blows: Vec<_> = (0..draw.below(0..4)).map(|_| draw.blow(until, resources)).collect();
+        let mut blows: Vec<_> = (0..draw.below(0..4)).map(|_| draw.blow(until, resources, &fleets)).collect();
         blows.sort_by_key(|blow| blow.at_ms);
         Self { seed, first, verbs, shortages, blows }
     }
@@ -202,6 +202,12 @@ impl Draw {
         let all = last.stations.iter().enumerate();
         let all: Vec<_> = all.flat_map(|(station, all)| all.keys().map(move |name| (station, name.clone()))).collect();
         all.choose(&mut self.random).cloned().unwrap_or((0, NAMES[0].to_owned()))
+    }
+
+    /// An instance that one of the fleets has.
+    fn any_configured(&mut self, fleets: &[Fleet]) -> (usize, String) {
+        let number = self.below(0..fleets.len());
+        self.configured(&fleets[..=number])
     }
 
     fn first_fleet(&mut self) -> Fleet {
@@ -265,7 +271,7 @@ impl Draw {
         }
     }
 
-    fn shortage(&mut self, resources: &[Resource]) -> Option<Shortage> {
+    fn shortage(&mut self, resources: &[Resource], fleets: &[Fleet]) -> Option<Shortage> {
         let shortages: Vec<_> = resources.iter().filter(|one| **one != Resource::Files).collect();
         let of = **shortages.choose(&mut self.random)?;
         let for_ms = match self.below(0..100) {
@@ -277,7 +283,7 @@ impl Draw {
         let from = match (of, self.below(0..10)) {
             (_, 0..3) => Target::Manager,
             (Resource::Descriptors | Resource::Processor, 7..10) => {
-                let (station, name) = self.instance();
+                let (station, name) = self.any_configured(fleets);
                 Target::Keeper(station, name)
             }
             _ => station,
@@ -292,11 +298,11 @@ impl Draw {
         Some(Shortage { at_ms: self.ms(0..2_500), for_ms, of, from, amount })
     }
 
-    fn blow(&mut self, until: u64, resources: &[Resource]) -> Blow {
+    fn blow(&mut self, until: u64, resources: &[Resource], fleets: &[Fleet]) -> Blow {
         let at_ms = self.ms(0..until.max(1));
         let down_ms = if self.is(60) { self.ms(50..500) } else { self.ms(500..4_000) };
         let station = self.station();
-        let (of, name) = self.instance();
+        let (of, name) = self.any_configured(fleets);
         let to = match self.below(0..100) {
             0..20 => Victim::KillManager { down_ms },
             20..45 => Victim::KillStation { station, down_ms },
