@@ -158,6 +158,9 @@ struct Section {
     output: Option<Format>,
 }
 
+/// A line of TOML for each key of [`Section`].
+const EXAMPLES: [&str; 3] = ["manager = \"coordinator:7440\"", "timeout = \"15s\"", "output = \"json\""];
+
 fn read_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     manager_address(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
@@ -175,7 +178,8 @@ fn read_format<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Format>, D:
 impl Session {
     /// What flags and environment say, over what the files say.
     fn new(manager: Option<String>, timeout: Option<Duration>, format: Option<Format>) -> Result<Self, Failure> {
-        let file: Section = settings::read(None, "client").map_err(|error| Failure::new(error.to_string()))?;
+        let file: Section =
+            settings::read(None, "client", &EXAMPLES).map_err(|error| Failure::new(error.to_string()))?;
         Ok(Self {
             manager: manager.or(file.manager).unwrap_or_else(|| "127.0.0.1:7440".into()),
             timeout: timeout.or(file.timeout).unwrap_or(Duration::from_secs(15)),

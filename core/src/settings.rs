@@ -1,15 +1,12 @@
 //! Settings from files: `quilt.toml`, then `quilt.local.toml`, then `conf.d/*.toml` in name order, each over the one
 //! before. Environment variables and flags go over them; that is clap's part.
 
-use std::fmt;
 use std::fs;
 use std::io;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
@@ -24,7 +21,7 @@ pub enum SettingsError {
         /// What the operating system says.
         error: io::Error,
     },
-    /// A file is not TOML, or a key is unknown or of the wrong type.
+    /// A file is not TOML, or keys are unknown or have wrong values.
     #[error("{place}: {text}")]
     Invalid {
         /// The file with line and column.
@@ -38,9 +35,39 @@ impl SettingsError {
     fn invalid(path: &Path, text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map(|span| line_and_column(text, span.start));
         let at = at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
-        Self::Invalid { place: format!("{}{at}", path.display()), text: error.message().to_owned() }
+        let found = error.span().and_then(|span| text.get(span));
+        Self::Invalid { place: format!("{}{at}", path.display()), text: in_own_words(error.message(), found) }
     }
 }
+
+/// Translates the parser's message about a value, which speaks of Rust's types, for whoever wrote the file. `found` is the text at the
+/// place. Other messages are as those who check values wrote them.
+fn in_own_words(message: &str, found: Option<&str>) -> String {
+    if let Some((key, expected)) = message.strip_prefix("unknown field ").and_then(|rest| rest.split_once(", ")) {
+        return format!("{expected}, got the unknown key {key}");
+    }
+    let rest = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((kind, wanted)) = rest.and_then(|rest| rest.rsplit_once(", expected ")) else { return message.to_owned() };
+    let expected = match wanted {
+        "a string" | "string" | "a borrowed string" => "text in quotes",
+        "path string" => "a path in quotes",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "a boolean" => "true or false",
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i64" => "a whole number in range",
+        own => own,
+    };
+    let got = match found.filter(|found| found.lines().count() == 1 && found.chars().count() <= FOUND_MAX) {
+        Some(found) => found,
+        None if kind.starts_with("map") => "a table",
+        None if kind.starts_with("sequence") => "a list",
+        None => "something else",
+    };
+    format!("expected {expected}, got {got}")
+}
+
+/// How much of a value is shown, in characters.
+const FOUND_MAX: usize = 60;
 
 /// The line and column of a byte of a text, both from 1 on.
 pub fn line_and_column(text: &str, at: usize) -> (usize, usize) {
@@ -92,12 +119,13 @@ pub fn default_plugin_dir() -> PathBuf {
     config_dir().join("plugins")
 }
 
-/// Reads section `section` of the settings. `file` replaces `quilt.toml` and must exist; the default files need not.
+/// Reads section `section` of the settings, a `T` in which every key has a default. `file` replaces `quilt.toml` and must exist; the
+/// default files need not. `examples` has a line of TOML for each key, which is shown when its value is wrong.
 ///
 /// # Errors
 ///
-/// [`SettingsError`].
-pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str) -> Result<T, SettingsError> {
+/// [`SettingsError`]; of the first file with mistakes it tells all of them.
+pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str, examples: &[&str]) -> Result<T, SettingsError> {
     let folder = config_dir();
     let mut files = Vec::new();
     match file {
@@ -115,7 +143,7 @@ pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str) -> Result<T
             Err(error) => return Err(SettingsError::Io { path, error }),
         };
         // Each file is checked alone, so that an error names the place it is in.
-        check::<T>(&text, section).map_err(|error| SettingsError::invalid(&path, &text, &error))?;
+        check::<T>(&path, &text, section, examples)?;
         merge(&mut merged, parse(&path, &text)?);
         last = path;
     }
@@ -126,53 +154,46 @@ pub fn read<T: DeserializeOwned>(file: Option<&Path>, section: &str) -> Result<T
 /// The sections of a settings file.
 const SECTIONS: [&str; 3] = ["manager", "station", "client"];
 
-/// Checks that a file has known sections only and that `section` in it is a `T`.
-fn check<T: DeserializeOwned>(text: &str, section: &str) -> Result<(), toml::de::Error> {
-    SectionOf::<T> { section, is: PhantomData }.deserialize(toml::Deserializer::parse(text)?)
-}
-
-/// Reads one section in place, so that errors have line and column.
-struct SectionOf<'a, T> {
-    section: &'a str,
-    is: PhantomData<T>,
-}
-
-impl<'de, T: DeserializeOwned> DeserializeSeed<'de> for SectionOf<'_, T> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, file: D) -> Result<(), D::Error> {
-        file.deserialize_map(self)
-    }
-}
-
-impl<'de, T: DeserializeOwned> Visitor<'de> for SectionOf<'_, T> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sections [{}]", SECTIONS.join("], ["))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut file: A) -> Result<(), A::Error> {
-        while let Some(Section(section)) = file.next_key()? {
-            if section == self.section {
-                drop(file.next_value::<T>()?);
-            } else {
-                file.next_value::<IgnoredAny>()?;
-            }
+/// Checks that a file has known sections only and that each key of `section` in it is one of a `T`. The keys are read one by one, so
+/// that every mistake is found.
+fn check<T: DeserializeOwned>(path: &Path, text: &str, section: &str, examples: &[&str]) -> Result<(), SettingsError> {
+    let file = DeTable::parse(text).map_err(|error| SettingsError::invalid(path, text, &error))?;
+    let mut wrong = Vec::new();
+    for (name, content) in file.get_ref() {
+        let known = SECTIONS.iter().find(|known| *known == name.get_ref());
+        let Some(known) = known else {
+            let text = format!("expected one of [{}], got [{}]", SECTIONS.join("], ["), name.get_ref());
+            wrong.push((name.span().start, text));
+            continue;
+        };
+        let DeValue::Table(keys) = content.get_ref() else {
+            let got = text.get(content.span()).unwrap_or("something else");
+            wrong.push((content.span().start, format!("expected a section [{known}], got {got}")));
+            continue;
+        };
+        for (key, value) in keys.iter().filter(|_| *known == section) {
+            let mut alone = DeTable::new();
+            alone.insert(key.clone(), value.clone());
+            let alone = Spanned::new(content.span(), alone);
+            let Err(error) = T::deserialize(toml::Deserializer::from(alone)) else { continue };
+            let at = error.span().map_or(value.span().start, |span| span.start);
+            let found = error.span().and_then(|span| text.get(span));
+            let key = key.get_ref();
+            let is_of_key = |line: &&&str| line.split_once(" = ").is_some_and(|(name, _)| name == key);
+            let example = examples.iter().find(is_of_key).map(|example| format!("; for example {example}"));
+            let text = in_own_words(error.message(), found);
+            wrong.push((at, format!("[{section}] {key}: {text}{}", example.unwrap_or_default())));
         }
-        Ok(())
     }
-}
-
-/// The name of a section. Checking it while parsing gives the error line and column.
-struct Section(&'static str);
-
-impl<'de> Deserialize<'de> for Section {
-    fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(key)?;
-        let known = SECTIONS.into_iter().find(|known| *known == name);
-        let unknown = || format!("unknown section [{name}], expected one of [{}]", SECTIONS.join("], ["));
-        known.map(Self).ok_or_else(|| D::Error::custom(unknown()))
-    }
+    wrong.sort();
+    let place = |at| {
+        let (line, column) = line_and_column(text, at);
+        format!("{}:{line}:{column}", path.display())
+    };
+    let mut wrong = wrong.into_iter();
+    let Some((at, first)) = wrong.next() else { return Ok(()) };
+    let text = wrong.fold(first, |text, (at, wrong)| format!("{text}\n{}: {wrong}", place(at)));
+    Err(SettingsError::Invalid { place: place(at), text })
 }
 
 /// The `*.toml` files of a folder in name order; none if there is no such folder.
@@ -212,7 +233,7 @@ fn merge(below: &mut Table, above: Table) {
 mod tests {
     use super::*;
 
-    #[derive(Deserialize, Default, Debug)]
+    #[derive(serde::Deserialize, Default, Debug)]
     #[serde(default, deny_unknown_fields)]
     struct Station {
         name: String,
@@ -223,27 +244,46 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_file_is_told_with_its_line_and_column() {
+    fn every_mistake_in_a_file_is_told_with_its_place_what_belongs_there_and_an_example() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("quilt.toml");
+        let examples = ["name = \"cam-1\"", "lanes = 4"];
         for (text, told) in [
-            ("[station]\n\nnmae = 'x'\n", ":3:1: unknown field `nmae`, expected one of"),
+            (
+                "[station]\n\nnmae = 'x'\n",
+                &[
+                    ":3:1: [station] nmae: expected one of `name`, `manager`, `lanes`, `log_level`, got the unknown key `nmae`",
+                ][..],
+            ),
             (
                 "[client]\n[sation]\nname = 'x'\n",
-                ":2:2: unknown section [sation], expected one of [manager], [station]",
+                &[":2:2: expected one of [manager], [station], [client], got [sation]"],
             ),
-            ("[station]\nname = 1\n", ":2:8: invalid type: integer `1`, expected a string"),
-            ("[station]\nlanes = 70000\n", ":2:9: invalid value: integer `70000`, expected u16"),
-            ("[station]\nname = 'x\n", ":2:10: "),
-            ("[station]\nlog_level = 'inof'\n", ":2:13: log level \"inof\": expected off, error, warn"),
-            ("station = 1\n", ":1:11: invalid type: integer `1`"),
+            (
+                "[station]\nname = 1\nlanes = 70000\nmanager = ['a']\n",
+                &[
+                    ":2:8: [station] name: expected text in quotes, got 1; for example name = \"cam-1\"",
+                    ":3:9: [station] lanes: expected a whole number in range, got 70000; for example lanes = 4",
+                    ":4:11: [station] manager: expected text in quotes, got ['a']",
+                ],
+            ),
+            ("[station]\nname = 'x\n", &[":2:10: "]),
+            (
+                "[station]\nlog_level = 'inof'\n",
+                &[":2:13: [station] log_level: log level \"inof\": expected off, error, warn"],
+            ),
+            ("station = 1\n", &[":1:11: expected a section [station], got 1"]),
+            ("[[station]]\n", &[":1:1: expected a section [station], got [[station]]"]),
         ] {
             fs::write(&path, text).unwrap();
-            let error = read::<Station>(Some(&path), "station").unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{}{told}", path.display())), "{error}");
+            let error = read::<Station>(Some(&path), "station", &examples).unwrap_err().to_string();
+            assert_eq!(error.lines().count(), told.len(), "{error}");
+            for (line, told) in error.lines().zip(told) {
+                assert!(line.starts_with(&format!("{}{told}", path.display())), "{error}");
+            }
         }
         fs::write(&path, "[client]\nx = 1\n[station]\nname = 'a'\nlog_level = 'warning'\n").unwrap();
-        let read = read::<Station>(Some(&path), "station").unwrap();
+        let read = read::<Station>(Some(&path), "station", &[]).unwrap();
         assert_eq!((read.name.as_str(), read.log_level.as_deref()), ("a", Some("warning")));
     }
 

@@ -35,6 +35,16 @@ struct Section {
     log_level: Option<String>,
 }
 
+/// A line of TOML for each key of [`Section`].
+const EXAMPLES: [&str; 6] = [
+    "listen = \"0.0.0.0:7440\"",
+    "http = \"127.0.0.1:7441\"",
+    "data_dir = \"/var/lib/quilt\"",
+    "log_file = \"/var/log/quilt/manager.log\"",
+    "pid_file = \"/run/quilt-manager.pid\"",
+    "log_level = \"info\"",
+];
+
 /// What a manager is told, complete.
 #[derive(Debug, Clone)]
 pub struct ManagerConfig {
@@ -59,7 +69,7 @@ impl ManagerArgs {
     ///
     /// A file cannot be read or has an unknown key; an address is malformed.
     pub fn resolve(self) -> anyhow::Result<ManagerConfig> {
-        let file: Section = settings::read(self.daemon.config.as_deref(), "manager")?;
+        let file: Section = settings::read(self.daemon.config.as_deref(), "manager", &EXAMPLES)?;
         Ok(ManagerConfig {
             data_dir: self.daemon.data_dir.or(file.data_dir).unwrap_or_else(files::default_data_dir),
             listen: complete("--listen", self.listen.or(file.listen), address::PROTOCOL_PORT)?,

@@ -62,6 +62,20 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
+/// A line of TOML for each key of [`Section`].
+const EXAMPLES: [&str; 10] = [
+    "manager = \"coordinator:7440\"",
+    "name = \"cam-1\"",
+    "label = { room = \"a\" }",
+    "block = [\"process\"]",
+    "plugin_dir = [\"/etc/quilt/plugins\"]",
+    "plugin_trust = [\"owner\"]",
+    "data_dir = \"/var/lib/quilt\"",
+    "log_file = \"/var/log/quilt/station.log\"",
+    "pid_file = \"/run/quilt-station.pid\"",
+    "log_level = \"info\"",
+];
+
 /// What a station is told, checked and complete.
 #[derive(Debug, Clone)]
 pub struct StationConfig {
@@ -96,7 +110,7 @@ impl StationArgs {
     ///
     /// A file cannot be read or has an unknown key; a name, label or role is malformed.
     pub fn resolve(self) -> anyhow::Result<StationConfig> {
-        let file: Section = settings::read(self.daemon.config.as_deref(), "station")?;
+        let file: Section = settings::read(self.daemon.config.as_deref(), "station", &EXAMPLES)?;
         let or = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
         let managers = match file.manager {
             Some(OneOrMany::One(manager)) => manager.split(',').map(str::to_owned).collect(),

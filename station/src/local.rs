@@ -52,6 +52,10 @@ pub(crate) fn read(folder: &Path) -> Local {
 
 fn read_file(path: &Path) -> anyhow::Result<Document> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let roles = settings::parse(path, &text).context("expected [ROLE.INSTANCE] sections")?;
+    let roles = settings::parse(path, &text).map_err(|error| {
+        anyhow::anyhow!(
+            "{error}; a file of roles.d has a section [ROLE.INSTANCE] for each instance, such as [process.clock]"
+        )
+    })?;
     Ok(Document { roles, ..Document::default() })
 }
