@@ -9,6 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use quilt_client::control::{ASK_FOR_STREAM, InstanceRef, Share};
 use quilt_client::{Answer, AskError, CallOptions, Client, Delivered, Outcome};
+use quilt_manager::selector::is_selector;
 use quilt_protocol::Address;
 use serde::Serialize;
 use serde_json::Value;
@@ -22,7 +23,8 @@ use crate::{Session, complete, json, reference};
 /// Arguments of `call`.
 #[derive(Args)]
 pub(crate) struct Call {
-    /// station/role/instance, station/role, manager, client:NAME, or a selector such as "room=a and role=counter"
+    /// station/role/instance, station/role if there is one instance, manager, client:NAME, or a selector of instances such as
+    /// "room=a and role=counter"
     #[arg(add = complete::instances(), value_parser = reference::target)]
     target: String,
     /// The command, or group:command
@@ -79,7 +81,7 @@ impl Call {
         let body = self.read_body()?;
         let until = Instant::now() + session.timeout;
         let client = session.connect().await?;
-        let is_selector = reference::is_selector(&self.target);
+        let is_selector = is_selector(&self.target);
         let mut targets = match self.targets(&client).await {
             Ok(targets) => targets,
             Err(AskError::Ended { outcome, text }) if session.format.is_for_programs() => {
@@ -185,11 +187,7 @@ impl Call {
         if let Ok(address @ (Address::Manager | Address::Client(_) | Address::Instance { .. })) = self.target.parse() {
             return Ok(vec![address]);
         }
-        let found = client.resolve(&self.target, None).await?;
-        if found.is_empty() {
-            let text = format!("{:?} means no instance of a connected station", self.target);
-            return Err(AskError::Ended { outcome: Outcome::NoTarget, text });
-        }
+        let found = reference::instances(client, &self.target).await?;
         let address = |InstanceRef { station, role, instance }| Address::Instance { station, role, instance };
         Ok(found.into_iter().map(address).collect())
     }

@@ -1,13 +1,14 @@
 //! `quiltctl logs`.
 
+mod follow;
 mod show;
 
 use std::process::ExitCode;
 
 use clap::Args;
-use quilt_client::control::{InstanceRef, LogLine};
-use quilt_client::{AskError, Client, Outcome};
-use tokio::sync::mpsc;
+use quilt_client::control::InstanceRef;
+use quilt_client::{AskError, Client, Delivered, Outcome};
+use quilt_manager::selector::is_selector;
 
 use self::show::Show;
 use crate::exit::{Failure, PARTLY, REFUSED};
@@ -17,10 +18,10 @@ use crate::{Session, complete, reference};
 /// Arguments of `logs`.
 #[derive(Args)]
 pub(crate) struct Logs {
-    /// station/role/instance, station/role, a station, or a selector such as "room=a and role=process"
+    /// station/role/instance, station/role, a station, or a selector of instances such as "room=a and role=process"
     #[arg(value_name = "TARGET", required = true, add = complete::instances(), value_parser = reference::log_target)]
     targets: Vec<String>,
-    /// Go on with lines as they come
+    /// Go on with lines as they come, also after a station was away
     #[arg(short, long)]
     follow: bool,
     /// How many of the last lines of each instance
@@ -44,8 +45,8 @@ impl Logs {
         }
         let times = self.timestamps || session.format == Format::Wide;
         let mut show = Show::new(session.format, times, instances.len() > 1);
-        let failures = if self.follow && instances.len() > 1 {
-            self.follow_all(&client, &instances, &mut show).await?
+        let failures = if self.follow {
+            follow::follow(&client, &instances, |instance| self.request(instance), &mut show).await
         } else {
             let mut failures = Vec::new();
             for instance in &instances {
@@ -72,7 +73,7 @@ impl Logs {
 
     fn request(&self, instance: &InstanceRef) -> quilt_client::control::Logs {
         let InstanceRef { role, instance, .. } = instance.clone();
-        quilt_client::control::Logs { role, instance, lines: self.lines, follow: self.follow }
+        quilt_client::control::Logs { role, instance, lines: self.lines, follow: self.follow, after: None }
     }
 
     async fn one(
@@ -83,57 +84,40 @@ impl Logs {
         show: &mut Show,
     ) -> Result<(), AskError> {
         let mut lines = client.logs(instance.station.clone(), &self.request(instance));
-        while let Some(line) = lines.next_within(session.patience(self.follow)).await? {
+        while let Some(mut line) = lines.next_within(session.patience(false)).await? {
+            line.cursor = None;
             show.line(instance, &line);
         }
         lines.end().await
-    }
-
-    /// Shows the lines of several instances as they come.
-    async fn follow_all<'a>(
-        &self,
-        client: &Client,
-        instances: &'a [InstanceRef],
-        show: &mut Show,
-    ) -> Result<Vec<(&'a InstanceRef, AskError)>, Failure> {
-        let (sender, mut receiver) = mpsc::channel::<(usize, Result<LogLine, AskError>)>(256);
-        for (number, instance) in instances.iter().enumerate() {
-            let mut lines = client.logs(instance.station.clone(), &self.request(instance));
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                while let Some(line) = lines.next().await {
-                    if sender.send((number, Ok(line))).await.is_err() {
-                        return;
-                    }
-                }
-                if let Err(error) = lines.end().await {
-                    let _ = sender.send((number, Err(error))).await;
-                }
-            });
-        }
-        drop(sender);
-        let mut failures = Vec::new();
-        while let Some((number, line)) = receiver.recv().await {
-            match line {
-                Ok(line) => show.line(&instances[number], &line),
-                Err(error) => failures.push((&instances[number], error)),
-            }
-        }
-        Ok(failures)
     }
 }
 
 /// The instances that a target means. The log of one that is named in full can be read after it was removed.
 async fn find(client: &Client, target: &str) -> Result<Vec<InstanceRef>, Failure> {
-    let selector = match target.split_once(':') {
-        _ if target.contains(['/', '=']) => target.to_owned(),
+    if is_selector(target) || target.split('/').count() == 3 {
+        return Ok(reference::instances(client, target).await?);
+    }
+    let (station, role) = target.split_once('/').map_or((target, None), |(station, role)| (station, Some(role)));
+    let of_station = match station.split_once(':') {
         Some((key @ ("id" | "mac"), value)) => format!("{key}={}", value.to_ascii_lowercase()),
-        _ => format!("name={target}"),
+        _ => format!("name={station}"),
     };
+    let selector = role.map_or_else(|| of_station.clone(), |role| format!("{of_station} and role={role}"));
     let found = client.resolve(&selector, None).await?;
     if found.is_empty() {
-        let text = format!("{target:?} means no instance of a connected station");
-        return Err(AskError::Ended { outcome: Outcome::NoTarget, text }.into());
+        // There is no such station, it is away, or it has none.
+        let view = reference::views(client, station).await?.swap_remove(0);
+        let (outcome, text) = match view.state.is_here() {
+            true => {
+                let what = role.map_or_else(|| "instances".into(), |role| format!("instance of {role}"));
+                (
+                    Outcome::NoTarget,
+                    format!("{} has no {what}; `quiltctl station show {0}` lists what it has", view.name),
+                )
+            }
+            false => (Outcome::PeerLost(Delivered::No), format!("station {} is away", view.name)),
+        };
+        return Err(AskError::Ended { outcome, text }.into());
     }
     Ok(found)
 }

@@ -1,8 +1,9 @@
 //! Stations named in other words than their names, and targets.
 
-use quilt_client::Client;
-use quilt_client::control::StationView;
-use quilt_manager::selector::Selector;
+use quilt_client::control::{InstanceRef, LeftOut, StationView};
+use quilt_client::{AskError, Client, Delivered, Outcome};
+use quilt_core::words::{count, list_of};
+use quilt_manager::selector::{Selector, is_selector, tell_unknown};
 use quilt_protocol::{Address, Name};
 
 use crate::exit::{Failure, REFUSED, USAGE};
@@ -42,19 +43,66 @@ pub(crate) async fn name(client: &Client, reference: &str) -> Result<Name, Failu
     reference.parse().map_err(|error| Failure::with_code(USAGE, format!("{error}")))
 }
 
-/// Checks a selector, so that a mistake in it is one of usage. Empty for all stations.
-pub(crate) fn selector(text: &str) -> Result<String, String> {
-    if !text.is_empty() {
-        text.parse::<Selector>()?;
+/// The instances that a target means. Says on standard error what a selector leaves out.
+///
+/// # Errors
+///
+/// There is none.
+pub(crate) async fn instances(client: &Client, target: &str) -> Result<Vec<InstanceRef>, AskError> {
+    let instances = client.resolve(target, None).await?;
+    let left_out = if is_selector(target) { client.left_out(target).await? } else { LeftOut::default() };
+    let LeftOut { away, away_count, unknown_labels } = left_out;
+    if let Some(text) = tell_unknown(&unknown_labels) {
+        eprintln!("quiltctl: {text}; `quiltctl stations -o wide` shows the labels that there are");
     }
+    let is = if away_count == 1 { "is" } else { "are" };
+    let who = format!("{} {is} away: {}", count(away_count, "station"), list_of(&away, away_count));
+    let ended = |outcome, text| Err(AskError::Ended { outcome, text });
+    match (instances.is_empty(), away_count) {
+        (true, 0) => {
+            let text =
+                format!("{target:?} means no instance of a connected station; `quiltctl stations` lists stations");
+            ended(Outcome::NoTarget, text)
+        }
+        (true, _) => ended(
+            Outcome::PeerLost(Delivered::No),
+            format!("{target:?} means no instance of a connected station; {who}"),
+        ),
+        (false, 0) => Ok(instances),
+        (false, _) => {
+            eprintln!("quiltctl: left out, because {who}");
+            Ok(instances)
+        }
+    }
+}
+
+/// Says on standard error which labels of a selector no station has.
+pub(crate) async fn note_unknown_labels(client: &Client, selector: &str) {
+    if let Ok(left_out) = client.left_out(selector).await
+        && let Some(text) = tell_unknown(&left_out.unknown_labels)
+    {
+        eprintln!("quiltctl: {text}");
+    }
+}
+
+/// Checks a selector of stations, so that a mistake in it is one of usage.
+pub(crate) fn selector(text: &str) -> Result<String, String> {
+    Selector::of_stations(text)?;
+    Ok(text.to_owned())
+}
+
+/// Checks a selector of instances.
+fn of_instances(text: &str) -> Result<String, String> {
+    text.parse::<Selector>()?;
     Ok(text.to_owned())
 }
 
 /// Checks the shape of what has logs: instances, or all of a station. Whether there are such is for the manager to say.
 pub(crate) fn log_target(text: &str) -> Result<String, String> {
     if is_selector(text) {
-        return selector(text);
+        return of_instances(text);
     }
+    no_patterns(text)?;
     let is_station = text.starts_with("id:") || text.starts_with("mac:") || text.parse::<Name>().is_ok();
     if is_station || matches!(text.split('/').count(), 2 | 3) {
         return Ok(text.to_owned());
@@ -65,12 +113,17 @@ pub(crate) fn log_target(text: &str) -> Result<String, String> {
 /// Checks the shape of a target: whether there is such an instance is for the manager to say.
 pub(crate) fn target(text: &str) -> Result<String, String> {
     if is_selector(text) {
-        return selector(text);
+        return of_instances(text);
     }
+    no_patterns(text)?;
     match text.parse() {
         Ok(Address::Manager | Address::Client(_) | Address::Instance { .. }) => Ok(text.to_owned()),
         // The station may be meant by `id:` or `mac:`, which are no names.
         _ if matches!(text.split('/').collect::<Vec<_>>()[..], [_, _] | [_, _, _]) => Ok(text.to_owned()),
+        Ok(Address::Station(_)) => Err(format!(
+            "expected an instance, got a station; use {text}/ROLE/INSTANCE, or \"name={text}\" for all its instances that \
+             offer the command"
+        )),
         _ => {
             Err("expected station/role/instance, station/role, manager, client:NAME or a selector such as room=a"
                 .into())
@@ -78,9 +131,14 @@ pub(crate) fn target(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a target is a selector, and may mean any number of instances.
-pub(crate) fn is_selector(target: &str) -> bool {
-    target.contains('=')
+/// Refuses `*` in what is no selector.
+fn no_patterns(text: &str) -> Result<(), String> {
+    if !text.contains('*') {
+        return Ok(());
+    }
+    Err("`*` stands for any text in a selector only; expected one such as \"name=cam-* and role=process and \
+         instance=clock\", or * for all"
+        .into())
 }
 
 fn refused(text: String) -> Failure {

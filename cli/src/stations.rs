@@ -14,14 +14,18 @@ use crate::{Session, complete, reference};
 /// Arguments of `stations`.
 #[derive(Args)]
 pub(crate) struct Stations {
-    /// Only those that match, such as room=a or name=cam-*
-    #[arg(value_name = "SELECTOR", default_value = "", value_parser = reference::selector)]
-    selector: String,
+    /// Only those that match, such as room=a, name=cam-* or role=process (those that can run it)
+    #[arg(value_name = "SELECTOR", value_parser = reference::selector)]
+    selector: Option<String>,
 }
 
 impl Stations {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let stations = session.connect().await?.stations(&self.selector).await?;
+        let client = session.connect().await?;
+        let stations = client.stations(self.selector.as_deref().unwrap_or_default()).await?;
+        if let Some(selector) = &self.selector {
+            reference::note_unknown_labels(&client, selector).await;
+        }
         let wide = session.format == Format::Wide;
         let columns: &[&str] = match wide {
             false => &["NAME", "STATE", "INSTANCES", "REVISION", "NOTES"],

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use quilt_net::{Answer, Items};
 use quilt_plugin_api as api;
 use quilt_plugin_api::Command;
-use quilt_protocol::control::{InstanceRef, Resolve, Share, command};
+use quilt_protocol::control::{InstanceRef, LeftOut, Resolve, Share, command};
 use quilt_protocol::message::{Delivered, NO_DEADLINE};
 use quilt_protocol::names::NameError;
 use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Terms};
@@ -204,6 +204,15 @@ impl Client {
     pub async fn resolve(&self, target: &str, limit: Option<Share>) -> Result<Vec<InstanceRef>, AskError> {
         let request = Resolve { target: target.into(), limit };
         self.ask_list(command::RESOLVE, &request).await
+    }
+
+    /// What a selector of instances leaves out: stations that are away, labels that no station has.
+    ///
+    /// # Errors
+    ///
+    /// The selector is wrong, or no answer.
+    pub async fn left_out(&self, selector: &str) -> Result<LeftOut, AskError> {
+        self.ask(command::LEFT_OUT, &Resolve { target: selector.into(), limit: None }).await
     }
 }
 

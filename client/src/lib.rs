@@ -152,8 +152,12 @@ impl Client {
         self.schemas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects anew if the connection is gone.
-    pub(crate) async fn reconnect(&self) -> Result<(), ConnectFailure> {
+    /// Connects anew if the connection is gone. Does nothing for a session that was given.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectFailure`].
+    pub async fn reconnect(&self) -> Result<(), ConnectFailure> {
         if let Some(dialled) = self.dialled.as_deref().filter(|_| self.handle().is_closed()) {
             let session = open(&dialled.0, &dialled.1, self.timeout).await?;
             *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;

@@ -85,6 +85,24 @@ impl FileId {
     }
 }
 
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file: FileId { inode, created_ns }, offset } = self;
+        write!(f, "{inode} {created_ns} {offset}")
+    }
+}
+
+impl std::str::FromStr for Position {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected three numbers as the position in a log, got {text:?}");
+        let [inode, created_ns, offset] = text.split_whitespace().collect::<Vec<_>>()[..] else { return Err(wrong()) };
+        let file =
+            FileId { inode: inode.parse().map_err(|_| wrong())?, created_ns: created_ns.parse().map_err(|_| wrong())? };
+        Ok(Self { file, offset: offset.parse().map_err(|_| wrong())? })
+    }
+}
+
 impl Position {
     /// The position before everything that the log still holds.
     pub const START: Self = Self { file: FileId { inode: 0, created_ns: 0 }, offset: 0 };
@@ -109,14 +127,14 @@ impl Position {
     /// What the operating system says.
     pub fn begin_run(folder: &Path) -> io::Result<()> {
         files::create_private_dir(folder)?;
-        let Self { file: FileId { inode, created_ns }, offset } = Self::end(folder)?;
+        let end = Self::end(folder)?;
         match fs::remove_file(folder.join(READY)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let new = folder.join("run.new");
         // Not synced: no run outlives the machine's.
-        fs::write(&new, format!("{inode} {created_ns} {offset}\n"))?;
+        fs::write(&new, format!("{end}\n"))?;
         fs::rename(new, folder.join(RUN))
     }
 
@@ -141,10 +159,7 @@ impl Position {
 
     /// Where the output of the current or last run begins; `None` if [`Position::begin_run`] was never called.
     pub fn of_run(folder: &Path) -> Option<Self> {
-        let text = fs::read_to_string(folder.join(RUN)).ok()?;
-        let [inode, created_ns, offset] = text.split_whitespace().collect::<Vec<_>>()[..] else { return None };
-        let file = FileId { inode: inode.parse().ok()?, created_ns: created_ns.parse().ok()? };
-        Some(Self { file, offset: offset.parse().ok()? })
+        fs::read_to_string(folder.join(RUN)).ok()?.parse().ok()
     }
 }
 

@@ -11,9 +11,14 @@ pub fn count(number: usize, noun: &str) -> String {
 
 /// `a, b, c`. Of more than ten names it shows ten and counts the rest, so that a sentence stays readable in a fleet of thousands.
 pub fn list<T: AsRef<str>>(names: &[T]) -> String {
-    let (first, rest) = names.split_at(names.len().min(LISTED_MAX));
-    let first = first.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-    if rest.is_empty() { first } else { format!("{first} and {} more", rest.len()) }
+    list_of(names, names.len())
+}
+
+/// As [`list`] of `count` names, of which `names` are the first.
+pub fn list_of<T: AsRef<str>>(names: &[T], count: usize) -> String {
+    let names = &names[..names.len().min(LISTED_MAX)];
+    let first = names.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if count <= names.len() { first } else { format!("{first} and {} more", count - names.len()) }
 }
 
 #[cfg(test)]

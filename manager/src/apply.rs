@@ -12,6 +12,7 @@ use smol_str::SmolStr;
 
 use crate::desired::{hashed_desired, refresh};
 use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
+use crate::selector::{self, Selector};
 use crate::state::{InstanceKey, State, Station};
 use crate::store::{Change, Desired, EntryKey, Origin};
 use crate::unhealthy::unhealthy_before;
@@ -198,12 +199,19 @@ fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
         let note = format!("station `{reference}` is not known yet; it gets its configuration when it registers");
         reply.notes.push(note);
     }
-    for group in unmatched {
-        let selector = &request.fleet.group.get(group.as_str()).map_or("", |group| &group.selector);
-        reply.warnings.push(Remark {
-            at: vec!["group".into(), group.clone(), "match".into()],
-            text: format!("group `{group}`: its selector {selector:?} matches no station"),
-        });
+    if !unmatched.is_empty() {
+        let stations = state.stations.values();
+        let labels: Vec<_> = stations.map(|station| merged.fleet.labels_of(&station.subject())).collect();
+        for group in unmatched {
+            let selector = request.fleet.group.get(group.as_str()).map_or("", |group| &group.selector);
+            let unknown = selector.parse::<Selector>().map(|selector| selector.unknown_labels(|| labels.iter()));
+            let why = unknown.ok().and_then(|labels| selector::tell_unknown(&labels));
+            let why = why.map_or_else(String::new, |why| format!("; {why}"));
+            reply.warnings.push(Remark {
+                at: vec!["group".into(), group.clone(), "match".into()],
+                text: format!("group `{group}`: its selector {selector:?} matches no station{why}"),
+            });
+        }
     }
     let mut revision = state.last_revision;
     let (mut targets, mut contradictions) = (Vec::new(), Vec::new());

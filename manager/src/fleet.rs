@@ -46,7 +46,20 @@ pub(crate) struct Subject<'a> {
 impl Subject<'_> {
     /// Whether a selector means it, with the labels of its entries over its own.
     pub(crate) fn fits(&self, selector: &Selector, all_labels: &Labels) -> bool {
+        selector.matches(&|key, test| self.has(all_labels, key, test))
+    }
+
+    /// Whether a selector means an instance of it: `role` and `instance` are then that instance's own.
+    pub(crate) fn fits_instance(&self, selector: &Selector, all_labels: &Labels, role: &Name, instance: &Name) -> bool {
         selector.matches(&|key, test| match key {
+            "role" => test(role.as_str()),
+            "instance" => test(instance.as_str()),
+            key => self.has(all_labels, key, test),
+        })
+    }
+
+    fn has(&self, all_labels: &Labels, key: &str, test: &dyn Fn(&str) -> bool) -> bool {
+        match key {
             "name" => test(self.name),
             "id" => test(self.id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
             "hostname" => test(self.hostname),
@@ -55,7 +68,7 @@ impl Subject<'_> {
             "role" => self.roles.iter().any(|role| test(role.as_str())),
             "state" => test(self.state),
             label => all_labels.get(label).is_some_and(test),
-        })
+        }
     }
 }
 

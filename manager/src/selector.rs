@@ -1,12 +1,17 @@
-//! Expressions over stations: `room=a and role=process`, `name=cam-* and not (room=b or room=c)`.
+//! Expressions over stations or their instances: `room=a and role=process`, `name=cam-* and not room in (b, c)`.
 //!
-//! A term is `KEY=PATTERN`, or `KEY!=PATTERN` for its contrary; `*` in a pattern stands for any text. Keys are `name`, `id`, `hostname`, `mac`, `ip`,
-//! `role` (a role the station can run), `state`, and otherwise labels. `not` binds closest, then `and`, then `or`. Quotes, `"` or `'`,
-//! go around a whole pattern, which may then hold spaces and parentheses as well.
+//! A term is `KEY=PATTERN`, `KEY!=PATTERN` for its contrary, or `KEY in (PATTERN, PATTERN)`; `*` in a pattern stands for any text, and
+//! `*` alone is what always holds. Keys are [`KEYS`], and otherwise labels. Where instances are chosen, `role` and `instance` are
+//! those of each instance; where stations are chosen, `role` is a role that the station can run, and there is no `instance`. `not`
+//! binds closest, then `and`, then `or`. Quotes, `"` or `'`, go around a whole pattern, which may then hold spaces, commas and
+//! parentheses as well.
 
+use std::collections::BTreeSet;
+
+use quilt_protocol::Labels;
 use quilt_protocol::control::StationState;
 use winnow::ascii::multispace0;
-use winnow::combinator::{alt, cut_err, delimited, eof, fail, not, peek, preceded, repeat, terminated};
+use winnow::combinator::{alt, cut_err, delimited, eof, fail, not, peek, preceded, repeat, separated, terminated};
 use winnow::error::{ContextError, ErrMode, StrContext, StrContextValue};
 use winnow::prelude::*;
 use winnow::token::{one_of, take_while};
@@ -14,6 +19,8 @@ use winnow::token::{one_of, take_while};
 /// A parsed expression.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Selector {
+    /// What always holds.
+    All,
     /// A key has a value that fits the pattern.
     Term {
         /// The key.
@@ -32,15 +39,32 @@ pub enum Selector {
 /// Whether a key has a value that passes a test.
 type Has<'a> = dyn Fn(&str, &dyn Fn(&str) -> bool) -> bool + 'a;
 
+/// The keys that are no labels.
+pub const KEYS: [&str; 8] = ["name", "id", "hostname", "mac", "ip", "role", "instance", "state"];
+
 /// How deep parentheses and `not`s may nest: an expression comes from outside.
 const DEPTH_MAX: usize = 32;
 /// How long an expression may be, in bytes.
 const LENGTH_MAX: usize = 4096;
 
 impl Selector {
+    /// Reads a selector of stations.
+    ///
+    /// # Errors
+    ///
+    /// It is malformed, or mentions `instance`, which a station has not.
+    pub fn of_stations(text: &str) -> Result<Self, String> {
+        let selector: Self = text.parse()?;
+        if selector.mentions("instance") {
+            return Err(format!("selector {text:?}: stations are chosen here, and `instance` chooses among instances"));
+        }
+        Ok(selector)
+    }
+
     /// Whether it holds of what `has` these values.
     pub(crate) fn matches(&self, has: &Has<'_>) -> bool {
         match self {
+            Self::All => true,
             Self::Term { key, pattern } => has(key, &|value| glob(pattern, value)),
             Self::Not(inner) => !inner.matches(has),
             Self::And(all) => all.iter().all(|one| one.matches(has)),
@@ -48,27 +72,41 @@ impl Selector {
         }
     }
 
-    /// Whether a term has this key.
-    pub(crate) fn mentions(&self, wanted: &str) -> bool {
+    /// The keys of its terms.
+    fn keys(&self) -> BTreeSet<&str> {
         match self {
-            Self::Term { key, .. } => key == wanted,
-            Self::Not(inner) => inner.mentions(wanted),
-            Self::And(all) | Self::Or(all) => all.iter().any(|one| one.mentions(wanted)),
+            Self::All => BTreeSet::new(),
+            Self::Term { key, .. } => BTreeSet::from([key.as_str()]),
+            Self::Not(inner) => inner.keys(),
+            Self::And(all) | Self::Or(all) => all.iter().flat_map(Self::keys).collect(),
         }
     }
 
-    /// The role that every match must have, if the expression says so: it then means that role's instances only.
-    pub(crate) fn role_pattern(&self) -> Option<&str> {
-        match self {
-            Self::Term { key, pattern } if key == "role" => Some(pattern),
-            Self::And(all) => all.iter().find_map(Self::role_pattern),
-            _ => None,
-        }
+    /// Whether a term has this key.
+    pub(crate) fn mentions(&self, wanted: &str) -> bool {
+        self.keys().contains(wanted)
+    }
+
+    /// The labels that it mentions and that none of these stations has.
+    pub(crate) fn unknown_labels<'a, L: Iterator<Item = &'a Labels>>(&self, stations: impl Fn() -> L) -> Vec<String> {
+        let labels = self.keys().into_iter().filter(|key| !KEYS.contains(key));
+        labels.filter(|label| stations().all(|labels| labels.get(label).is_none())).map(str::to_owned).collect()
     }
 }
 
+/// A sentence about labels that no station has; `None` if there are none. Most of them are misspelt.
+pub fn tell_unknown(labels: &[String]) -> Option<String> {
+    let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+    (!labels.is_empty()).then(|| format!("no station has a label {}", labels.join(" or ")))
+}
+
+/// Whether a target is a selector. Neither names nor the references `id:..` and `mac:..` look like one.
+pub fn is_selector(target: &str) -> bool {
+    target.contains(['=', '(']) || target.trim() == "*"
+}
+
 /// Whether `text` fits `pattern`, in which `*` stands for any text.
-pub(crate) fn glob(pattern: &str, text: &str) -> bool {
+fn glob(pattern: &str, text: &str) -> bool {
     let Some((first, more)) = pattern.split_once('*') else { return pattern == text };
     let (between, last) = more.rsplit_once('*').unwrap_or(("", more));
     let Some(mut rest) = text.strip_prefix(first) else { return false };
@@ -137,14 +175,20 @@ fn one(input: &mut &str) -> Parsed<Selector> {
             cut_err(any_of),
             (multispace0, cut_err(')').context(expected("`and`, `or` or `)`"))),
         ),
+        all.map(|_| Selector::All),
         term,
-        fail.context(expected("KEY=VALUE, `not` or `(`")),
+        fail.context(expected("KEY=VALUE, `*`, `not` or `(`")),
     ))
     .parse_next(input)
 }
 
 fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
+}
+
+/// A `*` for itself.
+fn all<'i>(input: &mut &'i str) -> Parsed<&'i str> {
+    terminated("*", peek(alt((one_of([' ', '\t', '\n', ')']).void(), eof.void())))).parse_next(input)
 }
 
 /// Whether a character can be part of a key or of a value without quotes.
@@ -154,21 +198,41 @@ fn is_plain(c: char) -> bool {
 
 fn term(input: &mut &str) -> Parsed<Selector> {
     let key: &str = take_while(1.., |c| is_plain(c) && c != '!').parse_next(input)?;
-    let equals = alt(("=", "!=")).context(expected("`=` or `!=` right after the key"));
-    let is = cut_err(equals).parse_next(input)?;
-    let pattern = cut_err(pattern(key)).parse_next(input)?;
-    let term = Selector::Term { key: key.into(), pattern: pattern.into() };
-    Ok(if is == "=" { term } else { Selector::Not(Box::new(term)) })
+    let is = |pattern: &str| Selector::Term { key: key.into(), pattern: pattern.into() };
+    alt((
+        preceded("=", cut_err(pattern(key, is_plain))).map(is),
+        preceded("!=", cut_err(pattern(key, is_plain))).map(|pattern| Selector::Not(Box::new(is(pattern)))),
+        preceded(word("in"), cut_err(list(key))).map(|patterns| match &patterns[..] {
+            [only] => is(only),
+            several => Selector::Or(several.iter().map(|pattern| is(pattern)).collect()),
+        }),
+        cut_err(fail.context(expected("`=` or `!=` right after the key, or ` in (A, B)`"))),
+    ))
+    .parse_next(input)
+}
+
+/// The texts in parentheses behind `in`.
+fn list<'i>(key: &str) -> impl Parser<&'i str, Vec<&'i str>, ErrMode<ContextError>> {
+    let item = cut_err(pattern(key, |c| is_plain(c) && c != ','));
+    let comma = (multispace0, ',', multispace0);
+    let items = separated(1.., item, comma);
+    let open = '('.context(expected("`(` after `in`"));
+    let close = cut_err(')').context(expected("`,` or `)`"));
+    delimited((open, multispace0), items, (multispace0, close))
 }
 
 /// The text behind `=`, without its quotes.
-fn pattern<'i>(key: &str) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>> {
+fn pattern<'i>(
+    key: &str,
+    is_plain: impl Fn(char) -> bool + Copy,
+) -> impl Parser<&'i str, &'i str, ErrMode<ContextError>> {
     let is_state = key == "state";
     let quoted = |quote: char| {
         delimited(quote, take_while(0.., move |c| c != quote), cut_err(quote).context(expected("the closing quote")))
     };
     let bare = take_while(1.., is_plain);
-    let text = alt((quoted('"'), quoted('\''), bare, fail.context(expected("a value right after the `=`"))));
+    let value = fail.context(expected("a value right after the `=`, in quotes if it has spaces"));
+    let text = alt((quoted('"'), quoted('\''), bare, value));
     let whole = not(one_of(['"', '\''])).context(expected("the end of the value: quotes go around all of it"));
     terminated(text, whole).verify(move |pattern: &str| !is_state || names_a_state(pattern)).context(expected(STATES))
 }
@@ -213,6 +277,14 @@ mod tests {
             "room!=b",
             "floor!=*",
             "not room!=a",
+            "*",
+            "(*)",
+            "* and room=a",
+            "room in (b, a)",
+            "room in(a)",
+            "room in ( 'x' , a,b )",
+            "name in (cam-*)",
+            "not room in (b, c) and room=a",
         ] {
             assert!(matches(yes), "{yes}");
         }
@@ -226,6 +298,9 @@ mod tests {
             "(room=a or room=b) and role=x",
             "floor=*",
             "room!=a",
+            "not *",
+            "room in (b, c)",
+            "floor in (a, b)",
         ] {
             assert!(!matches(no), "{no}");
         }
@@ -234,23 +309,27 @@ mod tests {
     #[test]
     fn an_error_says_where_what_was_expected_and_what_is_there() {
         for (bad, at, expected) in [
-            ("", 1, "KEY=VALUE, `not` or `(`, found the end"),
-            ("room", 5, "`=` or `!=` right after the key, found the end"),
-            ("room=", 6, "a value right after the `=`, found the end"),
-            ("room = a", 5, "`=` or `!=` right after the key, found ` `"),
-            ("room==a", 6, "a value right after the `=`, found `=`"),
-            ("room=a and", 11, "KEY=VALUE, `not` or `(`, found the end"),
-            ("room=a or ", 11, "KEY=VALUE, `not` or `(`, found the end"),
-            ("not", 4, "KEY=VALUE, `not` or `(`, found the end"),
-            ("room=ä and (", 13, "KEY=VALUE, `not` or `(`, found the end"),
+            ("", 1, "KEY=VALUE, `*`, `not` or `(`, found the end"),
+            ("room", 5, "`=` or `!=` right after the key, or ` in (A, B)`, found the end"),
+            ("room=", 6, "a value right after the `=`, in quotes if it has spaces, found the end"),
+            ("room = a", 5, "`=` or `!=` right after the key, or ` in (A, B)`, found ` `"),
+            ("room==a", 6, "a value right after the `=`, in quotes if it has spaces, found `=`"),
+            ("room=a and", 11, "KEY=VALUE, `*`, `not` or `(`, found the end"),
+            ("room=a or ", 11, "KEY=VALUE, `*`, `not` or `(`, found the end"),
+            ("not", 4, "KEY=VALUE, `*`, `not` or `(`, found the end"),
+            ("room=ä and (", 13, "KEY=VALUE, `*`, `not` or `(`, found the end"),
             ("(room=a", 8, "`and`, `or` or `)`, found the end"),
+            ("room in a", 9, "`(` after `in`, found `a`"),
+            ("room in (a b)", 12, "`,` or `)`, found `b`"),
+            ("room in (a,)", 12, "a value right after the `=`, in quotes if it has spaces, found `)`"),
+            ("**", 3, "`=` or `!=` right after the key, or ` in (A, B)`, found the end"),
             ("room=a room=b", 8, "`and`, `or` or the end, found `r`"),
             ("room=a)", 7, "`and`, `or` or the end, found `)`"),
             ("room=a AND role=b", 8, "`and`, `or` or the end, found `A`"),
             ("room=\"a", 8, "the closing quote, found the end"),
             ("room=a\"b\"", 7, "the end of the value: quotes go around all of it, found `\"`"),
             ("room='a'\"b\"", 9, "the end of the value: quotes go around all of it, found `\"`"),
-            ("\"room\"=a", 1, "KEY=VALUE, `not` or `(`, found `\"`"),
+            ("\"room\"=a", 1, "KEY=VALUE, `*`, `not` or `(`, found `\"`"),
             ("state=conected", 7, "connected, disconnected, unknown, unadopted or quarantined as a state, found `c`"),
         ] {
             let error = bad.parse::<Selector>().unwrap_err();
@@ -274,10 +353,21 @@ mod tests {
     }
 
     #[test]
-    fn a_role_term_narrows_to_that_roles_instances() {
-        let role = |text: &str| text.parse::<Selector>().unwrap().role_pattern().map(str::to_owned);
-        assert_eq!(role("room=a and role=process"), Some("process".into()));
-        assert_eq!(role("role=process or room=a"), None);
-        assert_eq!(role("not role=process"), None);
+    fn a_selector_of_stations_has_no_instance_and_a_label_that_no_station_has_is_told() {
+        let error = Selector::of_stations("room=a and not instance=clock").unwrap_err();
+        assert!(error.ends_with("stations are chosen here, and `instance` chooses among instances"), "{error}");
+        let selector = Selector::of_stations("room=a and (rom=b or role!=x or state=unknown)").unwrap();
+        let stations: [Labels; 2] = [[("room", "x")].into_iter().collect(), Labels::default()];
+        assert_eq!(selector.unknown_labels(|| stations.iter()), ["rom"]);
+    }
+
+    #[test]
+    fn what_looks_like_a_selector_is_no_name() {
+        assert!(["*", " * ", "room=a", "room in (a)", "not(a"].into_iter().all(is_selector));
+        assert!(
+            !["cam-1", "cam-1/process/clock", "id:1", "mac:02:00", "", "cam-*/process/clock"]
+                .into_iter()
+                .any(is_selector)
+        );
     }
 }

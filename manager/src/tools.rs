@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use quilt_net::{AskError, BoxFuture, Inbound, decode, done};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Rollback, command,
+    Action, Adopt, Apply, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Resolve, Rollback,
+    command,
 };
 use quilt_protocol::{Address, Encoding, Outcome, StationId};
 use serde::Serialize;
@@ -69,6 +70,7 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::GIVEN_PLUGINS => list(inbound, |request, list| given_plugins(core, request, list)),
         command::CLIENTS => list(inbound, |request, list| stations::clients(core, request, list)),
         command::RESOLVE => list(inbound, |request, list| targets::resolve(core, request, list)),
+        command::LEFT_OUT => inbound.answer(move |request: Resolve| async move { targets::left_out(&core, &request) }),
         command::HISTORY => list(inbound, |request, list| history::history(core, request, list)),
         command::ROLLBACK => change(core.clone(), inbound, move |request: Rollback| async move {
             history::rollback(&core, &request, &who).await

@@ -85,6 +85,8 @@ pub mod command {
     pub const HISTORY: &str = "quilt:history";
     /// Tool to manager: which instances a target means.
     pub const RESOLVE: &str = "quilt:resolve";
+    /// Tool to manager: what a selector of instances leaves out, [`Resolve`](super::Resolve) for [`LeftOut`](super::LeftOut).
+    pub const LEFT_OUT: &str = "quilt:left_out";
     /// Tool to manager: what happened, and what happens.
     pub const EVENTS: &str = "quilt:events";
     /// Tool to manager: connected tools.

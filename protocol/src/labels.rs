@@ -38,7 +38,7 @@ impl Labels {
 }
 
 /// Names that selectors give another meaning, and their operators: no selector could refer to a label of such a name.
-const RESERVED: [&str; 10] = ["name", "id", "hostname", "mac", "ip", "role", "state", "and", "or", "not"];
+const RESERVED: [&str; 11] = ["name", "id", "hostname", "mac", "ip", "role", "instance", "state", "and", "or", "not"];
 
 /// Checks that a selector can refer to a label of this name.
 ///

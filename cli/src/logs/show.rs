@@ -110,7 +110,10 @@ mod tests {
                 .iter()
                 .map(|(of, stream, text, continues)| {
                     let (at, stream, text) = ("T".into(), (*stream).into(), (*text).into());
-                    show.text(&instance(of), &LogLine { at, stream, text, continues: *continues, bytes: None })
+                    show.text(
+                        &instance(of),
+                        &LogLine { at, stream, text, continues: *continues, bytes: None, cursor: None },
+                    )
                 })
                 .collect();
             text

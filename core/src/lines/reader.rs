@@ -31,6 +31,8 @@ pub struct Reader {
     /// The part of a record that has been read.
     partial: Vec<u8>,
     watch: Option<Watch>,
+    /// Records that should have been read are gone.
+    has_lost: bool,
 }
 
 /// The file that is read.
@@ -107,7 +109,46 @@ impl Reader {
                 break;
             }
         }
-        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None })
+        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None, has_lost: false })
+    }
+
+    /// Opens the log at a position that [`Reader::position`] gave. If that is no longer in the log, begins with a notice and the
+    /// oldest record that there is.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn resume(folder: &Path, position: Position) -> io::Result<Self> {
+        let mut oldest = None;
+        let mut is_there = position == Position::START;
+        for name in [CURRENT, OLDER] {
+            let Some((file, inode)) = open(folder, name)? else { continue };
+            let now = file.metadata()?;
+            is_there |= FileId::of(&now) == position.file && position.offset <= now.len();
+            let at = if FileId::of(&now) == position.file && is_there { position.offset } else { 0 };
+            oldest = Some((file, inode, at));
+            if is_there && position != Position::START {
+                break;
+            }
+        }
+        let source = oldest.map(|(file, inode, at)| Source::new(file, inode, at)).transpose()?;
+        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None, has_lost: !is_there })
+    }
+
+    /// The position of the next record.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn position(&self) -> io::Result<Position> {
+        let (now, offset) = match &self.source {
+            Some(source) => (source.file.metadata()?, source.at - self.partial.len() as u64),
+            None => match open(&self.folder, CURRENT)? {
+                Some((file, _)) => (file.metadata()?, 0),
+                None => return Ok(Position::START),
+            },
+        };
+        Ok(Position { file: FileId::of(&now), offset })
     }
 
     /// Returns the next records, as many as one read yields; none if there are no more now.
@@ -117,6 +158,9 @@ impl Reader {
     /// What the operating system says.
     pub fn more(&mut self) -> io::Result<Vec<Line>> {
         loop {
+            if std::mem::take(&mut self.has_lost) {
+                return Ok(vec![notice("lines were lost here: they came faster than they were read")]);
+            }
             if self.source.is_none() {
                 let Some((file, inode)) = open(&self.folder, CURRENT)? else { return Ok(Vec::new()) };
                 self.source = Some(Source::new(file, inode, 0)?);
@@ -149,9 +193,7 @@ impl Reader {
             let lost = older.is_ok_and(|older| older != source.inode);
             self.source = None;
             self.partial.clear();
-            if lost {
-                return Ok(vec![notice("lines were lost here: they came faster than they were read")]);
-            }
+            self.has_lost = lost;
         }
     }
 

@@ -36,6 +36,30 @@ async fn a_reader_follows_two_writers_across_a_rotation_without_losing_a_line() 
 }
 
 #[test]
+fn a_reader_that_comes_back_goes_on_where_it_was_and_says_when_that_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(folder.path()).unwrap();
+    let rotate = || fs::rename(folder.path().join(CURRENT), folder.path().join(OLDER)).unwrap();
+    let back = |position: &str| Reader::resume(folder.path(), position.parse().unwrap()).unwrap();
+    let at_start = Reader::open(folder.path(), 1).unwrap().position().unwrap().to_string();
+    writer.append("out", "one\ntwo\n").unwrap();
+    let mut reader = Reader::open(folder.path(), 1).unwrap();
+    assert_eq!(texts(&reader.more().unwrap()), ["two"]);
+    let position = reader.position().unwrap().to_string();
+    assert!(all(&mut back(&position)).is_empty());
+    writer.append("out", "three\n").unwrap();
+    assert_eq!(texts(&all(&mut back(&position))), ["three"]);
+    rotate();
+    Writer::open(folder.path()).unwrap().append("out", "four\n").unwrap();
+    assert_eq!(texts(&all(&mut back(&position))), ["three", "four"]);
+    assert_eq!(texts(&all(&mut back(&at_start))), ["one", "two", "three", "four"]);
+    rotate();
+    let lost = "lines were lost here: they came faster than they were read";
+    assert_eq!(texts(&all(&mut back(&position))), [lost, "four"]);
+    assert!("1 2".parse::<Position>().is_err());
+}
+
+#[test]
 fn a_writer_of_one_line_notices_that_the_file_is_full() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(CURRENT), vec![b'x'; FILE_MAX as usize]).unwrap();

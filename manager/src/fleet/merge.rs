@@ -111,7 +111,7 @@ impl Fleet {
 
 /// Which stations a group means.
 fn group_selector(text: &str) -> Result<Selector, String> {
-    let selector: Selector = text.parse()?;
+    let selector = Selector::of_stations(text)?;
     if selector.mentions("state") {
         return Err(format!("selector {text:?}: `state` changes by itself; a group cannot depend on it"));
     }

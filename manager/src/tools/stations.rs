@@ -24,7 +24,7 @@ pub(super) async fn stations(core: Arc<Core>, request: Stations, mut list: ListR
 async fn add_stations(core: &Core, request: &Stations, list: &mut ListReply) -> Result<(), Failure> {
     let selector = match request.selector.as_str() {
         "" => None,
-        text => Some(text.parse::<Selector>().map_err(refused)?),
+        text => Some(Selector::of_stations(text).map_err(refused)?),
     };
     let Found { stations, newcomers, macs } = found(core, selector.as_ref());
     let mut newcomers = newcomers.into_iter().peekable();

@@ -447,6 +447,9 @@ pub struct Logs {
     /// Whether to go on with lines as they come.
     #[serde(default)]
     pub follow: bool,
+    /// Instead of the last lines those after a [`LogLine::cursor`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
 fn default_lines() -> u32 {
@@ -468,6 +471,9 @@ pub struct LogLine {
     /// The bytes, if they are not UTF-8. With these and `continues` the items of a stream can be joined to what was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Vec<u8>>,
+    /// Where the log goes on after this line, for [`Logs::after`]. The last of the lines that were read together has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
 }
 
 /// A role as discovery shows it.

@@ -92,7 +92,7 @@ pub struct ControlInstance {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resolve {
-    /// `station/role/instance`, `station/role` or a selector.
+    /// `station/role/instance`, `station/role` or a selector, whose `role` and `instance` are those of each instance.
     pub target: String,
     /// How many at most.
     #[serde(default)]
@@ -108,6 +108,18 @@ pub struct InstanceRef {
     pub role: Name,
     /// The instance.
     pub instance: Name,
+}
+
+/// What a selector of instances leaves out.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftOut {
+    /// Stations that are away and have instances that it means, as far as the manager knows: the first of them, by name.
+    pub away: Vec<Name>,
+    /// How many such stations there are.
+    pub away_count: usize,
+    /// Labels in it that no station of the fleet has.
+    pub unknown_labels: Vec<String>,
 }
 
 /// Asks for events.

@@ -16,7 +16,7 @@ impl Requests {
         let (folder, board, plugins) = (self.folder.clone(), self.board.clone(), self.plugins.clone());
         let mut items = inbound.responder.items();
         let streaming = inbound.head.terms.credit > 0;
-        inbound.answer(move |Logs { role, instance, lines, follow }: Logs| async move {
+        inbound.answer(move |Logs { role, instance, lines, follow, after }: Logs| async move {
             let key = Key { role, instance };
             let mut log = instance::log_dir(&folder, &key);
             let mut changes = board.subscribe();
@@ -38,7 +38,12 @@ impl Requests {
             let mut removed = std::pin::pin!(removed);
             // The log of an instance that is gone already does not grow.
             let mut grows = follow && was_there;
-            let mut reader = lines::Reader::open(&log, lines as usize).map_err(failed)?;
+            let mut reader = match after.map(|cursor| cursor.parse::<lines::Position>()).transpose() {
+                Ok(Some(cursor)) => lines::Reader::resume(&log, cursor),
+                Ok(None) => lines::Reader::open(&log, lines as usize),
+                Err(text) => return Err((Outcome::Refused, text)),
+            }
+            .map_err(failed)?;
             loop {
                 let mut lines = reader.more().map_err(failed)?;
                 if lines.is_empty() && grows {
@@ -53,15 +58,20 @@ impl Requests {
                 if lines.is_empty() && follow {
                     let text = format!("{key} is removed from this station; its log ends here");
                     let (at, stream) = (time::now_text(), "quilt".to_owned());
-                    let _ = items.send_json(&LogLine { at, stream, text, continues: false, bytes: None }).await;
+                    let _ = items
+                        .send_json(&LogLine { at, stream, text, continues: false, bytes: None, cursor: None })
+                        .await;
                 }
                 if lines.is_empty() {
                     return Ok(());
                 }
+                let mut left = lines.len();
                 for line in lines {
+                    left -= 1;
+                    let cursor = if left == 0 { reader.position().ok().map(|cursor| cursor.to_string()) } else { None };
                     let (text, bytes) = (line.text().into_owned(), line.raw().map(<[u8]>::to_vec));
                     let lines::Line { at, stream, continues, .. } = line;
-                    if items.send_json(&LogLine { at, stream, text, continues, bytes }).await.is_err() {
+                    if items.send_json(&LogLine { at, stream, text, continues, bytes, cursor }).await.is_err() {
                         return Ok(());
                     }
                 }

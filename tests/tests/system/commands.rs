@@ -106,6 +106,23 @@ async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistak
     let told = "quiltctl: passed over, because they take no commands now: cam-2/counter/main\n";
     assert_eq!(others.err, told);
     world.ctl(&["call", "name=cam-2 and role=counter", "value"]).await.with_code(4);
+    // `role` and `instance` are those of each instance, also where they are excluded.
+    let called = async |world: &World, selector: &str, command: &str| {
+        let called = world.ctl(&["-o", "json", "call", selector, command]).await.with_code(0).json();
+        let name = |one: &serde_json::Value| {
+            ["station", "role", "instance"].map(|key| one[key].as_str().unwrap().to_owned()).join("/")
+        };
+        called.as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    for selector in ["role!=counter", "not role=counter", "instance in (x, y)", "*"] {
+        assert_eq!(called(&world, selector, "status").await, ["cam-2/process/x"], "{selector}");
+    }
+    assert_eq!(called(&world, "instance=main", "value").await, ["cam-1/counter/main"]);
+    // A label that no station has is told, also where everything matches.
+    for verb in [&["stations", "rom!=a"][..], &["logs", "rom!=a", "-n", "1"]] {
+        let told = world.ctl(verb).await.with_code(0);
+        assert!(told.err.starts_with("quiltctl: no station has a label `rom`"), "{told:?}");
+    }
     world.ctl(&["start", "cam-2/counter/main"]).await.with_code(0);
     for mistake in [
         &["call", "room=a and", "value"][..],
@@ -113,9 +130,14 @@ async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistak
         &["call", "cam-2", "value"],
         &["logs", "name=\"cam"],
         &["logs", "("],
+        &["stations", "instance=main"],
+        &["stations", ""],
+        &["call", "", "value"],
+        &["call", "cam-*/counter/main", "value"],
     ] {
         let refused = world.ctl(mistake).await.with_code(2);
-        assert!(refused.err.contains("expected "), "{refused:?}");
+        let told = refused.err.contains("expected ") || refused.err.contains("stations are chosen here");
+        assert!(told, "{refused:?}");
     }
     world.ctl(&["call", "cam-2/counter", "value"]).await.with_code(0);
     world.ctl(&["call", "room=nowhere", "value"]).await.with_code(4);
@@ -128,6 +150,18 @@ async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistak
     }
     assert_eq!(increment["request_schema"]["properties"]["by"]["type"], "integer");
     assert_eq!(increment["doc"], "Adds to the counter and replies the new value.");
+    // Stations that are away are left out, and named.
+    world.end_station("cam-2", Signal::SIGINT).await;
+    for selector in ["role=counter", "name=cam-*", "not instance=x"] {
+        let left_out = world.ctl(&["call", selector, "value"]).await.with_code(0);
+        assert_eq!(left_out.err, "quiltctl: left out, because 1 station is away: cam-2\n", "{selector}");
+    }
+    let silent = world.ctl(&["call", "name=cam-1 or instance=none", "value"]).await.with_code(0);
+    assert_eq!(silent.err, "");
+    for verb in [&["call", "name=cam-2", "value"][..], &["logs", "cam-2"], &["logs", "cam-2/counter"]] {
+        let away = world.ctl(verb).await.with_code(5);
+        assert!(away.err.contains("away"), "{away:?}");
+    }
 }
 
 #[tokio::test]

@@ -337,19 +337,36 @@ async fn output_is_a_stream_in_which_a_ready_text_is_found_and_from_which_it_can
 }
 
 #[tokio::test]
-async fn whoever_follows_a_log_is_told_when_its_instance_is_removed() {
+async fn whoever_follows_a_log_misses_nothing_while_its_station_restarts_and_is_told_when_its_instance_is_removed() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let fleet =
-        Fleet::new().with("cam-1/process/main", "command = [\"sh\", \"-c\", \"echo hello; exec sleep 1000\"]\n");
+    let go = world.folder().join("go");
+    let (one, two) = (format!("{}1", go.display()), format!("{}2", go.display()));
+    let wait = |file: &str| format!("until [ -e {file} ]; do sleep 0.02; done");
+    let script = format!("echo hello; {}; echo away; {}; echo back; exec sleep 1000", wait(&one), wait(&two));
+    let fleet = Fleet::new().with("cam-1/process/main", &format!("command = [\"sh\", \"-c\", \"{script}\"]\n"));
     world.apply(fleet.text()).await.with_code(0);
     let mut command = world.command("quiltctl");
     command
         .args(["--manager", &world.address, "logs", "cam-1/process/main", "-f"])
-        .stdout(std::process::Stdio::piped());
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
     let mut following = command.spawn().unwrap();
+    let mut notes = BufReader::new(following.stderr.take().unwrap()).lines();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
     assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("hello"));
+    world.end_station("cam-1", nix::sys::signal::Signal::SIGTERM).await;
+    let note = notes.next_line().await.unwrap();
+    assert_eq!(note.as_deref(), Some("quiltctl: station cam-1 is away; its logs go on here when it is back"));
+    // What is written while it is away comes when it is back, and nothing comes twice.
+    std::fs::write(&one, "").unwrap();
+    world.station("cam-1", &[]).await;
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("away"));
+    world.end_manager(nix::sys::signal::Signal::SIGKILL).await;
+    world.start_manager().await;
+    std::fs::write(&two, "").unwrap();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("back"));
+    world.eventually("the station is back", async |world| world.show("cam-1").await.state.is_here()).await;
     world.apply("[station.cam-1]\n").await.with_code(0);
     let mut last = String::new();
     while let Some(line) = lines.next_line().await.unwrap() {
