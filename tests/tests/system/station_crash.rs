@@ -302,7 +302,8 @@ async fn what_was_accepted_last_and_is_damaged_gives_way_to_what_was_before_and_
     world
         .eventually("the counter of the configuration before runs", async |_| {
             let log = std::fs::read_to_string(log).unwrap_or_default();
-            log.contains("what was accepted last is damaged") && log.contains("instance=counter/main state=active")
+            log.contains("the record of the configuration accepted last is damaged")
+                && log.contains("instance=counter/main state=active")
         })
         .await;
     assert!(is_alive(pid), "nobody knows that it should end");
