@@ -22,6 +22,12 @@ impl Losses {
         self.lines > 0
     }
 
+    /// Counts lines that are not even tried, for the reason that the notice gives.
+    pub(crate) fn skip(&mut self, lines: u64, why: String) {
+        self.lines += lines;
+        self.why = why;
+    }
+
     /// Appends whole lines with a single write. `torn` says whether the file ends in the middle of a line; `None` if the caller
     /// cannot know. `notice` turns "3 lines were lost here: REASON" into a line of the file's format, which then precedes `lines`.
     ///

@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -25,18 +26,35 @@ pub struct ProcessStat {
     pub session: u32,
     /// When it began, in clock ticks since boot.
     pub started_ticks: u64,
+    /// A signal or a debugger has stopped it: it does nothing before it is continued.
+    pub is_frozen: bool,
 }
 
 impl ProcessStat {
     /// Reads one process; `None` if there is none or only a zombie.
-    pub fn read(pid: u32) -> Option<Self> {
-        Self::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at now, for want of descriptors or memory: nobody knows whether it is there.
+    pub fn read(pid: u32) -> io::Result<Option<Self>> {
+        let stat = unless_gone(fs::read_to_string(format!("/proc/{pid}/stat")))?;
+        Ok(stat.and_then(|stat| Self::parse(pid, &stat)))
     }
 
     /// Reads all processes that this one may see, without zombies. Costs about 10 µs for each process.
-    pub fn all() -> Vec<Self> {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries.filter_map(|entry| Self::read(entry.file_name().to_str()?.parse().ok()?)).collect()
+    ///
+    /// # Errors
+    ///
+    /// Not all of them can be looked at now, for want of descriptors or memory.
+    pub fn all() -> io::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
+                all.extend(Self::read(pid)?);
+            }
+        }
+        Ok(all)
     }
 
     fn parse(pid: u32, stat: &str) -> Option<Self> {
@@ -52,7 +70,22 @@ impl ProcessStat {
             group: number(2)? as u32,
             session: number(3)? as u32,
             started_ticks: number(19)?,
+            is_frozen: matches!(fields.first(), Some(&"T" | &"t")),
         })
+    }
+}
+
+/// `None` if a file is not there; also if it is one of a process that ended before it was read.
+///
+/// # Errors
+///
+/// Any other: nobody knows whether it is there.
+pub fn unless_gone<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Ok(seen) => Ok(Some(seen)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -72,13 +105,17 @@ impl PidFd {
         Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
-    /// Opens a process if it is the one that began at `started_ticks`, in clock ticks since boot.
-    pub fn proven(pid: u32, started_ticks: u64) -> Option<Self> {
-        let process = Self::open(pid).ok()?;
+    /// Opens a process if it is the one that began at `started_ticks`, in clock ticks since boot; `None` if that has ended.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at now, for want of descriptors or memory: nobody knows whether it is there.
+    pub fn proven(pid: u32, started_ticks: u64) -> io::Result<Option<Self>> {
+        let Some(process) = unless_gone(Self::open(pid))? else { return Ok(None) };
         // Read after it was opened: a process that has the start time now had it when it was opened, because one that came
         // in between would have begun later.
         let stat = ProcessStat::read(pid)?;
-        (stat.started_ticks == started_ticks).then_some(process)
+        Ok(stat.filter(|stat| stat.started_ticks == started_ticks).map(|_| process))
     }
 
     /// Kills the process. Does nothing if it has ended.
@@ -86,14 +123,19 @@ impl PidFd {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
-    /// Sends a signal that has a name; real-time signals have none.
+    /// Sends a signal.
     ///
     /// # Errors
     ///
-    /// The process has ended, it may not be signalled, or the number is not one of the named signals.
+    /// The process has ended, it may not be signalled, or there is no such signal.
+    #[allow(unsafe_code, reason = "the library's function sends only signals that it has a name for")]
     pub fn send(&self, signal: i32) -> io::Result<()> {
-        let signal = Signal::from_named_raw(signal).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(pidfd_send_signal(&self.0, signal)?)
+        let (process, nothing) = (self.0.as_raw_fd(), std::ptr::null::<nix::libc::siginfo_t>());
+        // SAFETY: the descriptor is open as long as `self` is; without a `siginfo_t` the kernel reads no memory.
+        match unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_send_signal, process, signal, nothing, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Whether the process has ended. A zombie has.
@@ -102,7 +144,7 @@ impl PidFd {
         matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
     }
 
-    /// Waits for the end of the process. Does not reap a child.
+    /// Waits for the end of the process. Does not reap a child. Takes no descriptor, so that it works when there are none left.
     ///
     /// # Cancel safety
     ///
@@ -112,10 +154,9 @@ impl PidFd {
     ///
     /// The descriptor cannot be watched.
     pub async fn ended(&self) -> io::Result<()> {
-        let descriptor = self.0.try_clone()?;
-        // SAFETY: the descriptor is owned by what is registered, which has no other way to close or replace it.
+        // SAFETY: `self` is borrowed for as long as the descriptor is registered, and does not close or replace it meanwhile.
         #[allow(unsafe_code, reason = "tokio cannot know that the descriptor stays open")]
-        let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?;
+        let watched = unsafe { AsyncFd::register_with_interest(self.0.as_fd(), Interest::READABLE) }?;
         watched.readable().await.map(drop)
     }
 }
@@ -135,16 +176,39 @@ pub fn has_open(pid: u32, path: &Path) -> bool {
 }
 
 /// The identity of this boot of the machine.
-pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+///
+/// # Errors
+///
+/// It cannot be read now, for want of descriptors or memory. Once it was read it is known.
+pub fn boot_id() -> io::Result<&'static str> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    known(&BOOT, || Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned()))
 }
 
 /// The identity of this pid namespace within this boot. The kernel reuses the number of a namespace as soon as it is gone, so
 /// the start time of its first process is part of the identity.
-pub fn pid_namespace() -> String {
-    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let first = ProcessStat::read(1).map_or(0, |first| first.started_ticks);
-    format!("{}@{first}", namespace.display())
+///
+/// # Errors
+///
+/// It cannot be read now, for want of descriptors or memory. Once it was read it is known.
+pub fn pid_namespace() -> io::Result<&'static str> {
+    static NAMESPACE: OnceLock<String> = OnceLock::new();
+    known(&NAMESPACE, || {
+        let namespace = fs::read_link("/proc/self/ns/pid")?;
+        let first = ProcessStat::read(1)?.map_or(0, |first| first.started_ticks);
+        Ok(format!("{}@{first}", namespace.display()))
+    })
+}
+
+/// What does not change while this process lives, read once.
+fn known(cell: &'static OnceLock<String>, read: impl FnOnce() -> io::Result<String>) -> io::Result<&'static str> {
+    match cell.get() {
+        Some(known) => Ok(known),
+        None => {
+            let read = read()?;
+            Ok(cell.get_or_init(|| read))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -155,17 +219,20 @@ mod tests {
     fn a_process_is_read_whatever_its_name_contains() {
         let stat = "7 (a) Z 1 (b) S 3 5 6 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1";
         let read = ProcessStat::parse(7, stat).unwrap();
-        assert_eq!(read, ProcessStat { pid: 7, parent: 3, group: 5, session: 6, started_ticks: 4711 });
+        let running = ProcessStat { pid: 7, parent: 3, group: 5, session: 6, started_ticks: 4711, is_frozen: false };
+        assert_eq!(read, running);
+        let frozen = ProcessStat::parse(7, &stat.replace(" S 3", " T 3")).unwrap();
+        assert_eq!(frozen, ProcessStat { is_frozen: true, ..running });
         assert_eq!(ProcessStat::parse(7, &stat.replace(" S 3", " Z 3")), None);
         assert_eq!(ProcessStat::parse(7, "7 (cut"), None);
     }
 
     #[test]
     fn a_number_that_was_given_to_a_later_process_proves_nothing() {
-        let own = ProcessStat::read(std::process::id()).unwrap();
-        assert!(PidFd::proven(own.pid, own.started_ticks).is_some());
-        assert!(PidFd::proven(own.pid, own.started_ticks - 1).is_none());
-        assert!(PidFd::proven(own.pid, 0).is_none());
+        let own = ProcessStat::read(std::process::id()).unwrap().unwrap();
+        let is_proven = |ticks| PidFd::proven(own.pid, ticks).unwrap().is_some();
+        assert!(is_proven(own.started_ticks));
+        assert!(!is_proven(own.started_ticks - 1) && !is_proven(0));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) fn below(folder: &Path) -> Vec<Process> {
 
 /// A process that is there and no zombie.
 pub(crate) fn read(pid: u32) -> Option<Process> {
-    let stat = quilt_core::processes::ProcessStat::read(pid)?;
+    let stat = quilt_core::processes::ProcessStat::read(pid).ok().flatten()?;
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|arguments| !arguments.is_empty())?;
     let arguments = arguments.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect();
     Some(Process { pid, arguments, started_ticks: stat.started_ticks })

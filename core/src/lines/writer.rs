@@ -67,6 +67,14 @@ impl Writer {
         self.write(&records)
     }
 
+    /// Leaves out the next bytes of a stream. They count as lost lines, for the reason `why`; the log says how many before the next
+    /// record.
+    pub fn skip(&mut self, bytes: &[u8], why: String) {
+        let begun = bytes.last().is_some_and(|last| *last != b'\n');
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + usize::from(begun);
+        self.losses.skip(lines as u64, why);
+    }
+
     /// Logs how many lines are missing, if the log does not say so yet. Does nothing otherwise.
     ///
     /// # Errors

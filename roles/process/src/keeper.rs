@@ -6,15 +6,18 @@
 //!    \____ unix socket, JSON lines ____/  \__ pipes: out, err __ log folder
 //! ```
 //!
-//! The keeper is blocking code on a few threads: it has one program, and should be small and hard to break. What it
-//! knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before
-//! anybody is told. A lock on the instance's state folder makes sure that an instance has one keeper: whatever removes old
+//! The keeper is blocking code on two threads: one waits for everything that happens ([`events`]), the other copies output, which a
+//! disk may hold up. Both are there before the program begins, so that a keeper at work needs no thread that the machine may refuse.
+//! What it knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before anybody is
+//! told. A lock on the instance's state folder makes sure that an instance has one keeper: whatever removes old
 //! files cannot remove it, and a keeper makes its files again when it is asked to (HUP). If the keeper itself is
 //! killed, the kernel kills its program (`PR_SET_PDEATHSIG`), and the station what that leaves (`leftovers`), so a program
 //! is never run twice. What a program leaves behind when it ends is ended too.
 
 pub(crate) mod children;
 mod copy;
+pub(crate) mod ending;
+mod events;
 mod exec;
 mod interpreter;
 pub(crate) mod leftovers;
@@ -22,18 +25,18 @@ mod oom;
 mod paths;
 mod place;
 mod serve;
-mod station;
 
-use std::fs;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use quilt_core::clean_start::{self, Scheduling};
 use quilt_core::processes;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::paths::Paths;
+pub use self::ending::{Stopped, stop_all};
+pub use self::paths::instances_with_keepers;
+pub(crate) use self::paths::{Look, Paths};
 use crate::signals;
 
 /// The first argument that makes a quilt binary a keeper.
@@ -52,7 +55,7 @@ pub fn become_keeper_if_asked() {
     let mut arguments = std::env::args_os().skip(1);
     let mode = arguments.next();
     let failed = |error: io::Error| {
-        let _ = writeln!(io::stdout(), "{error}");
+        let _ = writeln!(io::stdout(), "error {} {error}", error.raw_os_error().unwrap_or_default());
         std::process::exit(1);
     };
     match mode.as_ref().and_then(|mode| mode.to_str()) {
@@ -127,12 +130,49 @@ pub(crate) struct Run {
     /// The inodes of the pipes that take its output.
     #[serde(default)]
     pub(crate) pipes: [u64; 2],
+    /// The signal that asks its program to stop.
+    #[serde(default = "term")]
+    pub(crate) stop_signal: i32,
+}
+
+fn term() -> i32 {
+    nix::libc::SIGTERM
 }
 
 impl Run {
     /// Whether its pids are of this boot and this pid namespace; otherwise they mean other processes.
-    pub(crate) fn is_here(&self) -> bool {
-        self.boot_id == processes::boot_id() && self.pid_namespace == processes::pid_namespace()
+    ///
+    /// # Errors
+    ///
+    /// This process cannot find out now which boot and namespace it is in.
+    pub(crate) fn is_here(&self) -> io::Result<bool> {
+        Ok(self.boot_id == processes::boot_id()? && self.pid_namespace == processes::pid_namespace()?)
+    }
+
+    pub(crate) fn stop_timeout(&self) -> Duration {
+        Duration::from_millis(self.stop_timeout_ms)
+    }
+}
+
+/// Who had a keeper end its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopRequest {
+    /// A station.
+    Station,
+    /// Nobody: no station came back within the program's `orphan_timeout`.
+    OrphanTimeout,
+    /// Somebody who sent the keeper TERM or INT.
+    Signal,
+}
+
+impl std::fmt::Display for StopRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Station => "its station told it to stop",
+            Self::OrphanTimeout => "its keeper told it to stop, because no station came back within `orphan_timeout`",
+            Self::Signal => "its keeper told it to stop, because somebody sent the keeper a signal to end",
+        })
     }
 }
 
@@ -149,13 +189,16 @@ pub(crate) struct Exit {
     /// Whether the kernel's out-of-memory killer was at work when it was killed.
     #[serde(default)]
     pub(crate) out_of_memory: bool,
+    /// Who asked for the end; `None` if the program ended by itself.
+    #[serde(default)]
+    pub(crate) stopped_by: Option<StopRequest>,
 }
 
 impl Exit {
     /// The end of a run whose keeper was killed: nobody saw how.
     pub(crate) fn unseen(run: &Run) -> Self {
         let at_ms = quilt_core::time::now_ms();
-        Self { run: run.id.clone(), code: None, signal: None, at_ms, left: 0, out_of_memory: false }
+        Self { run: run.id.clone(), code: None, signal: None, at_ms, left: 0, out_of_memory: false, stopped_by: None }
     }
 
     /// Whether nobody saw how the run ended.
@@ -173,6 +216,9 @@ impl std::fmt::Display for Exit {
         }
         if self.out_of_memory {
             f.write_str("; the kernel's out-of-memory killer was at work")?;
+        }
+        if let Some(request) = self.stopped_by {
+            write!(f, "; {request}")?;
         }
         match self.left {
             0 => Ok(()),
@@ -202,96 +248,10 @@ pub(crate) enum ToKeeper {
 pub(crate) enum FromKeeper {
     /// First thing on every connection.
     Running(Run),
+    /// The answer to [`ToKeeper::Stop`]: the program is asked to stop, and killed after its time-out.
+    Stopping,
     /// Last thing.
     Exited(Exit),
-}
-
-/// What [`stop_all`] did.
-#[derive(Debug, Default)]
-pub struct Stopped {
-    /// How many programs it stopped.
-    pub count: usize,
-    /// What is still at work, for people.
-    pub survivors: Vec<String>,
-}
-
-/// Stops the programs of all keepers below a station's folder of instances, as far as they still run, each within its own
-/// stop time-out and all at once.
-pub async fn stop_all(instances: &Path) -> Stopped {
-    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut stopping = tokio::task::JoinSet::new();
-    for instance in folders(instances).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
-        stopping.spawn(async move {
-            let paths = Paths::new(&instance.join("state"));
-            (end_left_over(&paths, None).await, paths.survivor())
-        });
-    }
-    let mut stopped = Stopped::default();
-    for (ended, survivor) in stopping.join_all().await {
-        stopped.count += usize::from(ended);
-        stopped.survivors.extend(survivor);
-    }
-    stopped
-}
-
-/// Ends what an earlier station left of an instance, within the time that its keeper knows if no other is given. Answers
-/// whether a program ran and was ended.
-pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>) -> bool {
-    let is_kept = paths.is_kept().unwrap_or_default();
-    if is_kept {
-        match crate::kept::Kept::connect(paths).await {
-            Ok(kept) => drop(kept.stop(paths, stop_timeout).await),
-            Err(_) => force_end(paths, None).await,
-        }
-    } else if let Some(run) = paths.read_run() {
-        leftovers::kill(&run);
-    }
-    if paths.is_kept().unwrap_or_default() {
-        return false;
-    }
-    let _ = paths.forget();
-    is_kept
-}
-
-/// Waits until nothing is at work after the end that was forced, which is forced again. Passes on what is at work.
-pub(crate) async fn until_free(paths: &Paths, run: Option<&Run>, mut tell: impl FnMut(String)) {
-    while let Some(survivor) = paths.survivor() {
-        tell(survivor);
-        tokio::time::sleep(FORCE_INTERVAL).await;
-        force_end(paths, run).await;
-    }
-}
-
-/// How long a keeper may take to end once it has told the end of its program.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a killed keeper may take to be gone.
-const KILLED: Duration = Duration::from_secs(2);
-/// How long to wait before an end that was forced in vain is forced again.
-const FORCE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Waits until the keeper of an ended run is gone, and kills it if it stays. While it is there, the next start would take it for the
-/// keeper of its own run.
-pub(crate) async fn until_gone(paths: &Paths, run: &Run) {
-    if let Some(keeper) = paths.keeper_of(run)
-        && tokio::time::timeout(LINGER_TIMEOUT, keeper.ended()).await.is_err()
-    {
-        keeper.kill();
-        let _ = tokio::time::timeout(KILLED, keeper.ended()).await;
-    }
-}
-
-/// Kills a keeper that does not answer, and its program with it. Pass the run if the station knows it: the record on disk may have
-/// been removed.
-pub(crate) async fn force_end(paths: &Paths, run: Option<&Run>) {
-    let run = run.cloned().or_else(|| paths.read_run());
-    let keeper = run.as_ref().and_then(|run| paths.keeper_of(run)).or_else(|| paths.find_keeper());
-    if let Some(keeper) = keeper {
-        keeper.kill();
-        let _ = tokio::time::timeout(KILLED, keeper.ended()).await;
-    }
-    if let Some(run) = run {
-        leftovers::kill(&run);
-    }
 }
 
 #[cfg(test)]

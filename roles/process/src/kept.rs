@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_core::clean_start;
@@ -12,25 +11,25 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
-use tokio::sync::Mutex;
 
-use crate::keeper::{self, Exit, FromKeeper, KEEPER, KEEPER_NAME, Paths, Run, Spec, ToKeeper};
+use crate::keeper::{Exit, FromKeeper, KEEPER, KEEPER_NAME, Paths, Run, Spec, ToKeeper};
 
-/// How long a keeper may take to say what it keeps. One that is frozen never does.
-const FIRST_WORD: Duration = Duration::from_secs(2);
+/// How long a keeper may take to say what it keeps, or that it does what it is asked. One that is frozen never does.
+pub(crate) const FIRST_WORD: Duration = Duration::from_secs(1);
 /// How often to try to connect to a keeper, and how long to wait between two attempts.
 const CONNECT_ATTEMPTS: u32 = 200;
 const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 /// After so many attempts the keeper's files are missing rather than not made yet; it is asked to make them again.
 const RESTORE_AFTER_ATTEMPTS: u32 = 20;
-/// How long to wait for the end of a keeper that cannot be reached before the next attempt.
-const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
-/// How much longer than the stop time-out a keeper may take to say that its program ended.
-const STOP_GRACE: Duration = Duration::from_secs(3);
+/// How long a write to a keeper may take: one that is frozen does not read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to the keeper of a run.
 pub(crate) struct Kept {
     pub(crate) run: Run,
+    /// Its process, if it is proven to be this instance's keeper. Held open, so that it can be killed and watched when the station
+    /// has no descriptors left.
+    pub(crate) keeper: Option<PidFd>,
     pub(crate) ears: Ears,
     pub(crate) mouth: OwnedWriteHalf,
 }
@@ -38,7 +37,9 @@ pub(crate) struct Kept {
 /// What there is of an instance's program.
 pub(crate) enum Found {
     /// It runs.
-    Running(Kept),
+    Running(Box<Kept>),
+    /// It runs as far as can be seen, and its keeper cannot be reached: frozen, or out of this station's reach for want of something.
+    Unreachable(Run, PidFd, String),
     /// It has ended, and nobody was told yet.
     Ended(Run, Exit),
     /// Nothing.
@@ -47,37 +48,40 @@ pub(crate) enum Found {
 
 impl Found {
     /// A run whose keeper is gone.
-    pub(crate) fn ended(paths: &Paths, run: Run) -> Self {
-        let exit = paths.exit_of(&run).unwrap_or_else(|| Exit::unseen(&run));
-        Self::Ended(run, exit)
+    pub(crate) fn ended(paths: &Paths, run: Run) -> io::Result<Self> {
+        let exit = paths.exit_of(&run)?.unwrap_or_else(|| Exit::unseen(&run));
+        Ok(Self::Ended(run, exit))
     }
 }
 
-/// The half that hears of the end.
+/// The half of a connection that hears the keeper.
 pub(crate) struct Ears(Lines<BufReader<OwnedReadHalf>>);
 
-/// The connection to the keeper for writing; `None` once the program is known to have ended.
-pub(crate) type SharedWriter = Arc<Mutex<Option<OwnedWriteHalf>>>;
-
 impl Ears {
-    /// Waits for the end of the run. If the connection is lost while the keeper lives, connects again and replaces `mouth`. If the
-    /// keeper is gone, it has left the exit on disk, or it was killed and nobody saw the exit.
-    pub(crate) async fn exit(mut self, paths: &Paths, run: &Run, mouth: &SharedWriter) -> Exit {
-        loop {
-            while let Ok(Some(line)) = self.0.next_line().await {
-                if let Ok(FromKeeper::Exited(exit)) = serde_json::from_str(&line) {
-                    return exit;
-                }
+    /// The next thing that the keeper says; `None` once the connection is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost.
+    pub(crate) async fn next(&mut self) -> Option<FromKeeper> {
+        while let Ok(Some(line)) = self.0.next_line().await {
+            if let Ok(message) = serde_json::from_str(&line) {
+                return Some(message);
             }
-            let Some(process) = paths.keeper_of(run) else {
-                return paths.exit_of(run).unwrap_or_else(|| Exit::unseen(run));
-            };
-            match Kept::connect(paths).await {
-                Ok(kept) if kept.run.id == run.id => {
-                    self = kept.ears;
-                    *mouth.lock().await = Some(kept.mouth);
-                }
-                _ => drop(tokio::time::timeout(RECONNECT_INTERVAL, process.ended()).await),
+        }
+        None
+    }
+
+    /// How the run ended, as soon as its keeper says so; `None` if the connection is lost before.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost.
+    pub(crate) async fn exit(&mut self) -> Option<Exit> {
+        loop {
+            match self.next().await? {
+                FromKeeper::Exited(exit) => return Some(exit),
+                FromKeeper::Running(_) | FromKeeper::Stopping => {}
             }
         }
     }
@@ -105,7 +109,7 @@ impl Drop for StartGuard {
 pub(crate) async fn say(mouth: &mut OwnedWriteHalf, message: &ToKeeper) {
     let mut line = serde_json::to_vec(message).expect("it has text keys");
     line.push(b'\n');
-    let _ = mouth.write_all(&line).await;
+    let _ = tokio::time::timeout(WRITE_TIMEOUT, mouth.write_all(&line)).await;
 }
 
 impl Kept {
@@ -127,17 +131,23 @@ impl Kept {
         let line = output.next_line().await?.unwrap_or_else(|| "it ended at once".into());
         guard.disarm();
         let run = line.strip_prefix("ready ").and_then(|run| serde_json::from_str::<Run>(run).ok());
-        let Some(run) = run else { return Err(io::Error::other(format!("the keeper: {line}"))) };
+        let run = run.ok_or_else(|| refusal(&line))?;
         match Self::connect(paths).await {
-            Ok(kept) => Ok(Found::Running(kept)),
-            // A program can be quicker than this: then its end is on disk, or its keeper is gone.
-            Err(_) if paths.exit_of(&run).is_some() || !paths.is_kept()? => Ok(Found::ended(paths, run)),
-            Err(error) => Err(error),
+            Ok(kept) => Ok(Found::Running(Box::new(kept))),
+            Err(error) => match paths.keeper_of(&run)? {
+                Some(keeper) => Ok(Found::Unreachable(run, keeper, error.to_string())),
+                // A program can be quicker than this: then its end is on disk, or its keeper is gone.
+                None => Found::ended(paths, run),
+            },
         }
     }
 
     /// Connects to the keeper that is at work. Tries for about 2 s, because the keeper may be just starting. If a cleaner of old
     /// files removed its socket, asks it to make another.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be reached, which does not mean that it is gone.
     pub(crate) async fn connect(paths: &Paths) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for tried in 0..CONNECT_ATTEMPTS {
@@ -150,7 +160,7 @@ impl Kept {
                 break;
             }
             if tried == RESTORE_AFTER_ATTEMPTS {
-                paths.ask_for_files();
+                paths.ask_for_files()?;
             }
             tokio::time::sleep(CONNECT_INTERVAL).await;
         }
@@ -161,30 +171,27 @@ impl Kept {
         let (_folder, socket) = paths.socket()?;
         let (ears, mouth) = UnixStream::connect(socket).await?.into_split();
         let mut ears = Ears(BufReader::new(ears).lines());
-        let first = tokio::time::timeout(FIRST_WORD, ears.0.next_line()).await??.unwrap_or_default();
-        match serde_json::from_str(&first) {
-            Ok(FromKeeper::Running(run)) => Ok(Self { run, ears, mouth }),
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("it said nothing for {FIRST_WORD:?}"));
+        match tokio::time::timeout(FIRST_WORD, ears.next()).await.map_err(silent)? {
+            Some(FromKeeper::Running(run)) => {
+                let keeper = paths.keeper_of(&run).ok().flatten();
+                Ok(Self { run, keeper, ears, mouth })
+            }
             _ => Err(io::Error::other("the keeper does not say what it keeps")),
         }
     }
+}
 
-    /// Stops the program and waits until it and its keeper are gone. Kills both if the keeper does not stop the program in time.
-    /// Without `timeout`, the stop time-out of the program's configuration applies.
-    pub(crate) async fn stop(self, paths: &Paths, timeout: Option<Duration>) -> Exit {
-        let Self { run, ears, mut mouth } = self;
-        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        say(&mut mouth, &ToKeeper::Stop { timeout_ms }).await;
-        let limit = timeout.unwrap_or(Duration::from_millis(run.stop_timeout_ms)).saturating_add(STOP_GRACE);
-        let mouth = Arc::new(Mutex::new(Some(mouth)));
-        match tokio::time::timeout(limit, ears.exit(paths, &run, &mouth)).await {
-            Ok(exit) => {
-                keeper::until_gone(paths, &run).await;
-                exit
-            }
-            Err(_) => {
-                keeper::force_end(paths, Some(&run)).await;
-                Exit::unseen(&run)
-            }
-        }
-    }
+/// Why a keeper did not begin, as it said: `error NUMBER TEXT`, with the number of the operating system's error or 0.
+fn refusal(line: &str) -> io::Error {
+    let parsed = line.strip_prefix("error ").and_then(|line| line.split_once(' '));
+    let Some((number, text)) = parsed else { return io::Error::other(format!("the keeper: {line}")) };
+    let kind = match number.parse() {
+        Ok(0) | Err(_) => io::ErrorKind::Other,
+        Ok(number) => io::Error::from_raw_os_error(number).kind(),
+    };
+    io::Error::new(
+        kind,
+        crate::shortage::Described { number: number.parse().unwrap_or_default(), text: format!("the keeper: {text}") },
+    )
 }

@@ -9,22 +9,24 @@
 
 pub mod api;
 pub mod check;
+mod find;
+mod hold;
 pub mod keeper;
 mod kept;
 mod program;
+mod shortage;
 mod signals;
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
 use nix::unistd::SysconfVar;
 use quilt_core::{lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
-use tokio::sync::{Mutex, watch};
 
-use keeper::{Exit, Paths, Run, Spec, ToKeeper};
-use kept::{Ears, Found, Kept, SharedWriter, say};
+use hold::Hold;
+use keeper::{Paths, ToKeeper, ending};
 use program::{digest, identity, octal, spec};
 
 /// The name of this role.
@@ -44,15 +46,8 @@ const OPEN_FILES_RANGE: std::ops::RangeInclusive<u64> = 16..=1 << 30;
 pub struct Process {
     config: ProcessConfig,
     /// Exit codes that mean success; `run` looks at them when the program has ended.
-    success: Arc<std::sync::Mutex<Vec<i32>>>,
-    digest: String,
-    paths: Paths,
-    run: Run,
-    /// Until the program is known to have ended.
-    mouth: SharedWriter,
-    /// Taken by `run`.
-    ears: Option<Ears>,
-    exit: watch::Sender<Option<Exit>>,
+    success: Arc<Mutex<Vec<i32>>>,
+    hold: Arc<Hold>,
     log: PathBuf,
 }
 
@@ -114,93 +109,44 @@ impl Process {
     }
 
     async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
-        let paths = Paths::new(cx.state_dir());
-        let digest = digest(&config);
-        let found = match find(&paths, &digest, cx).await? {
-            Found::Nothing => begin(&paths, &spec(&config, cx)?, cx).await?,
-            found => {
-                let (Found::Running(Kept { run, .. }) | Found::Ended(run, _)) = &found else {
-                    unreachable!("see above")
-                };
-                cx.found_again(run.started_ms);
-                found
-            }
-        };
-        let (run, mouth, ears, exit) = match found {
-            Found::Running(kept) => (kept.run, Some(kept.mouth), Some(kept.ears), None),
-            Found::Ended(run, exit) => (run, None, None, Some(exit)),
-            Found::Nothing => return Err(RoleError::failed("the program did not begin")),
-        };
-        let success = Arc::new(std::sync::Mutex::new(config.success_exit_codes.clone()));
-        let mut process = Self {
-            config,
-            success,
-            digest,
-            paths,
-            run,
-            mouth: Arc::new(Mutex::new(mouth)),
-            ears,
-            exit: watch::Sender::new(exit),
-            log: cx.log_dir().to_owned(),
-        };
-        cx.pid(process.ears.is_some().then_some(process.run.pid));
-        process.tell_orphan_timeout().await;
-        Ok(process)
+        let hold = Arc::new(Hold::new(Paths::new(cx.state_dir()), digest(&config)));
+        hold.set_orphan_timeout(config.orphan_timeout).await;
+        hold.begin(|| spec(&config, cx), cx).await?;
+        let success = Arc::new(Mutex::new(config.success_exit_codes.clone()));
+        Ok(Self { config, success, hold, log: cx.log_dir().to_owned() })
     }
 
     async fn update(&mut self, config: ProcessConfig, _: &RoleContext) -> Result<(), RoleError> {
-        if digest(&config) != self.digest {
+        if digest(&config) != self.hold.digest() {
             return Err(RoleError::NeedsRestart);
         }
         // How to judge the end and when to give up can change under a running program.
         *self.success.lock().unwrap_or_else(PoisonError::into_inner) = config.success_exit_codes.clone();
+        self.hold.set_orphan_timeout(config.orphan_timeout).await;
         self.config = config;
-        self.tell_orphan_timeout().await;
         Ok(())
     }
 
     fn run(&mut self, cx: &RoleContext) -> Option<Work> {
-        let (ears, paths, run, log) = (self.ears.take(), self.paths.clone(), self.run.clone(), self.log.clone());
-        let (sender, success, mouth, cx) = (self.exit.clone(), self.success.clone(), self.mouth.clone(), cx.clone());
+        let (hold, log, config) = (self.hold.clone(), self.log.clone(), self.config.clone());
+        let (success, cx) = (self.success.clone(), cx.clone());
         Some(Box::pin(async move {
-            let known = sender.borrow().clone();
-            let exit = match (known, ears) {
-                (Some(exit), _) => exit,
-                (None, Some(ears)) => ears.exit(&paths, &run, &mouth).await,
-                (None, None) => return Err(RoleError::failed("the program is watched already")),
-            };
-            if exit.is_unseen() {
-                // Its keeper was killed, and the program with it; but not what the program had started.
-                keeper::leftovers::kill(&run);
-            }
-            sender.send_replace(Some(exit.clone()));
+            let exit = hold.until_ended(|| spec(&config, &cx), &cx).await?;
             cx.pid(None);
             cx.ended(exit.to_string());
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
             match exit.code {
-                Some(code) if success.contains(&code) => Ok(()),
+                // A program that was told to stop, and not by this station, has not done its work.
+                Some(code) if success.contains(&code) && exit.stopped_by.is_none() => Ok(()),
                 _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log)))),
             }
         }))
     }
 
     async fn stop(self, cx: &RoleContext) {
-        if self.exit.borrow().is_some() {
-            keeper::until_gone(&self.paths, &self.run).await;
-        } else {
-            // `run` listened on the other connection; the keeper serves the newest.
-            match Kept::connect(&self.paths).await {
-                Ok(kept) => {
-                    if kept.stop(&self.paths, Some(cx.stop_timeout())).await.is_unseen() {
-                        keeper::leftovers::kill(&self.run);
-                    }
-                }
-                Err(_) => keeper::force_end(&self.paths, Some(&self.run)).await,
-            }
-        }
         // As long as it runs it is not stopped; the station says so when the time is over.
-        keeper::until_free(&self.paths, Some(&self.run), |survivor| cx.ended(survivor)).await;
-        if let Err(error) = self.paths.forget() {
+        self.hold.end(cx.stop_timeout(), |survivor| cx.ended(survivor)).await;
+        if let Err(error) = self.hold.paths.forget() {
             cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));
         }
         cx.pid(None);
@@ -211,25 +157,27 @@ impl Process {
 
     async fn abandon(cx: &RoleContext) {
         let paths = Paths::new(cx.state_dir());
-        keeper::end_left_over(&paths, Some(cx.stop_timeout())).await;
-        keeper::until_free(&paths, None, |survivor| cx.ended(survivor)).await;
+        ending::end_all_left_over(&paths, cx.stop_timeout(), |survivor| cx.ended(survivor)).await;
     }
 
     async fn survives(cx: &RoleContext) -> bool {
         let paths = Paths::new(cx.state_dir());
         // One that ended unseen is judged by its exit, which begins nothing either.
-        let is_here = || paths.read_run().is_some_and(|run| run.is_here());
-        paths.is_kept().unwrap_or_default() || is_here()
+        let is_on_record = || paths.read_run()?.map_or(Ok(false), |run| run.is_here());
+        // What cannot be looked at was not seen to be gone.
+        ending::left_over(&paths).and_then(|left| Ok(left || is_on_record()?)).unwrap_or(true)
     }
 
     /// Replies how the program does.
     #[command(read)]
     async fn status(&self, _: Status) -> Result<ProcessStatus, NoError> {
+        let run = self.hold.run();
+        let (pid, keeper) = run.as_ref().map_or((0, 0), |run| (run.pid, run.keeper));
         Ok(ProcessStatus {
-            pid: self.run.pid,
-            started: time::ms_text(self.run.started_ms),
-            keeper: self.run.keeper,
-            exit: self.exit.borrow().as_ref().map(ToString::to_string),
+            pid,
+            started: run.map(|run| time::ms_text(run.started_ms)).unwrap_or_default(),
+            keeper,
+            exit: self.hold.exit().as_ref().map(ToString::to_string),
         })
     }
 
@@ -237,12 +185,10 @@ impl Process {
     #[command]
     async fn signal(&self, request: Signal) -> Result<(), SignalError> {
         let number = signals::number(&request.signal).ok_or(SignalError::Unknown(request.signal))?;
-        let mut mouth = self.mouth.lock().await;
-        match mouth.as_mut() {
-            Some(mouth) if self.exit.borrow().is_none() => say(mouth, &ToKeeper::Signal(number)).await,
-            _ => return Err(SignalError::NotRunning),
+        match self.hold.exit() {
+            None if self.hold.say(&ToKeeper::Signal(number)).await => Ok(()),
+            _ => Err(SignalError::NotRunning),
         }
-        Ok(())
     }
 
     /// Sends the last lines of the program's output, and on request those to come.
@@ -263,63 +209,6 @@ impl Process {
                 }
             }
         })
-    }
-
-    async fn tell_orphan_timeout(&mut self) {
-        let timeout = self.config.orphan_timeout.map(|timeout| timeout.as_millis() as u64);
-        if let Some(mouth) = self.mouth.lock().await.as_mut() {
-            say(mouth, &ToKeeper::OrphanTimeout(timeout)).await;
-        }
-    }
-}
-
-/// Looks for what an earlier station of this machine left: a program that runs, or one that has ended meanwhile.
-async fn find(paths: &Paths, digest: &str, cx: &RoleContext) -> Result<Found, RoleError> {
-    if paths.is_kept()? {
-        match Kept::connect(paths).await {
-            Ok(kept) if kept.run.digest == digest && paths.exit_of(&kept.run).is_none() => {
-                return Ok(Found::Running(kept));
-            }
-            Ok(kept) => {
-                kept.stop(paths, Some(cx.stop_timeout())).await;
-            }
-            // It ended between the look and the connection: its exit is on disk by now.
-            Err(_) if !paths.is_kept()? => {}
-            Err(error) => match paths.read_run().filter(|run| paths.exit_of(run).is_some()) {
-                Some(run) => keeper::until_gone(paths, &run).await,
-                None => {
-                    let survivor = paths.survivor().map(|survivor| format!("; {survivor}")).unwrap_or_default();
-                    return Err(RoleError::failed(format!("its keeper does not answer: {error}{survivor}")));
-                }
-            },
-        }
-    }
-    let Some(run) = paths.read_run() else {
-        // Somebody removed the whole folder, so the keeper cannot be reached any more.
-        if cx.resuming() && paths.forgotten_keeper().is_some() {
-            keeper::force_end(paths, None).await;
-        }
-        return Ok(Found::Nothing);
-    };
-    if paths.exit_of(&run).is_none() {
-        keeper::leftovers::kill(&run);
-    }
-    // An end that nobody saw counts once, now. One before that, or together with the machine or container, does not count.
-    let counts = cx.resuming() && run.digest == digest && run.is_here();
-    Ok(if counts { Found::ended(paths, run) } else { Found::Nothing })
-}
-
-/// Begins a new run. The keeper of a station that was killed this very moment may have been quicker: then that one is
-/// looked at again.
-async fn begin(paths: &Paths, spec: &Spec, cx: &RoleContext) -> Result<Found, RoleError> {
-    paths.forget()?;
-    match Kept::start(paths, cx.log_dir(), spec).await {
-        Ok(found) => Ok(found),
-        Err(_) if paths.is_kept()? => match find(paths, &spec.digest, cx).await? {
-            Found::Nothing => Ok(Kept::start(paths, cx.log_dir(), spec).await?),
-            found => Ok(found),
-        },
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -39,18 +39,19 @@ async fn a_program_is_found_again_when_nobody_can_say_who_its_user_is() {
     let _lock = Paths::new(&state).lock().unwrap();
     let keeper = UnixListener::bind(state.join("keeper.sock")).unwrap();
     let parsed = serde_json::from_value(config.clone()).unwrap();
-    let run = Run {
+    let run = keeper::Run {
         id: "run".into(),
         digest: digest(&parsed),
         pid: 7,
         keeper: 8,
-        boot_id: quilt_core::processes::boot_id(),
+        boot_id: quilt_core::processes::boot_id().unwrap().into(),
         started_ms: 1,
         stop_timeout_ms: 0,
         started_ticks: 0,
         keeper_started_ticks: 0,
         pid_namespace: String::new(),
         pipes: [0; 2],
+        stop_signal: 15,
     };
     let keeper = std::thread::spawn(move || {
         let (mut station, _) = keeper.accept().unwrap();

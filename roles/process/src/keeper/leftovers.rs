@@ -1,34 +1,54 @@
 //! Processes that a program leaves running. They are found by marks that nothing carries by accident, never by command line, and are
 //! killed only if they are proven to belong to the run.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 
-use quilt_core::processes::{PidFd, ProcessStat};
+use nix::poll::{PollTimeout, poll};
+use quilt_core::processes::{PidFd, ProcessStat, unless_gone};
 
 use super::paths::is_keeper;
 use super::{RUN_VARIABLE, Run};
 
 /// How often whatever is found is killed again: what is killed may have begun something in this very moment.
 const ROUNDS: usize = 5;
+/// How long to wait after a look that failed, in milliseconds.
+const LOOK_PAUSE_MS: u8 = 50;
 
-/// Kills the processes that are left of a run whose keeper is gone.
-pub(crate) fn kill(run: &Run) {
+/// The processes that are left of a run whose keeper is gone; none as long as that lives, because it ends its program itself.
+///
+/// # Errors
+///
+/// This process cannot look now: nobody knows what is left.
+pub(crate) fn of(run: &Run) -> io::Result<Vec<ProcessStat>> {
     // In another boot or namespace the same numbers mean other processes.
-    if !run.is_here() {
-        return;
+    if !run.is_here()? {
+        return Ok(Vec::new());
     }
-    // A keeper that lives ends its program itself. It may be another station's, of which this one's data is a copy.
-    if PidFd::proven(run.keeper, run.keeper_started_ticks).is_some() && is_keeper(run.keeper) {
-        return;
+    // It may be another station's, of which this one's data is a copy.
+    if PidFd::proven(run.keeper, run.keeper_started_ticks)?.is_some() && is_keeper(run.keeper)? {
+        return Ok(Vec::new());
     }
+    of_run(run, &ProcessStat::all()?, |seen| carries_mark(seen.pid, &run.id), |seen| holds_pipe(seen.pid, run))
+}
+
+/// Kills the processes that are left of a run whose keeper is gone. Some may take their time to end: [`of`] still shows them.
+///
+/// # Errors
+///
+/// This process cannot look now: nobody knows what is left.
+pub(crate) fn kill(run: &Run) -> io::Result<()> {
     for _ in 0..ROUNDS {
-        let left =
-            of_run(run, &ProcessStat::all(), |seen| carries_mark(seen.pid, &run.id), |seen| holds_pipe(seen.pid, run));
+        let left = of(run)?;
         if left.is_empty() {
-            return;
+            break;
         }
-        left.iter().for_each(end);
+        for seen in &left {
+            end(seen)?;
+        }
     }
+    Ok(())
 }
 
 /// Which of all processes are a run's: those that carry its mark, and those in its session. A stranger that runs the same
@@ -40,64 +60,108 @@ pub(crate) fn kill(run: &Run) {
 fn of_run(
     run: &Run,
     all: &[ProcessStat],
-    carries_mark: impl Fn(&ProcessStat) -> bool,
-    holds_pipe: impl Fn(&ProcessStat) -> bool,
-) -> Vec<ProcessStat> {
+    carries_mark: impl Fn(&ProcessStat) -> io::Result<bool>,
+    holds_pipe: impl Fn(&ProcessStat) -> io::Result<bool>,
+) -> io::Result<Vec<ProcessStat>> {
+    let mut marked = BTreeSet::new();
+    for seen in all {
+        if carries_mark(seen)? {
+            marked.insert(seen.pid);
+        }
+    }
     let in_session = |seen: &&ProcessStat| seen.session == run.pid && seen.started_ticks >= run.started_ticks;
-    let is_ours = match all.iter().find(|seen| seen.pid == run.pid) {
-        Some(leader) => leader.started_ticks == run.started_ticks,
-        None => all.iter().filter(in_session).any(|seen| carries_mark(seen) || holds_pipe(seen)),
-    };
-    all.iter().filter(|seen| (is_ours && in_session(seen)) || carries_mark(seen)).copied().collect()
+    let mut is_ours = all.iter().any(|seen| seen.pid == run.pid && seen.started_ticks == run.started_ticks);
+    if !all.iter().any(|seen| seen.pid == run.pid) {
+        for seen in all.iter().filter(in_session) {
+            is_ours |= marked.contains(&seen.pid) || holds_pipe(seen)?;
+        }
+    }
+    Ok(all.iter().filter(|seen| (is_ours && in_session(seen)) || marked.contains(&seen.pid)).copied().collect())
 }
 
-fn carries_mark(pid: u32, run: &str) -> bool {
+fn carries_mark(pid: u32, run: &str) -> io::Result<bool> {
     let mark = format!("{RUN_VARIABLE}={run}");
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+    let environment = if_seen(fs::read(format!("/proc/{pid}/environ")))?.unwrap_or_default();
+    Ok(environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()))
 }
 
-fn holds_pipe(pid: u32, run: &Run) -> bool {
+fn holds_pipe(pid: u32, run: &Run) -> io::Result<bool> {
     let names = run.pipes.map(|inode| format!("pipe:[{inode}]"));
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    open.filter_map(|entry| fs::read_link(entry.path()).ok())
-        .any(|target| names.iter().any(|name| target.as_os_str() == name.as_str()))
+    let open = if_seen(fs::read_dir(format!("/proc/{pid}/fd")))?.into_iter().flatten().flatten();
+    let mut targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    Ok(targets.any(|target| names.iter().any(|name| target.as_os_str() == name.as_str())))
 }
 
-/// All descendants of this process: a keeper is the parent of whatever its program has left (it is a subreaper).
-fn descendants() -> Vec<ProcessStat> {
-    let all = ProcessStat::all();
+/// `None` also if a process is none of this user's, and so none of its station's.
+fn if_seen<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        looked => unless_gone(looked),
+    }
+}
+
+/// All descendants of a process. A keeper is the parent of whatever its program has left (it is a subreaper).
+///
+/// # Errors
+///
+/// This process cannot look now.
+pub(super) fn descendants(of: u32) -> io::Result<Vec<ProcessStat>> {
+    let all = ProcessStat::all()?;
     let mut found: Vec<ProcessStat> = Vec::new();
-    let mut parents = vec![std::process::id()];
+    let mut parents = vec![of];
     while let Some(parent) = parents.pop() {
         let children = all.iter().filter(|seen| seen.parent == parent);
         parents.extend(children.clone().map(|seen| seen.pid));
         found.extend(children);
     }
-    found
+    Ok(found)
 }
 
-/// How many descendants this process has.
+/// How many descendants this process has; 0 if it cannot look.
 pub(super) fn count_descendants() -> usize {
-    descendants().len()
+    descendants(std::process::id()).map_or(0, |found| found.len())
 }
 
 /// Kills all descendants of this process.
 pub(super) fn kill_descendants() {
     for _ in 0..ROUNDS {
-        let left = descendants();
-        if left.is_empty() {
-            return;
+        match descendants(std::process::id()) {
+            Ok(left) if left.is_empty() => return,
+            Ok(left) => left.iter().for_each(|seen| drop(end(seen))),
+            // The machine is short of something, for longer than a moment.
+            Err(_) => drop(poll(&mut [], PollTimeout::from(LOOK_PAUSE_MS))),
         }
-        left.iter().for_each(end);
     }
 }
 
+/// Kills processes as they were seen.
+///
+/// # Errors
+///
+/// One of them cannot be reached now; the others were killed.
+pub(super) fn kill_all(seen: &[ProcessStat]) -> io::Result<()> {
+    seen.iter().map(end).fold(Ok(()), Result::and)
+}
+
+/// Sends a signal to the processes that were seen, as far as they are still there.
+///
+/// # Errors
+///
+/// One of them cannot be reached now; the others got it.
+pub(super) fn signal_all(seen: &[ProcessStat], signal: i32) -> io::Result<()> {
+    let send = |seen: &ProcessStat| match PidFd::proven(seen.pid, seen.started_ticks)? {
+        Some(process) => unless_gone(process.send(signal)).map(drop),
+        None => Ok(()),
+    };
+    seen.iter().map(send).fold(Ok(()), Result::and)
+}
+
 /// Kills the process that was seen, not a later one with its pid.
-fn end(seen: &ProcessStat) {
-    if let Some(process) = PidFd::proven(seen.pid, seen.started_ticks) {
+fn end(seen: &ProcessStat) -> io::Result<()> {
+    if let Some(process) = PidFd::proven(seen.pid, seen.started_ticks)? {
         process.kill();
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,11 +176,12 @@ mod tests {
     }
 
     fn seen(pid: u32, session: u32, started_ticks: u64) -> ProcessStat {
-        ProcessStat { pid, parent: 1, group: session, session, started_ticks }
+        ProcessStat { pid, parent: 1, group: session, session, started_ticks, is_frozen: false }
     }
 
     fn pids(all: &[ProcessStat], marked: &[u32], piped: &[u32]) -> Vec<u32> {
-        let left = of_run(&run(), all, |seen| marked.contains(&seen.pid), |seen| piped.contains(&seen.pid));
+        let is_in = |pids: &[u32], seen: &ProcessStat| Ok(pids.contains(&seen.pid));
+        let left = of_run(&run(), all, |seen| is_in(marked, seen), |seen| is_in(piped, seen)).unwrap();
         left.iter().map(|seen| seen.pid).collect()
     }
 

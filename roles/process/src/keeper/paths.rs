@@ -10,15 +10,24 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollTimeout, poll};
-use quilt_core::processes::{self, PidFd, ProcessStat};
+use quilt_core::processes::{self, PidFd, ProcessStat, unless_gone};
 
 use super::place::Place;
-use super::{Exit, KEEPER, KEEPER_NAME, Run};
+use super::{Exit, KEEPER, KEEPER_NAME, Run, leftovers};
 
 /// How long a new keeper tries to take the lock: a station that checks it holds it for a moment.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long it waits between two attempts, in milliseconds.
 const LOCK_INTERVAL_MS: u8 = 5;
+
+/// What to look for when something is to be gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// Its keeper, which has seen all the rest to be gone.
+    Keeper,
+    /// Every process of the machine: its keeper may have been killed. Takes about 20 µs for each.
+    Everything,
+}
 
 /// The files of an instance's keeper, in the instance's state folder.
 #[derive(Clone, Debug)]
@@ -71,10 +80,7 @@ impl Paths {
     }
 
     fn is_locked(&self) -> io::Result<bool> {
-        let folder = match File::open(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            folder => folder?,
-        };
+        let Some(folder) = unless_gone(File::open(&self.folder))? else { return Ok(false) };
         match folder.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
@@ -83,113 +89,160 @@ impl Paths {
     }
 
     /// Whether a keeper is at work.
+    ///
+    /// # Errors
+    ///
+    /// This process cannot look now; so of all the methods that return an [`io::Result`]. It does not mean that nothing is there.
     pub(crate) fn is_kept(&self) -> io::Result<bool> {
-        Ok(self.is_locked()? || self.read_run().is_some_and(|run| self.keeper_of(&run).is_some()))
+        if self.is_locked()? {
+            return Ok(true);
+        }
+        match self.read_run()? {
+            Some(run) => Ok(self.keeper_of(&run)?.is_some()),
+            None => Ok(false),
+        }
     }
 
     /// The keeper of a run, if it is there and proven to be this instance's.
-    pub(crate) fn keeper_of(&self, run: &Run) -> Option<PidFd> {
+    pub(crate) fn keeper_of(&self, run: &Run) -> io::Result<Option<PidFd>> {
         let keeper = match run.keeper_started_ticks {
             // Written by an earlier release, which did not say when it began: its command line alone tells it.
-            0 if run.boot_id == processes::boot_id() => PidFd::open(run.keeper).ok()?,
-            ticks if run.is_here() => PidFd::proven(run.keeper, ticks)?,
-            _ => return None,
+            0 if run.boot_id == processes::boot_id()? => unless_gone(PidFd::open(run.keeper))?,
+            ticks if run.is_here()? => PidFd::proven(run.keeper, ticks)?,
+            _ => None,
         };
-        keepers_place(run.keeper)?.is_same_as(&Place::of(&self.folder)).then_some(keeper)
+        let Some(keeper) = keeper else { return Ok(None) };
+        let is_ours = keepers_place(run.keeper)?.is_some_and(|kept| kept.is_same_as(&Place::of(&self.folder)));
+        Ok(is_ours.then_some(keeper))
     }
 
     /// Looks among all processes for the keeper of this instance, for the case that no record of it is left. Takes
     /// milliseconds.
-    pub(crate) fn find_keeper(&self) -> Option<PidFd> {
+    pub(crate) fn find_keeper(&self) -> io::Result<Option<ProcessStat>> {
         let place = Place::of(&self.folder);
-        let is_keeper = |seen: &ProcessStat| keepers_place(seen.pid).is_some_and(|kept| kept.is_same_as(&place));
-        let seen = ProcessStat::all().into_iter().find(is_keeper)?;
-        PidFd::proven(seen.pid, seen.started_ticks)
-    }
-
-    /// What is at work although it was to be ended, for people; `None` if nothing is.
-    pub(crate) fn survivor(&self) -> Option<String> {
-        if !self.is_kept().unwrap_or_default() {
-            return None;
-        }
-        let keeper = self.read_run().filter(|run| self.keeper_of(run).is_some()).map(|run| run.keeper);
-        let has_open =
-            |seen: &ProcessStat| seen.pid != std::process::id() && processes::has_open(seen.pid, &self.folder);
-        let keeper = keeper.or_else(|| Some(ProcessStat::all().into_iter().find(has_open)?.pid));
-        let folder = self.folder.display();
-        Some(match keeper {
-            Some(pid) => format!("process {pid} still holds {folder}; end it and try again"),
-            None => format!("a process that is not seen from here still holds {folder}; end it and try again"),
-        })
+        Ok(keepers()?.into_iter().find(|(kept, _)| kept.is_same_as(&place)).map(|(_, seen)| seen))
     }
 
     /// A keeper of this instance that was there before this station and of which no record is left. All processes are read once,
     /// however many instances ask.
-    pub(crate) fn forgotten_keeper(&self) -> Option<PidFd> {
+    pub(crate) fn forgotten_keeper(&self) -> io::Result<Option<ProcessStat>> {
         static AT_START: OnceLock<Vec<(Place, ProcessStat)>> = OnceLock::new();
-        let keepers = AT_START.get_or_init(|| {
-            let all = ProcessStat::all().into_iter();
-            all.filter_map(|seen| Some((keepers_place(seen.pid)?, seen))).collect()
-        });
+        let keepers = match AT_START.get() {
+            Some(keepers) => keepers,
+            None => {
+                let found = keepers()?;
+                AT_START.get_or_init(|| found)
+            }
+        };
         let place = Place::of(&self.folder);
-        let (_, seen) = keepers.iter().find(|(kept, _)| kept.is_same_as(&place))?;
-        PidFd::proven(seen.pid, seen.started_ticks)
+        let Some((_, seen)) = keepers.iter().find(|(kept, _)| kept.is_same_as(&place)) else { return Ok(None) };
+        Ok(PidFd::proven(seen.pid, seen.started_ticks)?.map(|_| *seen))
+    }
+
+    /// What is at work although it was to be ended, for people; `None` if nothing is. Pass the run if this process knows it: the
+    /// record may have been removed.
+    pub(crate) fn survivor(&self, run: Option<&Run>, look: Look) -> Option<String> {
+        self.look_for_survivor(run, look)
+            .unwrap_or_else(|error| Some(format!("what runs of it cannot be looked at: {error}")))
+    }
+
+    fn look_for_survivor(&self, run: Option<&Run>, look: Look) -> io::Result<Option<String>> {
+        let recorded = self.read_run()?;
+        let folder = self.folder.display();
+        for run in run.iter().copied().chain(&recorded) {
+            if self.keeper_of(run)?.is_some() {
+                return Ok(Some(format!("process {} still holds {folder}; end it and try again", run.keeper)));
+            }
+        }
+        if self.is_locked()? {
+            let has_open =
+                |seen: &ProcessStat| seen.pid != std::process::id() && processes::has_open(seen.pid, &self.folder);
+            return Ok(Some(match ProcessStat::all()?.into_iter().find(has_open) {
+                Some(ProcessStat { pid, .. }) => format!("process {pid} still holds {folder}; end it and try again"),
+                None => format!("a process that is not seen from here still holds {folder}; end it and try again"),
+            }));
+        }
+        let run = run.or(recorded.as_ref()).filter(|_| look == Look::Everything);
+        let left = run.map(leftovers::of).transpose()?.unwrap_or_default();
+        Ok(left.first().map(|left| format!("process {} of its program still runs; end it and try again", left.pid)))
     }
 
     /// Asks the keeper to make its files again, if its process can be identified.
-    pub(crate) fn ask_for_files(&self) {
+    pub(crate) fn ask_for_files(&self) -> io::Result<()> {
         // One of an earlier release locks another file, and takes HUP as the order to stop.
-        if !self.is_locked().unwrap_or_default() {
-            return;
+        if !self.is_locked()? {
+            return Ok(());
         }
-        let keeper = self.read_run().and_then(|run| self.keeper_of(&run)).or_else(|| self.find_keeper());
-        if let Some(keeper) = keeper {
-            let _ = keeper.send(libc::SIGHUP);
-        }
+        let recorded = self.read_run()?.map(|run| self.keeper_of(&run)).transpose()?.flatten();
+        let keeper = match recorded {
+            Some(keeper) => Some(keeper),
+            None => self.find_keeper()?.map(|seen| PidFd::proven(seen.pid, seen.started_ticks)).transpose()?.flatten(),
+        };
+        keeper.map_or(Ok(()), |keeper| keeper.send(libc::SIGHUP))
     }
 
-    pub(crate) fn read_run(&self) -> Option<Run> {
-        serde_json::from_slice(&fs::read(self.run()).ok()?).ok()
-    }
-
-    pub(crate) fn read_exit(&self) -> Option<Exit> {
-        serde_json::from_slice(&fs::read(self.exit()).ok()?).ok()
+    pub(crate) fn read_run(&self) -> io::Result<Option<Run>> {
+        Ok(unless_gone(fs::read(self.run()))?.and_then(|json| serde_json::from_slice(&json).ok()))
     }
 
     /// How a run ended, if that is on record.
-    pub(crate) fn exit_of(&self, run: &Run) -> Option<Exit> {
-        self.read_exit().filter(|exit| exit.run == run.id)
+    pub(crate) fn exit_of(&self, run: &Run) -> io::Result<Option<Exit>> {
+        let json = unless_gone(fs::read(self.exit()))?;
+        let exit = json.and_then(|json| serde_json::from_slice::<Exit>(&json).ok());
+        Ok(exit.filter(|exit| exit.run == run.id))
     }
 
     /// Forgets the last run, so that the next start begins a new one.
     pub(crate) fn forget(&self) -> io::Result<()> {
         for path in [self.run(), self.exit()] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            unless_gone(fs::remove_file(path))?;
         }
         Ok(())
     }
 }
 
 /// The state folder on the command line of a keeper; `None` if the process is not one.
-fn named_folder(pid: u32) -> Option<PathBuf> {
-    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+fn named_folder(pid: u32) -> io::Result<Option<PathBuf>> {
+    let command = unless_gone(fs::read(format!("/proc/{pid}/cmdline")))?.unwrap_or_default();
     let mut arguments = command.split(|byte| *byte == 0);
     let is_keeper = arguments.next() == Some(KEEPER_NAME.as_bytes()) && arguments.next() == Some(KEEPER.as_bytes());
-    let folder = arguments.next().filter(|_| is_keeper)?;
-    Some(std::ffi::OsStr::from_bytes(folder).into())
+    let folder = arguments.next().filter(|_| is_keeper);
+    Ok(folder.map(|folder| std::ffi::OsStr::from_bytes(folder).into()))
 }
 
 /// Where the state folder is whose keeper a process is. The folder that it holds open counts, because the one on its command line may
 /// have been moved. A keeper of an earlier release, or one that does not have the lock yet, holds none.
-fn keepers_place(pid: u32) -> Option<Place> {
-    let named = named_folder(pid)?;
-    Some(Place::held_by(pid, named.file_name()).unwrap_or_else(|| Place::of(&named)))
+fn keepers_place(pid: u32) -> io::Result<Option<Place>> {
+    let Some(named) = named_folder(pid)? else { return Ok(None) };
+    Ok(Some(Place::held_by(pid, named.file_name())?.unwrap_or_else(|| Place::of(&named))))
+}
+
+/// All keepers of this machine, of whichever station.
+fn keepers() -> io::Result<Vec<(Place, ProcessStat)>> {
+    let mut found = Vec::new();
+    for seen in ProcessStat::all()? {
+        found.extend(keepers_place(seen.pid)?.map(|place| (place, seen)));
+    }
+    Ok(found)
+}
+
+/// The instances below a station's folder of instances that have a keeper, as role and name, whether or not their folders are still
+/// there.
+///
+/// # Errors
+///
+/// This process cannot look now.
+pub fn instances_with_keepers(instances: &Path) -> io::Result<Vec<[String; 2]>> {
+    let station = Place::of(instances);
+    let found = keepers()?.into_iter().filter_map(|(place, _)| {
+        // instances / role / instance / state
+        let [role, instance, _] = place.last_names()?;
+        place.above(3).is_same_as(&station).then_some([role, instance])
+    });
+    Ok(found.collect())
 }
 
 /// Whether a process is a keeper, of whichever instance.
-pub(super) fn is_keeper(pid: u32) -> bool {
-    named_folder(pid).is_some()
+pub(super) fn is_keeper(pid: u32) -> io::Result<bool> {
+    Ok(named_folder(pid)?.is_some())
 }

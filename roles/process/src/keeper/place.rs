@@ -2,9 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use quilt_core::processes::unless_gone;
 
 /// What the kernel appends to the name of an open folder that was removed.
 const DELETED: &[u8] = b" (deleted)";
@@ -27,14 +30,22 @@ impl Place {
     }
 
     /// The place of the folder of this name that a process holds open. `None` if it holds none, or if this process may not look.
-    pub(super) fn held_by(pid: u32, name: Option<&OsStr>) -> Option<Self> {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().map(|entry| entry.path());
+    ///
+    /// # Errors
+    ///
+    /// This process cannot look now, for want of descriptors or memory.
+    pub(super) fn held_by(pid: u32, name: Option<&OsStr>) -> io::Result<Option<Self>> {
+        let open = match fs::read_dir(format!("/proc/{pid}/fd")) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            open => unless_gone(open)?,
+        };
+        let open = open.into_iter().flatten().flatten().map(|entry| entry.path());
         let folders = open.filter(|open| open.metadata().is_ok_and(|found| found.is_dir()));
         let mut places = folders.filter_map(|open| Some((fs::read_link(&open).ok()?, open))).map(|(link, open)| {
             // `..` leads from a folder that was removed to the one that it was in.
             Self::new(&without_mark(link), |up| (0..up).fold(open.clone(), |path, _| path.join("..")))
         });
-        places.find(|place| place.0.first().is_some_and(|level| level.name.as_deref() == name))
+        Ok(places.find(|place| place.0.first().is_some_and(|level| level.name.as_deref() == name)))
     }
 
     fn new(path: &Path, at: impl Fn(usize) -> PathBuf) -> Self {
@@ -43,6 +54,20 @@ impl Place {
             identity: at(up).metadata().ok().map(|found| (found.dev(), found.ino())),
         };
         Self(path.ancestors().enumerate().map(level).collect())
+    }
+
+    /// The place of the folder that is so many levels up.
+    pub(super) fn above(mut self, levels: usize) -> Self {
+        self.0.drain(..levels.min(self.0.len()));
+        self
+    }
+
+    /// The names of the innermost levels, from the outer to the inner.
+    pub(super) fn last_names<const COUNT: usize>(&self) -> Option<[String; COUNT]> {
+        let names = self.0.iter().take(COUNT).map(|level| level.name.as_ref()?.to_str().map(str::to_owned));
+        let mut names = names.collect::<Option<Vec<_>>>()?;
+        names.reverse();
+        names.try_into().ok()
     }
 
     /// Whether both are one folder, or have the same names below one folder: then one of them was removed and made again.
@@ -85,7 +110,7 @@ mod tests {
         symlink(&data, &link).unwrap();
         let _open = File::open(&folder).unwrap();
         let is_held = |path: &Path| {
-            let held = Place::held_by(std::process::id(), folder.file_name()).unwrap();
+            let held = Place::held_by(std::process::id(), folder.file_name()).unwrap().unwrap();
             held.is_same_as(&Place::of(path))
         };
         let is_known = |data: &Path| {
@@ -119,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_process_that_holds_no_such_folder_has_no_place() {
-        assert!(Place::held_by(std::process::id(), Some(OsStr::new("nowhere"))).is_none());
-        assert!(Place::held_by(1 << 30, Some(OsStr::new("nowhere"))).is_none());
+        assert!(Place::held_by(std::process::id(), Some(OsStr::new("nowhere"))).unwrap().is_none());
+        assert!(Place::held_by(1 << 30, Some(OsStr::new("nowhere"))).unwrap().is_none());
     }
 }

@@ -1,3 +1,4 @@
+use std::fs;
 use std::future::Future;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::pin::pin;
@@ -7,6 +8,7 @@ use std::task::{Context, Waker};
 use quilt_core::processes::ProcessStat;
 use tempfile::TempDir;
 
+use super::ending::{force_end, until_free, until_gone};
 use super::*;
 
 /// A process that looks like the keeper of a folder and carries the mark of its run. It ends when its standard input is closed.
@@ -32,25 +34,26 @@ impl Fake {
 
     /// A run that this is the keeper of, whose program is long gone.
     fn run(&self) -> Run {
-        let keeper = ProcessStat::read(self.process.id()).unwrap();
+        let keeper = ProcessStat::read(self.process.id()).unwrap().unwrap();
         Run {
             id: "r".into(),
             digest: "d".into(),
             // Above every number that the kernel gives.
             pid: 1 << 30,
             keeper: keeper.pid,
-            boot_id: processes::boot_id(),
+            boot_id: processes::boot_id().unwrap().into(),
             started_ms: 0,
             stop_timeout_ms: 0,
             started_ticks: 1,
             keeper_started_ticks: keeper.started_ticks,
-            pid_namespace: processes::pid_namespace(),
+            pid_namespace: processes::pid_namespace().unwrap().into(),
             pipes: [0; 2],
+            stop_signal: 15,
         }
     }
 
     fn is_alive(&self) -> bool {
-        ProcessStat::read(self.process.id()).is_some()
+        ProcessStat::read(self.process.id()).unwrap().is_some()
     }
 }
 
@@ -63,7 +66,7 @@ impl Drop for Fake {
 
 /// The name is set by the exec, which comes a little after the fork.
 fn until_named(fake: &Fake, run: &Run) {
-    while fake.paths().keeper_of(run).is_none() {
+    while fake.paths().keeper_of(run).unwrap().is_none() {
         std::thread::yield_now();
     }
 }
@@ -73,7 +76,8 @@ async fn a_run_is_over_for_its_station_only_when_its_keeper_is_gone() {
     let mut fake = Fake::new();
     let (paths, run) = (fake.paths(), fake.run());
     until_named(&fake, &run);
-    let mut gone = pin!(until_gone(&paths, &run));
+    let keeper = paths.keeper_of(&run).unwrap();
+    let mut gone = pin!(until_gone(keeper.as_ref()));
     assert!(gone.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(fake.process.stdin.take());
     gone.await;
@@ -86,7 +90,7 @@ async fn a_keeper_that_stays_after_the_end_of_its_run_is_killed() {
     let mut fake = Fake::new();
     let run = fake.run();
     until_named(&fake, &run);
-    until_gone(&fake.paths(), &run).await;
+    until_gone(fake.paths().keeper_of(&run).unwrap().as_ref()).await;
     assert_eq!(fake.process.wait().unwrap().signal(), Some(nix::libc::SIGKILL));
 }
 
@@ -101,7 +105,7 @@ async fn an_end_that_was_forced_in_vain_is_not_over_and_names_who_is_at_work() {
     drop(holder);
     let mut holder = Fake { folder, process };
     let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let mut free = pin!(until_free(&paths, None, |survivor| said.send(survivor).unwrap()));
+    let mut free = pin!(until_free(&paths, None, None, Look::Keeper, |survivor| said.send(survivor).unwrap()));
     assert!(free.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     let text = heard.recv().await.unwrap();
     assert!(text.contains(&format!("process {} still holds", holder.process.id())), "{text}");
@@ -132,7 +136,7 @@ async fn the_run_on_record_says_who_its_keeper_is_and_numbers_of_elsewhere_say_n
     }
     // It carries the mark of the run, but in this boot or namespace the mark was not given.
     for run in &elsewhere[..2] {
-        leftovers::kill(run);
+        leftovers::kill(run).unwrap();
         force_end_recorded(run).await;
     }
     assert!(fake.is_alive());
@@ -151,12 +155,12 @@ async fn the_run_on_record_says_who_its_keeper_is_and_numbers_of_elsewhere_say_n
     drop(lock);
     paths.lock().unwrap();
     // A leftover with the mark of the run is ended where the mark means something.
-    leftovers::kill(&Run { keeper: 1 << 30, ..run });
+    leftovers::kill(&Run { keeper: 1 << 30, ..run }).unwrap();
     assert!(!fake.is_alive());
 }
 
 /// In a folder that nothing else names, so that only the record can lead to a process.
 async fn force_end_recorded(run: &Run) {
     let empty = tempfile::tempdir().unwrap();
-    force_end(&Paths::new(empty.path()), Some(run)).await;
+    force_end(&Paths::new(empty.path()), Some(run), None).await;
 }
