@@ -406,7 +406,10 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances, misses_
     }
     let leaving =
         live.instances.iter().filter(|(key, report)| report.owner == Owner::Fleet && !wanted.contains_key(*key));
-    waiting.extend(leaving.map(|((role, instance), _)| format!("{role}/{instance} is to go")));
+    waiting.extend(leaving.map(|((role, instance), report)| match report.detail.as_str() {
+        "" => format!("{role}/{instance} is to go"),
+        detail => format!("{role}/{instance} is to go ({detail})"),
+    }));
     match waiting.is_empty() {
         true => (Phase::Healthy, healthy(wanted.len(), &beside)),
         false => (Phase::Applying, waiting.join(", ")),

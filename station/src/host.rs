@@ -199,6 +199,8 @@ impl Host for InstanceHost {
                 (instance.state, instance.detail) = (State::Waiting, on);
             }
             Report::Waiting(on) if instance.state == State::Starting => instance.detail = on,
+            // Why it is not gone yet.
+            Report::Ended(how) if instance.state == State::Stopping => instance.detail = how,
             Report::Active | Report::Waiting(_) | Report::FoundAgain(_) | Report::Failed(_) => {}
             Report::Pid(_) | Report::Ended(_) => {}
         });

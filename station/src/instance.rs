@@ -85,6 +85,9 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
     sender
 }
 
+/// How long to wait before what was told to stop and still runs is told again.
+const STOP_AGAIN: Duration = Duration::from_secs(5);
+
 /// The detail of an instance that an operator stopped.
 const STOPPED: &str = "stopped by an operator";
 
@@ -138,10 +141,7 @@ impl Runner {
                 Phase::Active(started) => self.active(started).await,
                 Phase::Completed(started) => self.completed(started).await,
                 Phase::Backoff(delay) => self.backoff(delay).await,
-                Phase::Idle => match self.order().await {
-                    None => Phase::Over,
-                    Some(order) => self.rest(order).await,
-                },
+                Phase::Idle => self.idle().await,
                 Phase::Over => return,
             };
         }
@@ -202,13 +202,35 @@ impl Runner {
         self.record = None;
     }
 
+    /// Waits for an order. What was told to stop and still runs is told again and again.
+    async fn idle(&mut self) -> Phase {
+        loop {
+            let stops_again = self.stopped && self.survivor.is_some();
+            tokio::select! {
+                order = self.order() => return match order {
+                    None => Phase::Over,
+                    Some(order) => self.rest(order).await,
+                },
+                () = tokio::time::sleep(STOP_AGAIN), if stops_again => {
+                    self.abandon().await;
+                    let _ = self.show_stopped();
+                }
+            }
+        }
+    }
+
     async fn paused(&mut self) -> Phase {
         loop {
             let begins = self.pending_order.is_none() && std::mem::take(&mut self.may_begin);
             let order = if begins { Some(Order::Go) } else { self.order().await };
+            let is_given_up = !self.stopped && self.gave_up().is_some();
+            // What runs although it was given up is found again: the configuration has it run.
+            if is_given_up && matches!(order, Some(Order::Go)) && self.survives().await {
+                return Phase::Needs;
+            }
             match order {
                 None => return Phase::Over,
-                Some(Order::Go) if !self.stopped && self.gave_up().is_some() => {
+                Some(Order::Go) if is_given_up => {
                     // It is not tried again by itself.
                     let why = self.gave_up().unwrap_or_default();
                     self.abandon().await;

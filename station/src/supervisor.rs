@@ -3,6 +3,7 @@
 
 mod ending;
 mod handle;
+mod survivors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub(crate) use self::handle::Handle;
 
 use self::ending::sweep;
 use self::handle::{Message, Orders, lock};
+use self::survivors::Survivors;
 use crate::board::Board;
 use crate::commands::Commands;
 use crate::instance::{self, Beginning, Ended, Order, Surroundings, Unwilling, Updated, moves};
@@ -91,6 +93,7 @@ pub(crate) fn start(setup: Setup) -> Handle {
         orders: handle.orders.clone(),
         ending: Vec::new(),
         late: Vec::new(),
+        survivors: Survivors::default(),
         digest: None,
         impossible: BTreeSet::new(),
         sweep: Sweep::NotYet,
@@ -116,6 +119,8 @@ struct Supervisor {
     ending: Vec<(Key, Duration, oneshot::Receiver<Ended>)>,
     /// Took too long to end.
     late: Vec<String>,
+    /// Told to end, and still running in part.
+    survivors: Survivors,
     /// Of the configuration that is being gone for.
     digest: Option<Digest>,
     /// Shown as failed because their role cannot be had.
@@ -164,6 +169,8 @@ impl Supervisor {
     }
 
     async fn shut_down(&mut self, detach: bool) {
+        // The end of this station is the last time that they are told, or the next station tells them.
+        self.survivors.let_go();
         if !detach {
             // Those that were ending already.
             self.ended(false, None).await;
@@ -178,7 +185,10 @@ impl Supervisor {
             if let Sweep::UnderWay(sweeping) = std::mem::replace(&mut self.sweep, Sweep::Done) {
                 let _ = sweeping.await;
             }
-            sweep(self.around.clone(), BTreeSet::new()).await;
+            let survivors = sweep(self.around.clone(), BTreeSet::new()).await;
+            self.late.extend(survivors.into_iter().map(|(key, _)| key.to_string()));
+            self.late.sort();
+            self.late.dedup();
         }
     }
 
@@ -213,6 +223,8 @@ impl Supervisor {
         self.hold(&mut wanted);
         self.show_held(&mut wanted);
         for (key, spec) in wanted {
+            // What is left of an instance that was to go belongs to the one that is to be again.
+            let resuming = self.survivors.take(&key) || resuming;
             let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
             let orders = instance::make(self.around.clone(), spec.clone(), beginning);
             lock(&self.orders).insert(key.clone(), orders.clone());
@@ -292,7 +304,14 @@ impl Supervisor {
                 let mut keep: BTreeSet<_> = known.difference(&blocked).cloned().collect();
                 keep.extend(self.instances.keys().cloned());
                 #[allow(clippy::disallowed_methods, reason = "owned by the supervisor, bounded by the stop time-outs")]
-                let sweeping = tokio::spawn(sweep(self.around.clone(), keep));
+                let sweeping = tokio::spawn({
+                    let (around, survivors) = (self.around.clone(), self.survivors.clone());
+                    async move {
+                        for (key, why) in sweep(around.clone(), keep).await {
+                            survivors.end(&around, &key, FORGOTTEN_STOP, why);
+                        }
+                    }
+                });
                 self.sweep = Sweep::UnderWay(sweeping);
             }
             Sweep::UnderWay(sweeping) => {

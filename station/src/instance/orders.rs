@@ -41,10 +41,13 @@ pub(crate) enum Updated {
 }
 
 /// Whether an instance ended in time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Ended {
     InTime,
+    /// Its role took too long, and nothing is known to be left of it.
     Late,
+    /// Something of it still runs, which this says.
+    Survives(String),
 }
 
 /// How many orders may wait for an instance: a few at most are under way, since the supervisor waits for each.
@@ -93,7 +96,7 @@ impl Runner {
                 if !detach {
                     self.abandon().await;
                 }
-                let _ = done.send(if self.survivor.is_some() { Ended::Late } else { Ended::InTime });
+                let _ = done.send(self.survivor.clone().map_or(Ended::InTime, Ended::Survives));
                 Phase::Over
             }
             Order::Operator(Action::Stop, done) => {
@@ -186,7 +189,7 @@ impl Runner {
             Some(Order::End { detach, done }) => {
                 self.show(State::Stopping, "");
                 let ended = self.stop_role(started, detach).await;
-                let _ = done.send(ended);
+                let _ = done.send(self.survivor.clone().map_or(ended, Ended::Survives));
                 Phase::Over
             }
             Some(Order::Operator(Action::Start, done)) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quilt_core::{files, lines, time};
-use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, Work};
+use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, RoleFactory, Work};
 use quilt_protocol::control::Action;
 use tokio::sync::mpsc;
 
@@ -77,14 +77,7 @@ impl Runner {
     /// Whether an earlier station left something of this instance that still runs, or has ended unseen.
     pub(super) async fn survives(&self) -> bool {
         let Some(factory) = self.around.roles.factory_of(&self.spec) else { return false };
-        let (crash, _) = mpsc::channel(1);
-        let stop_timeout = self.spec.settings.stop_timeout;
-        let host = Arc::new(InstanceHost::new(self.key.clone(), None, &self.around, None, crash, stop_timeout));
-        let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, true));
-        let looking = catch(async { factory.survives(cx).await });
-        let survives = matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(true)));
-        host.end();
-        survives
+        survives(&self.around, &self.key, &*factory, self.spec.settings.stop_timeout).await
     }
 
     pub(super) async fn start_role(&mut self) -> Result<Started, NotStarted> {
@@ -186,7 +179,7 @@ impl Runner {
     pub(super) async fn stop_role(&mut self, started: Started, detach: bool) -> Ended {
         let host = started.host.clone();
         let ended = end_role(started, detach).await;
-        self.left_over = ended == Ended::Late;
+        self.left_over = ended != Ended::InTime;
         let late = (self.left_over && !detach).then(|| host.how_it_ended());
         self.survivor = self.unless_gone(late).await;
         ended
@@ -290,14 +283,26 @@ fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
     }
 }
 
+/// Whether something of an instance that no started role holds still runs.
+async fn survives(around: &Surroundings, key: &Key, factory: &dyn RoleFactory, stop_timeout: Duration) -> bool {
+    let (crash, _) = mpsc::channel(1);
+    let host = Arc::new(InstanceHost::new(key.clone(), None, around, None, crash, stop_timeout));
+    let cx = RoleContext::new(host.clone(), place(around, key, true));
+    let looking = catch(async { factory.survives(cx).await });
+    let survives = matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(true)));
+    host.end();
+    survives
+}
+
 /// Ends what an earlier station may have left of an instance that is not started again.
 ///
 /// # Errors
 ///
-/// It did not end in time; the text is what the role said of that.
+/// It did not end in time and may still run; the text is what the role said of that.
 pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) -> Result<(), String> {
     let Some(factory) = around.roles.factory(&key.role, None) else { return Ok(()) };
-    if !instance_dir(&around.folder, key).join("state").exists() {
+    // A program can outlive the folder that its instance had; other roles have nothing without one.
+    if key.role.as_str() != quilt_role_process::ROLE && !instance_dir(&around.folder, key).join("state").exists() {
         return Ok(());
     }
     let (crash, _) = mpsc::channel(1);

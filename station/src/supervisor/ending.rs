@@ -59,34 +59,57 @@ impl Supervisor {
                 answer = tokio::time::timeout_at(until, answer) => answer,
                 () = unless.cancelled() => return false,
             };
-            if answer.is_err() || answer == Ok(Ok(Ended::Late)) {
+            let survivor = match &answer {
+                Ok(Ok(Ended::Survives(why))) => Some(why.clone()),
+                // Its task has not come to it.
+                Err(_) => Some("it did not end in time".to_owned()),
+                Ok(Ok(Ended::InTime | Ended::Late) | Err(_)) => None,
+            };
+            if survivor.is_some() || answer == Ok(Ok(Ended::Late)) {
                 self.late.push(key.to_string());
             }
-            if !detach {
-                self.around.board.remove(key);
+            let (key, time, _) = self.ending.pop().expect("it was looked at above");
+            match survivor {
+                Some(why) if !detach => self.survivors.end(&self.around, &key, time, why),
+                _ if !detach => self.around.board.remove(&key),
+                _ => {}
             }
-            self.ending.pop();
         }
         true
     }
 }
 
-/// Ends what an earlier station left of instances other than these.
-pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) {
-    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+/// Ends what an earlier station left of instances other than these. Names those of which something still runs, and what.
+pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) -> Vec<(Key, String)> {
     let mut ending = tokio::task::JoinSet::new();
-    for instance in folders(&around.folder).flat_map(|role| folders(&role).collect::<Vec<_>>()) {
-        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let role = instance.parent().map(name).unwrap_or_default();
-        let Ok(key) = format!("{role}/{}", name(&instance)).parse::<Key>() else { continue };
-        if !keep.contains(&key) {
-            let around = around.clone();
-            ending.spawn(async move {
-                if let Err(why) = instance::abandon(&around, &key, FORGOTTEN_STOP).await {
-                    tracing::error!("{key}: what an earlier station left of it still runs: {why}");
-                }
-            });
-        }
+    let (mut keys, error) = left(&around.folder);
+    keys.retain(|key| !keep.contains(key));
+    for key in keys {
+        let around = around.clone();
+        ending.spawn(async move {
+            let ended = instance::abandon(&around, &key, FORGOTTEN_STOP).await;
+            ended.err().map(|why| (key, why))
+        });
     }
-    ending.join_all().await;
+    if let Some(error) = error {
+        tracing::error!("not all programs that an earlier station left can be seen: {error}");
+    }
+    ending.join_all().await.into_iter().flatten().collect()
+}
+
+/// The instances that have a folder here, or a program although their folder is gone; and why not all can be seen.
+fn left(instances: &Path) -> (BTreeSet<Key>, Option<std::io::Error>) {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let all = folders(instances).flat_map(|role| folders(&role).collect::<Vec<_>>());
+    let with_folder = all.map(|instance| [instance.parent().map(name).unwrap_or_default(), name(&instance)]);
+    let key = |[role, instance]: [String; 2]| format!("{role}/{instance}").parse::<Key>().ok();
+    let mut keys: BTreeSet<Key> = with_folder.filter_map(key).collect();
+    match quilt_role_process::keeper::instances_with_keepers(instances) {
+        Ok(kept) => {
+            keys.extend(kept.into_iter().filter_map(key));
+            (keys, None)
+        }
+        Err(error) => (keys, Some(error)),
+    }
 }

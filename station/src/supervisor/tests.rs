@@ -24,6 +24,8 @@ struct ToyConfig {
     work: Option<u64>,
     /// Something of it cannot be ended.
     held: bool,
+    /// How long a start takes that finds nothing of an earlier station.
+    slow: u64,
 }
 
 struct Toy {
@@ -46,7 +48,8 @@ async fn until_let_go(cx: &RoleContext) {
 #[role(name = "toy")]
 impl Toy {
     async fn start(config: ToyConfig, cx: &RoleContext) -> Result<Self, RoleError> {
-        cx.sleep(Duration::from_millis(config.start)).await;
+        let slow = if held(cx).exists() { 0 } else { config.slow };
+        cx.sleep(Duration::from_millis(config.start + slow)).await;
         if config.held {
             std::fs::write(held(cx), "").unwrap();
         }
@@ -144,6 +147,20 @@ impl Bench {
         }
     }
 
+    /// Waits until a toy is off the board.
+    async fn until_gone(&self, name: &str) {
+        let mut changes = self.board.subscribe();
+        while let Some(report) = self.board.get(&key(name)) {
+            let waited = tokio::time::timeout(Duration::from_secs(120), changes.changed()).await;
+            assert!(waited.is_ok(), "waited in vain: {report:?}");
+        }
+    }
+
+    /// Lets go of what cannot be ended of a toy.
+    fn let_go(&self, name: &str) {
+        std::fs::remove_file(self.folder.path().join(format!("instances/toy/{name}/state/held"))).unwrap();
+    }
+
     async fn until_state(&self, name: &str, state: State) -> InstanceReport {
         self.until(name, |report| report.state == state).await
     }
@@ -230,7 +247,7 @@ async fn busy(bench: &Bench, how: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_still_runs_after_a_stop_is_not_stopped_and_the_next_stop_tries_again() {
+async fn what_still_runs_after_a_stop_is_not_stopped_and_is_told_to_stop_again_by_itself_and_by_the_next_stop() {
     let bench = Bench::new();
     bench.commit(&[("a", r#"{"held":true,"stop_timeout":"1s"}"#)]).await;
     bench.until_state("a", State::Active).await;
@@ -239,9 +256,23 @@ async fn what_still_runs_after_a_stop_is_not_stopped_and_the_next_stop_tries_aga
         assert_eq!(why, "it was told to stop and still runs: process 7 holds it");
         assert_eq!(bench.until_state("a", State::Failed).await.detail, why);
     }
-    std::fs::remove_file(bench.folder.path().join("instances/toy/a/state/held")).unwrap();
-    bench.operate("a", Action::Stop).await;
+    bench.let_go("a");
     bench.until_state("a", State::Stopped).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_although_it_was_given_up_is_taken_back_by_the_next_station() {
+    let bench = Bench::new();
+    // Its start leaves something running, and takes longer than it may.
+    let keys = r#"{"slow":200,"start_timeout":"100ms","stop_timeout":"1s","restart":{"policy":"temporary"}}"#;
+    bench.commit(&[("a", keys), ("b", keys)]).await;
+    bench.until_state("a", State::Failed).await;
+    bench.until_state("b", State::Failed).await;
+    std::fs::write(bench.folder.path().join("instances/toy/a/state/held"), "").unwrap();
+    let bench = bench.restart().await;
+    bench.commit(&[("a", keys), ("b", keys)]).await;
+    bench.until_state("a", State::Active).await;
+    assert_eq!(bench.until_state("b", State::Failed).await.restarts, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -328,4 +359,34 @@ async fn restarts_and_since_survive_a_restart_of_the_station() {
     let bench = bench.restart().await;
     bench.commit(&[("periodic", r#"{"work":100000}"#)]).await;
     assert_eq!(bench.until_state("periodic", State::Active).await.restarts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_ended_stays_on_the_board_until_it_is_gone_and_holds_up_nothing_else() {
+    let bench = Bench::new();
+    let held = r#"{"held":true,"stop_timeout":"1s"}"#;
+    bench.commit(&[("a", held), ("b", held)]).await;
+    bench.until_state("a", State::Active).await;
+    bench.until_state("b", State::Active).await;
+    bench.commit(&[("c", "{}")]).await;
+    bench.until_state("c", State::Active).await;
+    for name in ["a", "b"] {
+        let report = bench.until_state(name, State::Stopping).await;
+        assert!(report.detail.contains("process 7 holds it"), "{report:?}");
+    }
+    bench.let_go("a");
+    bench.until_gone("a").await;
+
+    // Another station takes up where the one before ended.
+    let bench = bench.restart().await;
+    bench.commit(&[("c", "{}")]).await;
+    let survives = |report: &InstanceReport| report.detail.contains("process 7 holds it");
+    let report = bench.until("b", survives).await;
+    assert_eq!((report.state, report.owner), (State::Stopping, Owner::Fleet));
+    // If it is to be again it is started as what is left allows, and is not taken off the board by its earlier end.
+    bench.commit(&[("b", "{}"), ("c", "{}")]).await;
+    bench.until_state("b", State::Active).await;
+    bench.let_go("b");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.board.get(&key("b")).unwrap().state, State::Active);
 }
