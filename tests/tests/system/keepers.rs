@@ -8,10 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quilt_tests::{Fleet, World, is_alive};
 
-const MAIN: &str = "cam-1/process/main";
+pub(crate) const MAIN: &str = "cam-1/process/main";
 
 /// A station with a program that notes its starts.
-async fn world() -> World {
+pub(crate) async fn world() -> World {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
     let script = format!("echo x >> {}; exec sleep 1000", world.folder().join("starts").display());
@@ -19,15 +19,15 @@ async fn world() -> World {
     world
 }
 
-fn starts(world: &World) -> usize {
+pub(crate) fn starts(world: &World) -> usize {
     std::fs::read_to_string(world.folder().join("starts")).unwrap().lines().count()
 }
 
-fn state_folder(world: &World) -> PathBuf {
+pub(crate) fn state_folder(world: &World) -> PathBuf {
     world.station_folder("cam-1").join("station/instances/process/main/state")
 }
 
-async fn keeper(world: &World) -> u32 {
+pub(crate) async fn keeper(world: &World) -> u32 {
     let status = world.ctl(&["call", MAIN, "status"]).await.with_code(0).json();
     status["keeper"].as_u64().unwrap() as u32
 }
@@ -39,7 +39,7 @@ fn remove_files(world: &World) {
     }
 }
 
-async fn restart_station(world: &mut World) {
+pub(crate) async fn restart_station(world: &mut World) {
     world.end_station("cam-1", Signal::SIGKILL).await;
     world.station("cam-1", &[]).await;
     world.until_state(MAIN, "active").await;
@@ -177,7 +177,7 @@ async fn a_station_that_is_process_1_reaps_what_loses_its_parent_and_stops_as_it
 }
 
 /// A program that leaves a child in a session of its own, which writes its pid.
-fn daemonizing(world: &World, name: &str) -> (String, std::path::PathBuf) {
+pub(crate) fn daemonizing(world: &World, name: &str) -> (String, std::path::PathBuf) {
     let pid = world.folder().join(name);
     let daemon = format!(
         "import os, time\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    open({:?}, 'w').write(str(os.getpid()))\n    time.sleep(1000)\n  os._exit(0)\nprint('up', flush=True)\ntime.sleep(1000)\n",
@@ -201,7 +201,7 @@ async fn what_a_program_leaves_in_the_background_is_counted_and_told_to_whoever_
     assert!(waited.err.contains(hint), "{}", waited.err);
 }
 
-async fn pid_in(world: &World, file: &std::path::Path) -> u32 {
+pub(crate) async fn pid_in(world: &World, file: &std::path::Path) -> u32 {
     let read = || std::fs::read_to_string(file).ok().and_then(|text| text.parse().ok());
     world.eventually("the pid is written", async |_| read().is_some()).await;
     read().unwrap()
@@ -253,19 +253,4 @@ async fn a_program_that_clears_its_environment_is_not_run_twice_when_its_keeper_
     assert!(!is_alive(child), "a child without the mark goes on beside the next run");
     // Nobody could find what the next run began, either.
     world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
-}
-
-#[tokio::test]
-async fn a_frozen_keeper_holds_no_stop_up_and_keeps_no_program_alive() {
-    let mut world = World::new().await;
-    world.station("cam-1", &[]).await;
-    let keys = "command = [\"sleep\", \"1000\"]\nstop_timeout = \"200ms\"\n";
-    world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(0);
-    let pid = world.pid("cam-1/process/main").await;
-    let status = world.ctl(&["call", "cam-1/process/main", "status"]).await.with_code(0).json();
-    let keeper = nix::unistd::Pid::from_raw(status["keeper"].as_i64().unwrap() as i32);
-    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    world.ctl(&["stop", "cam-1/process/main"]).await.with_code(0);
-    assert!(!is_alive(pid));
-    assert_eq!(world.until_state("cam-1/process/main", "stopped").await.pid, None);
 }

@@ -13,6 +13,7 @@ mod first_steps;
 mod folders;
 mod hostile;
 mod identity;
+mod keeper_shortages;
 mod keepers;
 mod manager_crash;
 mod nobody_reads;
