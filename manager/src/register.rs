@@ -215,6 +215,7 @@ pub(crate) fn admit(
         applying: registration.applying,
         instances: by_key(&registration.instances),
         unadopted: (!adopted).then(|| reason.unwrap_or_else(|| "this manager has no record of it".into())),
+        remarks: Vec::new(),
         healthy: None,
         pushing: false,
         push_again: false,
@@ -303,6 +304,9 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
         check_total(live.instances.len(), &report)?;
         live.applied = report.applied;
         live.applying = report.applying;
+        if let Some(remarks) = report.remarks {
+            live.remarks = remarks;
+        }
         if let Some(roles) = report.roles {
             let names: Vec<_> = roles.iter().map(|offer| offer.role.to_string()).collect();
             core.events.add("station.roles", Some(&name), None, names.join(", "));

@@ -54,6 +54,8 @@ pub(crate) struct Live {
     pub(crate) instances: BTreeMap<InstanceKey, InstanceReport>,
     /// Why it is not adopted, if it is not.
     pub(crate) unadopted: Option<String>,
+    /// What it says is wrong with the files on its host.
+    pub(crate) remarks: Vec<String>,
     /// Since when it runs its desired configuration well.
     pub(crate) healthy: Option<Healthy>,
     /// A push is under way; another is wanted after it.

@@ -59,7 +59,15 @@ async fn a_station_that_says_too_much_of_itself_is_told_the_limit_and_the_others
 
     // Nor does it get there in reports.
     let changed = vec![InstanceReport { detail: "x".repeat(9000), ..instance(0) }];
-    let report = Report { applied: None, applying: false, changed, gone: Vec::new(), events: Vec::new(), roles: None };
+    let report = Report {
+        applied: None,
+        applying: false,
+        changed,
+        gone: Vec::new(),
+        events: Vec::new(),
+        roles: None,
+        remarks: None,
+    };
     let told = honest.ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, TIME).await;
     let text = refusal(told);
     assert!(text.contains("9000 bytes of the detail of counter/i0; at most 8192"), "{text}");

@@ -163,6 +163,7 @@ fn what_station_and_manager_say_to_each_other_has_its_golden_bytes() {
             StationEvent::Applied,
         ],
         roles: None,
+        remarks: Some(vec!["roles.d/a.toml:1:1".into()]),
     };
     let problem = Problem {
         code: ProblemCode::RoleBlocked,

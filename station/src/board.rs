@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use quilt_core::time;
 use quilt_protocol::control::bounds::{
-    ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, DETAIL_MAX, REPORTED_EVENTS_MAX, attribute_bytes, cut,
+    ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX, DETAIL_MAX, REMARKS_MAX, REPORTED_EVENTS_MAX, attribute_bytes, cut,
 };
 use quilt_protocol::control::{Emitted, InstanceReport, State, StateChange, StationEvent};
 use quilt_protocol::{Digest, Name};
@@ -45,6 +45,10 @@ struct Inner {
     /// Commits taken and not done with.
     commits: usize,
     roles: bool,
+    /// What is wrong with the files on the host.
+    remarks: Vec<String>,
+    /// No report of this session has told the remarks.
+    remarks_changed: bool,
     /// Of all attributes, names included.
     attribute_bytes: usize,
     /// The run of each instance that counts.
@@ -69,6 +73,8 @@ pub(crate) struct Changes {
     pub(crate) applying: bool,
     /// The roles that the station offers changed.
     pub(crate) roles: bool,
+    /// What is wrong with the files on the host, if that changed.
+    pub(crate) remarks: Option<Vec<String>>,
 }
 
 impl Inner {
@@ -276,6 +282,22 @@ impl Board {
         self.change(|inner| inner.roles = true);
     }
 
+    /// Shows what is wrong with the files on the host, as far as a manager takes it. Returns what was not shown before.
+    pub(crate) fn remark(&self, mut remarks: Vec<String>) -> Vec<String> {
+        if remarks.len() > REMARKS_MAX {
+            let more = remarks.split_off(REMARKS_MAX - 1).len();
+            remarks.push(format!("and {more} more"));
+        }
+        remarks.iter_mut().for_each(|remark| cut(remark, DETAIL_MAX));
+        let mut new = Vec::new();
+        self.change(|inner| {
+            new = remarks.iter().filter(|remark| !inner.remarks.contains(remark)).cloned().collect();
+            inner.remarks_changed |= inner.remarks != remarks;
+            inner.remarks = remarks;
+        });
+        new
+    }
+
     /// A commit was taken: what runs does not match it yet.
     pub(crate) fn begin_applying(&self) {
         self.change(|inner| {
@@ -308,6 +330,7 @@ impl Board {
     pub(crate) fn all(&self) -> Vec<InstanceReport> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.dirty.clear();
+        inner.remarks_changed = true;
         inner.instances.values().cloned().collect()
     }
 
@@ -317,6 +340,7 @@ impl Board {
         let roles = std::mem::take(&mut inner.roles);
         let mut changes = Changes { applying: inner.commits > 0, roles, ..Changes::default() };
         changes.events = std::mem::take(&mut inner.events).into();
+        changes.remarks = std::mem::take(&mut inner.remarks_changed).then(|| inner.remarks.clone());
         for key in std::mem::take(&mut inner.dirty) {
             match inner.instances.get(&key) {
                 Some(report) => changes.changed.push(report.clone()),

@@ -96,7 +96,7 @@ impl Station {
             link: link.clone(),
             stopped: saved.stopped(),
         });
-        let push = push::Push::start(saved, local, roles.clone(), supervisor.clone(), &link).await;
+        let push = push::Push::start(saved, local, roles.clone(), supervisor.clone(), &link, &board).await;
         let stop_session = tokio_util::sync::CancellationToken::new();
         let service = Arc::new(requests::Requests {
             roles,

@@ -340,6 +340,9 @@ fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleT
     problems
 }
 
+/// What is wrong with a name that the host configures.
+pub(crate) const TAKEN_BY_DROP_IN: &str = "one that a drop-in file on its host configures";
+
 fn clashes(station: &str, document: &Document, others: &[Spec]) -> Vec<Problem> {
     let taken = others.iter().filter(|other| {
         document.roles.get(&other.key.role).is_some_and(|instances| instances.contains_key(&other.key.instance))
@@ -351,7 +354,7 @@ fn clashes(station: &str, document: &Document, others: &[Spec]) -> Vec<Problem> 
         instance: Some(other.key.instance.to_string()),
         key: None,
         expected: "a name that is free on this station".into(),
-        got: "one that a drop-in file on its host configures".into(),
+        got: TAKEN_BY_DROP_IN.into(),
     };
     taken.map(clash).collect()
 }

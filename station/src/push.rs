@@ -10,6 +10,7 @@ use quilt_protocol::Digest;
 use quilt_protocol::control::{Applied, Document, Owner, Problem, ProblemCode, instance_digest};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::board::Board;
 use crate::folders;
 use crate::instance::{self, Surroundings};
 use crate::local::{self, Local};
@@ -32,6 +33,7 @@ pub(crate) struct Push {
     roles: Arc<RoleTable>,
     supervisor: supervisor::Handle,
     link: Arc<Link>,
+    board: Arc<Board>,
 }
 
 impl Push {
@@ -42,6 +44,7 @@ impl Push {
         roles: Arc<RoleTable>,
         supervisor: supervisor::Handle,
         link: &Arc<Link>,
+        board: &Arc<Board>,
     ) -> Arc<Self> {
         let applied = saved.accepted.as_ref().map(|accepted| accepted.applied).into();
         let local = std::sync::Mutex::new(Arc::new(local));
@@ -53,6 +56,7 @@ impl Push {
             roles,
             supervisor,
             link: link.clone(),
+            board: board.clone(),
         };
         let saved = push.saved.lock().await;
         let target = push.accepted_target(&saved, true).await;
@@ -71,7 +75,14 @@ impl Push {
         // What was accepted holds until the next push, which would be refused for the clash.
         let local = self.local();
         let mut fits = local.document.clone();
-        take_clashes(&mut fits, &document);
+        let mut remarks = local.problems.clone();
+        remarks.extend(take_clashes(&mut fits, &document, &local));
+        if !starting {
+            remarks.extend(self.mistakes(&fits, &local, &roles).await);
+        }
+        for remark in self.board.remark(remarks) {
+            tracing::error!("{remark}");
+        }
         let mut target = self.target(&fits, local.whole, &roles).await;
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
@@ -171,17 +182,31 @@ impl Push {
         None
     }
 
+    /// What is wrong with instances of drop-in files: the roles are asked too. They are tried all the same, as their restart policy
+    /// says, because what a role misses may come.
+    async fn mistakes(&self, document: &Document, local: &Local, roles: &RoleTable) -> Vec<String> {
+        let read = plan::read(&self.link.name(), document, Owner::Local, roles, |_| true).await;
+        let wrong =
+            read.into_iter().flat_map(|one| one.problems.into_iter().map(move |problem| (one.key.clone(), problem)));
+        let wrong = wrong.filter(|(_, problem)| self.loading(problem).is_none());
+        wrong.filter_map(|(key, problem)| Some(format!("{}: {problem}", local.file_of(&key)?.display()))).collect()
+    }
+
     fn local(&self) -> Arc<Local> {
         self.local.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes what the host configures now. If not all of it can be read it stays as it was: what a broken file configures runs on
-    /// until the file says something else.
+    /// Takes what the host configures now. If one file cannot be read, all stay as they were read last: what a broken file
+    /// configures runs on until the file says something else.
     pub(crate) fn reload(self: &Arc<Self>, folder: &Path) {
-        let local = local::read(folder);
+        let mut local = local::read(folder);
         if !local.whole {
-            tracing::error!("the drop-in files are not taken before each can be read; what they configured runs on");
-            return;
+            let problems = local.problems.into_iter();
+            let problems =
+                problems.map(|why| format!("{why}; until it is mended the drop-in files read before stay in force"));
+            let problems = problems.collect();
+            local = self.local().as_ref().clone();
+            local.problems = problems;
         }
         *self.local.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(local);
         let push = self.clone();
@@ -299,19 +324,23 @@ impl Push {
     }
 }
 
-/// Leaves out what the fleet configures already, and says so.
-fn take_clashes(local: &mut Document, fleet: &Document) {
-    for (role, instances) in &mut local.roles {
+/// Leaves out what the fleet configures already; returns a remark about each.
+fn take_clashes(document: &mut Document, fleet: &Document, local: &Local) -> Vec<String> {
+    let mut remarks = Vec::new();
+    for (role, instances) in &mut document.roles {
         let theirs = fleet.roles.get(role);
         instances.retain(|instance, _| {
             let clash = theirs.is_some_and(|theirs| theirs.contains_key(instance));
-            if clash {
-                tracing::error!(
-                    "{role}/{instance} is in a drop-in file and in the fleet's configuration; the fleet's runs. Rename or \
-                     remove one: the next push will be refused"
-                );
+            let key = Key { role: role.clone(), instance: instance.clone() };
+            if let Some(file) = local.file_of(&key).filter(|_| clash) {
+                let file = file.display();
+                remarks.push(format!(
+                    "{file}: {key} is in the fleet's configuration too, which runs; rename or remove one, because the next push will \
+                     be refused"
+                ));
             }
             !clash
         });
     }
+    remarks
 }

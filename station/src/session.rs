@@ -285,6 +285,7 @@ async fn report(handle: &Handle, service: &Requests, board: &Board) -> Result<()
         gone: changes.gone,
         events: changes.events,
         roles: changes.roles.then(|| service.roles.offers()),
+        remarks: changes.remarks,
     };
     let told = handle.ask::<_, ()>(Address::Manager, command::REPORT, Encoding::Bincode, &report, ANSWER).await;
     told.map_err(|error| {

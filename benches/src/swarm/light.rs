@@ -161,6 +161,7 @@ impl Light {
                 gone: before.into_iter().filter(is_gone).map(|old| (old.role, old.instance)).collect(),
                 events: vec![StationEvent::Applying, StationEvent::Applied],
                 roles: None,
+                remarks: None,
             };
             (accepted.session.clone(), report)
         };

@@ -93,6 +93,7 @@ impl State {
         if self.quarantined.iter().any(|newcomer| newcomer.registration.id == record.id) {
             flags.push("another machine claims its identity; see `quiltctl station replace` and `renew`".into());
         }
+        flags.extend(station.live.iter().flat_map(|live| live.remarks.iter().cloned()));
         flags
     }
 }

@@ -26,6 +26,8 @@ pub const ATTRIBUTE_NAME_MAX: usize = 256;
 pub const ATTRIBUTE_MAX: usize = 16 << 10;
 /// How many events one report tells.
 pub const REPORTED_EVENTS_MAX: usize = 1000;
+/// How many remarks a station has about the files on its host, each as long as a detail.
+pub const REMARKS_MAX: usize = 20;
 
 impl Registration {
     /// Checks it against the bounds of this module and of [`labels::check_table`].
@@ -60,6 +62,9 @@ impl Report {
         at_most(self.changed.len(), INSTANCES_MAX, || "instances".into())?;
         at_most(self.gone.len(), INSTANCES_MAX, || "instances that are gone".into())?;
         at_most(self.events.len(), REPORTED_EVENTS_MAX, || "events in one report".into())?;
+        let remarks = self.remarks.as_deref().unwrap_or_default();
+        at_most(remarks.len(), REMARKS_MAX, || "remarks".into())?;
+        remarks.iter().try_for_each(|remark| at_most(remark.len(), DETAIL_MAX, || "bytes of a remark".into()))?;
         self.changed.iter().try_for_each(check_instance)?;
         self.events.iter().try_for_each(|event| match event {
             StationEvent::State(change) => at_most(change.detail.len(), DETAIL_MAX, || "bytes of a detail".into()),
@@ -184,8 +189,15 @@ mod tests {
 
     #[test]
     fn a_report_is_held_to_the_same_bounds() {
-        let report =
-            |changed, events| Report { applied: None, applying: false, changed, gone: Vec::new(), events, roles: None };
+        let report = |changed, events| Report {
+            applied: None,
+            applying: false,
+            changed,
+            gone: Vec::new(),
+            events,
+            roles: None,
+            remarks: None,
+        };
         assert_eq!(report(vec![instance()], vec![StationEvent::Applied]).check(), Ok(()));
         let long = InstanceReport { detail: "x".repeat(DETAIL_MAX + 1), ..instance() };
         assert!(report(vec![long], Vec::new()).check().unwrap_err().contains("the detail of r/i; at most 8192"));

@@ -207,6 +207,8 @@ pub struct Report {
     pub events: Vec<StationEvent>,
     /// The roles it can run, if that changed.
     pub roles: Option<Vec<RoleOffer>>,
+    /// What is wrong with the files on its host, for people, if that changed; the first report of a session has it.
+    pub remarks: Option<Vec<String>>,
 }
 
 /// Something that happened at a station.

@@ -12,6 +12,7 @@ use super::Push;
 use crate::plan::{self, Plan};
 use crate::plugins::{Catalog, Offered, Prepared};
 use crate::saved::Accepted;
+use crate::spec::Key;
 use crate::supervisor::{Impossible, Offering, Target};
 
 impl Push {
@@ -53,12 +54,17 @@ impl Push {
                 plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &before, &impossible).await.err();
             problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
         }
-        let local = self.target(&local.document, local.whole, &roles).await;
-        match plan::plan(&self.link.name(), document, Owner::Fleet, &local.specs, &roles, &impossible).await {
-            Ok(plan) if problems.is_empty() => Ok(Planned { plan, local, prepared }),
+        let target = self.target(&local.document, local.whole, &roles).await;
+        match plan::plan(&self.link.name(), document, Owner::Fleet, &target.specs, &roles, &impossible).await {
+            Ok(plan) if problems.is_empty() => Ok(Planned { plan, local: target, prepared }),
             planned => {
                 problems.extend(planned.err().into_iter().flat_map(|rejection| rejection.problems));
                 for problem in &mut problems {
+                    if problem.got == plan::TAKEN_BY_DROP_IN
+                        && let Some(file) = key_of(problem).and_then(|key| local.file_of(&key))
+                    {
+                        problem.got += &format!(": {}", file.display());
+                    }
                     if let Some(plugin) = self.loading(problem) {
                         problem.got += &format!(", whose plugin {plugin} is still being loaded");
                     }
@@ -159,6 +165,12 @@ impl Push {
         }
         None
     }
+}
+
+/// The instance that a problem is about.
+pub(super) fn key_of(problem: &Problem) -> Option<Key> {
+    let instance = problem.instance.as_ref()?.parse().ok()?;
+    Some(Key { role: problem.role.parse().ok()?, instance })
 }
 
 /// What was found fine.

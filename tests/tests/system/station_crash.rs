@@ -189,7 +189,7 @@ async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_
     world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(0);
     assert_eq!(world.instance("cam-1/counter/mine").await.unwrap().attributes["value"], 7);
     let clash = world.apply(Fleet::new().with("cam-1/counter/mine", "").text()).await.with_code(4);
-    assert!(clash.err.contains("drop-in file"), "{}", clash.err);
+    assert!(clash.err.contains("drop-in file") && clash.err.contains("roles.d/10-local.toml"), "{}", clash.err);
 }
 
 #[tokio::test]
@@ -209,6 +209,12 @@ async fn a_drop_in_file_that_is_wrong_or_clashes_ends_nothing_and_keeps_the_stat
     world.station("cam-1", &[]).await;
     assert_eq!(world.until_state("cam-1/counter/theirs", "active").await.attributes["value"], 1);
     assert!(is_alive(pid), "what the broken file configures runs on until it says something else");
+    let told = async |world: &World| {
+        let notes = world.ctl(&["station", "show", "cam-1"]).await.out;
+        notes.contains("10-mine.toml:1")
+            && notes.contains("20-clash.toml: counter/theirs is in the fleet's configuration")
+    };
+    world.eventually("the fleet sees what is wrong with the files", told).await;
 
     world.end_station("cam-1", Signal::SIGTERM).await;
     std::fs::write(folder.join("10-mine.toml"), mine).unwrap();
@@ -248,14 +254,28 @@ async fn hangup_reads_the_drop_in_files_again_and_a_broken_one_changes_nothing()
     std::fs::write(folder.join("20-two.toml"), "[counter.two\n").unwrap();
     std::fs::remove_file(folder.join("10-one.toml")).unwrap();
     kill(station, Signal::SIGHUP).unwrap();
-    let told = async |_: &World| std::fs::read_to_string(&log).unwrap().contains("what they configured runs on");
-    world.eventually("the log says why", told).await;
+    let told = async |world: &World| {
+        let why = "until it is mended the drop-in files read before stay in force";
+        let show = world.ctl(&["station", "show", "cam-1"]).await.out;
+        std::fs::read_to_string(&log).unwrap().contains(why) && show.contains("20-two.toml") && show.contains(why)
+    };
+    world.eventually("the log and the fleet say why", told).await;
 
     std::fs::write(folder.join("20-two.toml"), "[counter.two]\nstart = 3\n").unwrap();
     kill(station, Signal::SIGHUP).unwrap();
     let gone = async |world: &World| world.instance("cam-1/counter/one").await.is_none();
     world.eventually("the one whose file is gone has gone", gone).await;
     assert_eq!(world.instance("cam-1/counter/two").await.unwrap().restarts, 0);
+    let forgotten = async |world: &World| world.show("cam-1").await.flags.is_empty();
+    world.eventually("nothing is wrong any more", forgotten).await;
+
+    std::fs::write(folder.join("30-three.toml"), "[counter.three]\nstrat = 3\n").unwrap();
+    kill(station, Signal::SIGHUP).unwrap();
+    let told = async |world: &World| {
+        let flags = world.show("cam-1").await.flags;
+        flags.iter().any(|flag| flag.contains("30-three.toml: INVALID_CONFIGURATION") && flag.contains("strat"))
+    };
+    world.eventually("a key that a role does not have is told as a mistake", told).await;
 }
 
 #[tokio::test]
