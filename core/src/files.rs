@@ -40,6 +40,51 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&temporary, path)
 }
 
+/// Opens a file of quilt's own, in whose place something else may be: a link is not followed, and a FIFO is not waited for.
+///
+/// # Errors
+///
+/// What the operating system says, or that it is no regular file; the text names the file.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let named = |kind: io::ErrorKind, text: String| io::Error::new(kind, format!("{}: {text}", path.display()));
+    let other = |what: &str| {
+        named(
+            io::ErrorKind::InvalidInput,
+            format!("expected a regular file, found {what}; remove it or put the file back"),
+        )
+    };
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = options.custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
+        Some(nix::libc::ELOOP) => other("a link"),
+        // Opening one to write that nobody reads.
+        Some(nix::libc::ENXIO) => other("a FIFO or a socket"),
+        Some(nix::libc::EISDIR) => other("a folder"),
+        _ => named(error.kind(), error.to_string()),
+    })?;
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_fifo() => Err(other("a FIFO")),
+        kind if kind.is_dir() => Err(other("a folder")),
+        _ => Err(other("a device")),
+    }
+}
+
+/// Reads such a file, at most `limit` bytes of it.
+///
+/// # Errors
+///
+/// As [`open_regular`], or that it is longer.
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path, OpenOptions::new().read(true))?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        let text = format!("{}: it is longer than {limit} bytes", path.display());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(bytes)
+}
+
 /// One writer per file: a left-over of a crash is overwritten by the next write.
 fn temporary(path: &Path) -> PathBuf {
     let mut temporary = path.as_os_str().to_owned();

@@ -1,8 +1,69 @@
-//! The end of a process that has an async runtime.
+//! The async runtime of a daemon, its tasks, and the end of its process.
 
+use std::io;
+use std::thread;
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::broadcast;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::disk;
+
+/// How long an idle background thread is kept: longer than any process lives.
+const KEEP_THREADS: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How many background threads there are from the start: for disk work, and for what must not wait for that.
+const THREADS_KEPT: usize = disk::THREADS + 2;
+/// How long a task that panicked rests before it is started again.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
+
+/// Builds the runtime of a daemon, which has its first background threads from the start and keeps them. Background work, such as the
+/// look-up of a name, panics if the system gives it no thread at a moment when there is none; with one, it waits for that. There are
+/// enough of them that a disk that hangs leaves some.
+///
+/// # Errors
+///
+/// There are no threads to be had.
+pub fn build(builder: &mut Builder) -> io::Result<Runtime> {
+    // The runtime itself would panic.
+    let first = thread::Builder::new().spawn(|| ());
+    first.map_err(|error| io::Error::new(error.kind(), format!("the threads to work on: {error}")))?;
+    let runtime = builder.enable_all().thread_keep_alive(KEEP_THREADS).build()?;
+    runtime.block_on(async {
+        let (open, _) = broadcast::channel::<()>(1);
+        // All are asked for before the first ends, so that each gets a thread of its own.
+        let waiting = (0..THREADS_KEPT)
+            .map(|_| open.subscribe())
+            .map(|mut gate| tokio::task::spawn_blocking(move || drop(gate.blocking_recv())));
+        let waiting: Vec<_> = waiting.collect();
+        drop(open);
+        for one in waiting {
+            let _ = one.await;
+        }
+    });
+    Ok(runtime)
+}
+
+/// Runs a task that is to last as long as its daemon. If it panics, the log says so and it is started again after a second. Returns
+/// when the task ends by itself.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the task.
+pub async fn keep_running<F>(name: &'static str, mut task: impl FnMut() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        match AbortOnDropHandle::new(tokio::spawn(task())).await {
+            Err(error) if error.is_panic() => {
+                tracing::error!(task = name, %error, "a task of this daemon panicked; it is started again");
+            }
+            _ => return,
+        }
+        tokio::time::sleep(RESTART_DELAY).await;
+    }
+}
 
 /// Runs `work` to its end, then waits at most `grace` for blocking background work. Dropping the runtime instead would wait for all
 /// of it: a name look-up cannot be cancelled, and lasts as long as the resolver's time-outs when no name server answers.
@@ -14,9 +75,32 @@ pub fn run<T>(runtime: Runtime, grace: Duration, work: impl Future<Output = T>) 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, mpsc};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again_until_it_ends_by_itself() {
+        let starts = Arc::new(AtomicU32::new(0));
+        let counted = starts.clone();
+        keep_running("test", move || {
+            let start = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(start == 2, "a fault") }
+        })
+        .await;
+        assert_eq!(starts.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_daemon_keeps_background_threads_from_its_start() {
+        const NAME: &str = "kept-from-start";
+        let runtime = build(Builder::new_current_thread().thread_name(NAME)).unwrap();
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        assert_eq!(names.filter(|name| name.trim() == NAME).count(), THREADS_KEPT);
+        drop(runtime);
+    }
 
     #[test]
     fn the_end_does_not_wait_for_what_blocks_in_the_background() {

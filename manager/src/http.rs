@@ -113,7 +113,7 @@ impl Server {
     }
 
     /// Serves until told to stop.
-    pub(crate) async fn serve(self, core: Arc<Core>, stop: CancellationToken) {
+    pub(crate) async fn serve(self: Arc<Self>, core: Arc<Core>, stop: CancellationToken) {
         let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
         loop {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");

@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use quilt_client::Client;
-use quilt_core::files;
 use quilt_core::folder_lock::FolderLock;
+use quilt_core::{files, runtime, shortage};
 use quilt_net::Listener;
 use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
@@ -137,6 +137,7 @@ impl Manager {
     ///
     /// The data folder is in use or damaged, an address cannot be bound.
     pub async fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
+        shortage::raise_descriptor_limit();
         let folder = config.data_dir.join("manager");
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
         let lock = FolderLock::take(&folder)?;
@@ -169,9 +170,20 @@ impl Manager {
         }
         let http = http::Server::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
         let http_address = http.local_addr()?;
-        tasks.spawn(http.serve(core.clone(), stop.clone()));
-        tasks.spawn(session::listen(core.clone(), listener, stop.clone()));
-        tasks.spawn(adapt_heartbeats(core.clone(), stop.clone()));
+        let (http, listener) = (Arc::new(http), Arc::new(listener));
+        let around = (core.clone(), stop.clone());
+        tasks.spawn(runtime::keep_running("http", {
+            let (core, stop) = around.clone();
+            move || http.clone().serve(core.clone(), stop.clone())
+        }));
+        tasks.spawn(runtime::keep_running("connections", {
+            let (core, stop) = around.clone();
+            move || session::listen(core.clone(), listener.clone(), stop.clone())
+        }));
+        let (beating, stop_beating) = around;
+        tasks.spawn(runtime::keep_running("heartbeats", move || {
+            adapt_heartbeats(beating.clone(), stop_beating.clone())
+        }));
         rollout::halt_interrupted(&core).await?;
         core.events.add("manager.started", None, None, format!("fleet {fleet}"));
         Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })

@@ -2,12 +2,14 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
 use quilt_core::files::PidFile;
-use quilt_core::{args, log, signals};
+use quilt_core::{args, log, runtime, signals};
 use quilt_manager::{Manager, ManagerArgs};
+use tokio::runtime::Builder;
 
 /// Knows the stations of a fleet and drives them.
 #[derive(Parser)]
@@ -28,10 +30,16 @@ fn main() -> ExitCode {
     }
 }
 
-// One thread: callers and connections then never pay for waking another core (measured in docs/performance.md).
-#[tokio::main(flavor = "current_thread")]
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    let args = cli.manager;
+/// How long disk work that is under way may take when everything else has ended.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    // One thread: callers and connections then never pay for waking another core (measured in docs/performance.md).
+    let runtime = runtime::build(&mut Builder::new_current_thread())?;
+    runtime::run(runtime, EXIT_GRACE, serve(cli.manager))
+}
+
+async fn serve(args: ManagerArgs) -> anyhow::Result<()> {
     let config = args.clone().resolve()?;
     log::init(config.log_file.as_deref(), &config.log_level).context("the log")?;
     let reload = move || match args.clone().resolve() {

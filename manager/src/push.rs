@@ -8,16 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_net::Body;
-use quilt_protocol::control::{Applied, Rejected, Verdict, command};
-use quilt_protocol::{Address, StationId};
+use quilt_protocol::control::{Applied, ProblemCode, Rejected, Verdict, command};
+use quilt_protocol::{Address, Revision, StationId};
 
 use crate::apply::PLAN_WITH_PLUGINS;
+use crate::state::Station;
 use crate::{Core, register};
 
 /// How long a station may take to plan a configuration and put it on disk.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long to wait after a push that got no answer although the session goes on.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long to wait before a station is offered again what it could not take for trouble of its own, at first and at most.
+const AFTER_FAULT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Sees to it that a connected station is offered its desired configuration.
 pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
@@ -47,14 +50,29 @@ fn push(core: &Arc<Core>, id: StationId, session: quilt_net::Handle) {
     let to = Address::Station(name.clone());
     session.ask_then(to, command::UPDATE_CONFIGURATION, update, time, move |answer| match answer {
         Ok(verdict) => {
-            take_verdict(&core, id, &asked, offered, verdict);
+            let fault = take_verdict(&core, id, &asked, offered, verdict);
             push(&core, id, asked);
+            if let Some(fault) = fault {
+                core.clone().spawn(async move { push_after_fault(&core, id, fault).await });
+            }
         }
         Err(error) => {
             tracing::warn!(station = %name, revision = %offered.revision, %error, "a push got no answer");
             core.clone().spawn(async move { push_later(&core, id, asked).await });
         }
     });
+}
+
+/// Offers a station again what it could not take for trouble of its own, if nothing else came of it meanwhile. Until then other pushes
+/// are free to go.
+async fn push_after_fault(core: &Arc<Core>, id: StationId, fault: Fault) {
+    if !core.pause(fault.delay()).await {
+        return;
+    }
+    let is_last = core.state().stations.get(&id).is_some_and(|station| station.last_fault() == Some(fault));
+    if is_last {
+        offer(core, id);
+    }
 }
 
 /// Pushes again after a push that got no answer, if its session goes on.
@@ -69,6 +87,29 @@ async fn push_later(core: &Arc<Core>, id: StationId, session: quilt_net::Handle)
         live.push_again = true;
     }
     push(core, id, session);
+}
+
+/// Trouble of a station that kept it from taking a revision.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fault {
+    revision: Revision,
+    /// How often in a row.
+    count: u32,
+}
+
+impl Fault {
+    fn delay(self) -> Duration {
+        let doubled = 1 << (self.count - 1).min(16);
+        (AFTER_FAULT.0 * doubled).min(AFTER_FAULT.1)
+    }
+}
+
+impl Station {
+    fn last_fault(&self) -> Option<Fault> {
+        let rejected =
+            self.rejected.as_ref().filter(|rejected| rejected.rejection.code == ProblemCode::StationFault)?;
+        Some(Fault { revision: rejected.revision, count: self.live.as_ref()?.faults })
+    }
 }
 
 struct Next {
@@ -95,11 +136,20 @@ fn next(core: &Core, id: StationId, session: &quilt_net::Handle) -> Option<Next>
     Some(Next { name, offered, document })
 }
 
-fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, offered: Applied, verdict: Verdict) {
+/// Notes what became of a push; tells if it was trouble of the station's own.
+fn take_verdict(
+    core: &Arc<Core>,
+    id: StationId,
+    handle: &quilt_net::Handle,
+    offered: Applied,
+    verdict: Verdict,
+) -> Option<Fault> {
     let mut state = core.state();
-    let Some(station) = state.stations.get_mut(&id) else { return };
+    let station = state.stations.get_mut(&id)?;
     let name = &station.record.name;
-    let Some(live) = station.live.as_mut().filter(|live| live.handle == *handle) else { return };
+    let live = station.live.as_mut().filter(|live| live.handle == *handle)?;
+    let is_fault = matches!(&verdict, Verdict::Rejected(rejection) if rejection.code == ProblemCode::StationFault);
+    live.faults = if is_fault { live.faults.saturating_add(1) } else { 0 };
     match verdict {
         Verdict::Unchanged => {
             live.applied = Some(offered);
@@ -113,12 +163,17 @@ fn take_verdict(core: &Arc<Core>, id: StationId, handle: &quilt_net::Handle, off
             core.events.add("push.accepted", Some(name.as_str()), None, format!("revision {}", offered.revision));
         }
         Verdict::Rejected(rejection) => {
-            tracing::warn!(station = %name, revision = %offered.revision, code = %rejection.code, "push rejected");
-            core.events.add("push.rejected", Some(name.as_str()), None, rejection.message.clone());
+            // Told once, however often it is tried again.
+            if live.faults <= 1 {
+                tracing::warn!(station = %name, revision = %offered.revision, code = %rejection.code, "push rejected");
+                core.events.add("push.rejected", Some(name.as_str()), None, rejection.message.clone());
+            }
             station.rejected = Some(Rejected { revision: offered.revision, rejection: *rejection });
         }
     }
+    let fault = station.last_fault();
     drop(state);
     register::note_health(core, id);
     core.note_change();
+    fault
 }

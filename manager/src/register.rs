@@ -218,6 +218,7 @@ pub(crate) fn admit(
         remarks: Vec::new(),
         healthy: None,
         pushing: false,
+        faults: 0,
         push_again: false,
     };
     let station = state.stations.entry(id).or_insert_with(|| {

@@ -8,7 +8,8 @@ use quilt_core::words::{count, list};
 use quilt_net::ItemSink;
 use quilt_protocol::StationId;
 use quilt_protocol::control::{
-    Apply, ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, Progress, State as InstanceState, Wait,
+    Apply, ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, ProblemCode, Progress,
+    State as InstanceState, Wait,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -368,7 +369,10 @@ fn judge(station: Option<&Station>, target: &Target, wanted: &Instances, misses_
     if let Some(rejected) = &station.rejected
         && desired.is_some_and(|desired| desired.revision == rejected.revision)
     {
-        return (Phase::Rejected, rejected.rejection.message.clone());
+        // It is offered that again until it can take it.
+        let is_fault = rejected.rejection.code == ProblemCode::StationFault;
+        let phase = if is_fault { Phase::Applying } else { Phase::Rejected };
+        return (phase, rejected.rejection.message.clone());
     }
     let digest_of_all = desired.map(|desired| desired.digest);
     if live.applied.map(|applied| applied.digest) != digest_of_all || live.applying {

@@ -33,7 +33,7 @@ static WATCH: LazyLock<Duration> = LazyLock::new(|| match std::thread::available
 const PERSON_MAX: usize = 100;
 
 /// Takes connections until told to stop.
-pub(crate) async fn listen(core: Arc<Core>, listener: Listener, stop: CancellationToken) {
+pub(crate) async fn listen(core: Arc<Core>, listener: Arc<Listener>, stop: CancellationToken) {
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
         let task = ungreeted.task();
         let session = take(&core, stream, peer, Some(ungreeted));

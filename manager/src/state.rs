@@ -61,6 +61,8 @@ pub(crate) struct Live {
     /// A push is under way; another is wanted after it.
     pub(crate) pushing: bool,
     pub(crate) push_again: bool,
+    /// How often in a row it could not take what it was offered for trouble of its own.
+    pub(crate) faults: u32,
 }
 
 /// A time in which a station runs a revision well. An instance that is restarted ends it.

@@ -17,8 +17,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quilt_core::disk::{self, WriteBehind};
 use quilt_core::lines::Position;
-use quilt_core::time;
+use quilt_core::{shortage, time};
+use quilt_net::Backoff;
 use quilt_plugin_api::{Host as _, LogLevel};
 use quilt_protocol::control::State;
 use tokio::sync::mpsc;
@@ -30,6 +32,7 @@ use self::last_answer::LastAnswer;
 use self::record::Record;
 use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
+use crate::catch::catch;
 use crate::commands::Commands;
 use crate::plan::RoleTable;
 use crate::ready;
@@ -74,6 +77,8 @@ pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mp
         pending_order: None,
         may_begin: false,
         record,
+        recorder: WriteBehind::new(record::path(&dir)),
+        shortages: Backoff::new(SHORTAGE_DELAY.0, SHORTAGE_DELAY.1),
         resuming: beginning.resuming,
         left_over: beginning.resuming,
         survivor: None,
@@ -91,6 +96,11 @@ const STOP_AGAIN: Duration = Duration::from_secs(5);
 /// The detail of an instance that an operator stopped.
 const STOPPED: &str = "stopped by an operator";
 
+/// How long to wait until a start is tried again that the station itself has failed, at first and at most.
+const SHORTAGE_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long a disk may take to say whether it is usable.
+const SHORTAGE_PATIENCE: Duration = Duration::from_secs(2);
+
 struct Runner {
     key: Key,
     around: Surroundings,
@@ -103,6 +113,9 @@ struct Runner {
     restarts: Restarts,
     /// How it was when an earlier station ended; none once it is so again, or anything new.
     record: Option<Record>,
+    recorder: WriteBehind,
+    /// The delays of starts that the station itself has failed.
+    shortages: Backoff,
     /// The next start is the first after the station's own.
     resuming: bool,
     /// Something may run that no started role holds: left by an earlier station, or by a start that failed.
@@ -133,6 +146,15 @@ enum Phase {
 impl Runner {
     async fn run(mut self) {
         let mut phase = Phase::Paused;
+        while let Err(panic) = catch(self.live(phase)).await {
+            tracing::error!(instance = %self.key, panic, "the task of an instance panicked; the instance is started again");
+            // Nobody holds what ran of it: the next start takes it back, and an order to end ends it.
+            (self.left_over, self.resuming) = (true, true);
+            phase = self.failed_to_start(format!("its task in the station {panic}"));
+        }
+    }
+
+    async fn live(&mut self, mut phase: Phase) {
         loop {
             phase = match phase {
                 Phase::Paused => self.paused().await,
@@ -160,11 +182,7 @@ impl Runner {
             self.around.board.update(&self.key, |report| report.since_ms = since);
             report.since_ms = since;
         }
-        Record::new(&report).write(&self.dir());
-    }
-
-    fn dir(&self) -> PathBuf {
-        instance_dir(&self.around.folder, &self.key)
+        Record::new(&report).write(&self.recorder);
     }
 
     /// Ends what may run of this instance without being held.
@@ -278,7 +296,12 @@ impl Runner {
         let before = Position::end(&log);
         let mut started = match self.start_role().await {
             Ok(started) => started,
-            Err(NotStarted::Failed(text)) => return self.failed_to_start(text),
+            Err(NotStarted::Failed(text)) => {
+                return match self.shortage().await {
+                    Some(shortage) => self.wait_out(&shortage, &text),
+                    None => self.failed_to_start(text),
+                };
+            }
             Err(NotStarted::Ordered) => return self.start_given_up().await,
         };
         started.host.take_over();
@@ -322,6 +345,7 @@ impl Runner {
             self.record = None;
         }
         started.since = Instant::now();
+        self.shortages.reset();
         self.show(State::Active, "");
         Phase::Active(started)
     }
@@ -373,6 +397,21 @@ impl Runner {
     fn failed_to_start(&mut self, text: String) -> Phase {
         let next = self.restarts.failed(Duration::ZERO, Instant::now());
         self.after_failure(next, text)
+    }
+
+    /// What the station is short of, which may have failed a start that is fine.
+    async fn shortage(&self) -> Option<String> {
+        let folder = self.around.folder.parent().unwrap_or(&self.around.folder).to_owned();
+        let finding = disk::run(move || shortage::find(&folder));
+        let silent = || Some("this station's disk does not answer".to_owned());
+        tokio::time::timeout(SHORTAGE_PATIENCE, finding).await.unwrap_or_else(|_| silent())
+    }
+
+    /// It is tried again until the station has what it needs. That is no failure of the instance, so its policy has no say.
+    fn wait_out(&mut self, shortage: &str, text: &str) -> Phase {
+        let delay = self.shortages.next_delay();
+        self.show(State::Backoff, until(delay, &format!("{shortage} ({text})")));
+        Phase::Backoff(delay)
     }
 
     fn after_failure(&mut self, next: Next, text: String) -> Phase {

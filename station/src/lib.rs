@@ -33,11 +33,12 @@ mod supervisor;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use quilt_core::files;
 use quilt_core::folder_lock::FolderLock;
 use quilt_core::signals::Stop;
+use quilt_core::{disk, files, runtime, shortage};
 
 pub use config::{StationArgs, StationConfig};
 pub use plugins::{
@@ -48,6 +49,9 @@ pub use plugins::{
 // Linked for their registration only; without a use the linker drops them.
 use quilt_role_counter as _;
 use quilt_role_process as _;
+
+/// How long the last records of instances may take to be written.
+const LAST_RECORDS: Duration = Duration::from_secs(1);
 
 /// A running station.
 pub struct Station {
@@ -67,6 +71,7 @@ impl Station {
     ///
     /// The data folder is in use or cannot be written.
     pub async fn start(config: StationConfig) -> anyhow::Result<Self> {
+        shortage::raise_descriptor_limit();
         let folder = folder(&config);
         files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
         let lock = FolderLock::take(&folder)?;
@@ -81,7 +86,10 @@ impl Station {
             link: link.clone(),
         })?;
         #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
-        let watch = tokio::spawn(plugins.clone().watch());
+        let watch = tokio::spawn({
+            let plugins = plugins.clone();
+            runtime::keep_running("plugin folders", move || plugins.clone().watch())
+        });
         plugins.settled_in().await;
         let roles = Arc::new(plan::RoleTable::linked(plugins.clone(), config.blocked.clone()));
         let saved = saved::Saved::open(&folder)?;
@@ -111,10 +119,18 @@ impl Station {
             plugins: plugins.clone(),
         });
         #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
-        let follow = tokio::spawn(follow_plugins(plugins, service.push.clone(), board.clone()));
+        let follow = tokio::spawn({
+            let (push, board) = (service.push.clone(), board.clone());
+            runtime::keep_running("plugins", move || follow_plugins(plugins.clone(), push.clone(), board.clone()))
+        });
         let push = service.push.clone();
         #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
-        let session = tokio::spawn(session::keep(config, link, service, board, stop_session.clone()));
+        let session = tokio::spawn({
+            let (config, stop) = (Arc::new(config), stop_session.clone());
+            runtime::keep_running("the session with the manager", move || {
+                session::keep(config.clone(), link.clone(), service.clone(), board.clone(), stop.clone())
+            })
+        });
         Ok(Self { supervisor, push, session, stop_session, plugins: [watch, follow], _lock: lock })
     }
 
@@ -124,6 +140,12 @@ impl Station {
         self.push.reload(&config.roles_dir);
     }
 
+    /// Waits until the station cannot go on: nobody is left who knows what should run. Stop it then with [`Stop::Detach`], and end the
+    /// process so that a service manager starts it again.
+    pub async fn failed(&self) -> String {
+        self.supervisor.failed().await
+    }
+
     /// Ends the station: with its instances in order, or leaving those that can outlive it. Returns what was late.
     pub async fn stop(self, how: Stop) -> Vec<String> {
         self.plugins.iter().for_each(tokio::task::JoinHandle::abort);
@@ -131,6 +153,7 @@ impl Station {
         // Last, so that the manager sees the instances stop; the goodbye is the session's own.
         self.stop_session.cancel();
         let _ = self.session.await;
+        let _ = tokio::time::timeout(LAST_RECORDS, disk::flush()).await;
         late
     }
 }

@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use quilt_core::files::PidFile;
 use quilt_core::{args, clean_start, init, log, runtime, signals};
 use quilt_station::{Station, StationArgs, StationConfig, stop};
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
 /// Hosts role instances on this machine.
@@ -56,7 +57,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new().context("the threads to work on")?;
+    // Two at least: a thread that is held up for a moment must not hold up all others on a small machine.
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let runtime = runtime::build(Builder::new_multi_thread().worker_threads(threads))?;
     runtime::run(runtime, EXIT_GRACE, async {
         match cli {
             Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop).await,
@@ -86,6 +89,11 @@ async fn serve(config: StationConfig, args: StationArgs) -> anyhow::Result<()> {
     let how = loop {
         tokio::select! {
             how = &mut stop => break how,
+            why = station.failed() => {
+                tracing::error!(why, "the supervisor of the instances is gone; the station ends and leaves the programs running");
+                station.stop(signals::Stop::Detach).await;
+                bail!("the supervisor of the instances is gone: {why}");
+            }
             Some(()) = reloads.recv() => match args.clone().resolve() {
                 Ok(config) => {
                     log::reload_level(&config.log_level);

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
+use quilt_core::disk;
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Applied, Document, Owner, Problem, ProblemCode, instance_digest};
 use tokio::sync::{Mutex, MutexGuard};
@@ -318,8 +319,7 @@ impl Push {
             aside.push(path);
         }
         drop(saved);
-        let deleting = tokio::task::spawn_blocking(move || aside.iter().try_for_each(std::fs::remove_dir_all));
-        let deleted = deleting.await.map_err(|error| error.to_string())?;
+        let deleted = disk::run(move || aside.iter().try_for_each(std::fs::remove_dir_all)).await;
         deleted.map_err(|error| format!("not all of it could be deleted: {error}"))
     }
 }

@@ -6,6 +6,7 @@ mod logs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use quilt_core::disk;
 use quilt_net::{BoxFuture, Inbound, NoService, Responder, Service, done};
 use quilt_protocol::control::{AllowPlugin, Control, Discover, Plan, PurgeFolders, UpdateConfiguration, command};
 use quilt_protocol::dedupe::Dedupe;
@@ -120,7 +121,7 @@ impl Requests {
                 inbound.answer(move |_: serde_json::Value| async move {
                     let configured = push.configured().await.1;
                     let is_used = move |key: &Key| configured.contains(key) || board.get(key).is_some();
-                    aside(move || folders::list(&folder, is_used)).await
+                    Ok(disk::run(move || folders::list(&folder, is_used)).await)
                 })
             }
             command::PURGE_FOLDERS => {
@@ -133,15 +134,17 @@ impl Requests {
             }
             command::RENEW => {
                 let Inbound { head, responder, .. } = inbound;
-                match identity::renew(&self.identity_folder) {
-                    Ok(id) => {
-                        // Answered first: taking the new identity ends this session.
-                        responder.reply(head.terms.encoding, &id.to_string());
-                        self.link.renew(id);
+                let (folder, link) = (self.identity_folder.clone(), self.link.clone());
+                Box::pin(async move {
+                    match disk::run(move || identity::renew(&folder)).await {
+                        Ok(id) => {
+                            // Answered first: taking the new identity ends this session.
+                            responder.reply(head.terms.encoding, &id.to_string());
+                            link.renew(id);
+                        }
+                        Err(error) => responder.fail(Outcome::Refused, &format!("{error:#}")),
                     }
-                    Err(error) => responder.fail(Outcome::Refused, &format!("{error:#}")),
-                }
-                done()
+                })
             }
             other => {
                 inbound.responder.fail(Outcome::NoCommand, &format!("a station has no command {other:?}"));

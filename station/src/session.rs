@@ -125,7 +125,7 @@ impl Link {
 
 /// Keeps a session with one of the managers until told to stop.
 pub(crate) async fn keep(
-    config: StationConfig,
+    config: Arc<StationConfig>,
     link: Arc<Link>,
     service: Arc<Requests>,
     board: Arc<Board>,

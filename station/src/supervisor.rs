@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quilt_core::runtime;
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Owner, Problem, ProblemCode, State};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -73,13 +74,16 @@ pub(crate) type Offering = Box<dyn FnOnce(&Catalog) + Send>;
 pub(crate) fn start(setup: Setup) -> Handle {
     // Commits are rare; a sender waits.
     let (sender, inbox) = mpsc::channel(16);
+    let (fail, failed) = watch::channel(None);
     let handle = Handle {
         sender,
         orders: Orders::default(),
         board: setup.board.clone(),
         stopped: setup.stopped.clone(),
         stopping: CancellationToken::new(),
+        failed,
     };
+    let stopped = setup.stopped.clone();
     let supervisor = Supervisor {
         around: Surroundings {
             folder: setup.folder,
@@ -101,7 +105,15 @@ pub(crate) fn start(setup: Setup) -> Handle {
         began: Instant::now(),
     };
     #[allow(clippy::disallowed_methods, reason = "it ends with shut_down, which is awaited")]
-    tokio::spawn(supervisor.run(inbox));
+    let supervising = tokio::spawn(supervisor.run(inbox));
+    #[allow(clippy::disallowed_methods, reason = "ends with the supervisor")]
+    tokio::spawn(async move {
+        let recording = runtime::keep_running("what operators stopped", || stopped.clone().keep());
+        tokio::select! {
+            ended = supervising => drop(fail.send(ended.err().map(|error| error.to_string()))),
+            () = recording => {}
+        }
+    });
     handle
 }
 

@@ -353,8 +353,10 @@ pub enum ProblemCode {
     RoleBlocked,
     /// The station has no factory for this role.
     MissingRoleFactory,
-    /// Anything else.
+    /// Anything else that is wrong with the configuration.
     InvalidConfiguration,
+    /// The station has trouble of its own, such as a full disk. The configuration may be fine, and is offered again.
+    StationFault,
 }
 
 impl fmt::Display for ProblemCode {
@@ -363,6 +365,7 @@ impl fmt::Display for ProblemCode {
             Self::RoleBlocked => "ROLE_BLOCKED",
             Self::MissingRoleFactory => "MISSING_ROLE_FACTORY",
             Self::InvalidConfiguration => "INVALID_CONFIGURATION",
+            Self::StationFault => "STATION_FAULT",
         })
     }
 }

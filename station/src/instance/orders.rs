@@ -3,7 +3,6 @@
 use quilt_protocol::control::{Action, State};
 use tokio::sync::oneshot;
 
-use super::record::Record;
 use super::running::Started;
 use super::{Phase, Runner};
 use crate::spec::Spec;
@@ -110,7 +109,7 @@ impl Runner {
                 self.restarts.forgive();
                 if self.state() == Some(State::Failed) {
                     // A station that dies before the next state that lasts has not given it up.
-                    Record::remove(&self.dir());
+                    self.recorder.remove();
                 }
                 let _ = done.send(Ok(()));
                 Phase::Needs

@@ -1,14 +1,17 @@
 //! The record of an instance for the next station on this machine: its state, since when, and how often it was restarted.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use quilt_core::disk::WriteBehind;
 use quilt_core::files;
 use quilt_protocol::Digest;
 use quilt_protocol::control::{InstanceReport, State};
 use serde::{Deserialize, Serialize};
 
 use crate::identity;
+
+/// The longest record that is read, in bytes.
+const LENGTH_MAX: u64 = 1 << 20;
 
 /// The last lasting state of an instance.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -36,22 +39,14 @@ impl Record {
 
     /// Reads the record of an instance. `None` if there is none, or if it is of another configuration or an earlier boot.
     pub(super) fn read(instance: &Path, digest: Digest) -> Option<Self> {
-        let record: Self = serde_json::from_slice(&fs::read(path(instance)).ok()?).ok()?;
+        let record: Self = serde_json::from_slice(&files::read_regular(&path(instance), LENGTH_MAX).ok()?).ok()?;
         (record.digest == digest && record.boot_id == identity::boot_id()).then_some(record)
     }
 
-    /// Writes the record into the instance's folder.
-    pub(super) fn write(&self, instance: &Path) {
-        let json = serde_json::to_vec(self).expect("it has text keys");
-        // Without the record the next station only counts anew and tries a failed instance again.
-        if let Err(error) = files::replace(&path(instance), &json) {
-            tracing::debug!(%error, instance = %instance.display(), "cannot write the instance's record");
-        }
-    }
-
-    /// Removes the record.
-    pub(super) fn remove(instance: &Path) {
-        let _ = fs::remove_file(path(instance));
+    /// Has the record written. Without it the next station only counts anew and tries a failed instance again, so nothing waits for
+    /// the disk.
+    pub(super) fn write(&self, file: &WriteBehind) {
+        file.replace(serde_json::to_vec(self).expect("it has text keys"));
     }
 
     /// Since when the instance has been in `state`, if it was when the record was written; in milliseconds since 1970.
@@ -65,6 +60,7 @@ impl Record {
     }
 }
 
-fn path(instance: &Path) -> PathBuf {
+/// The file of an instance's record.
+pub(super) fn path(instance: &Path) -> PathBuf {
     instance.join("record.json")
 }

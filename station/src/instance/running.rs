@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quilt_core::{files, lines, time};
+use quilt_core::{disk, files, lines, time};
 use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, RoleFactory, Work};
 use quilt_protocol::control::Action;
 use tokio::sync::mpsc;
@@ -88,7 +88,11 @@ impl Runner {
         let folder = instance_dir(&self.around.folder, &self.key);
         let is_new = std::mem::take(&mut self.is_new);
         let old_state = last_state(&self.around.folder, &self.key).filter(|_| is_new);
-        files::create_private_dir(&folder.join("state")).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let state = folder.join("state");
+        let made = disk::run(move || files::create_private_dir(&state));
+        let made = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, made).await;
+        let made = made.ok_or(NotStarted::Ordered)?;
+        made.map_err(|error| format!("{}: {error}", folder.display()))?;
         let (crash, crashed) = mpsc::channel(1);
         let host = Arc::new(InstanceHost::new(
             self.key.clone(),

@@ -2,10 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_core::files;
+use quilt_core::{disk, files};
 use quilt_protocol::control::{FilePiece, ReadFile, command};
 use quilt_protocol::{Address, Digest, Encoding};
 
@@ -23,13 +25,17 @@ pub(super) async fn fetch(link: &Link, sha256: Digest, folder: &Path) -> Result<
         return Ok(path);
     }
     let failed = |text: String| LoadError::NotFetched(text);
-    let disk = |error: io::Error| failed(format!("this station's disk: {error}"));
     if !link.is_connected() {
         return Err(failed("there is no manager now to fetch it from".into()));
     }
     let part = folder.join(format!("{sha256}.part"));
-    let mut file = OpenOptions::new().append(true).create(true).open(&part).map_err(disk)?;
-    let mut there = file.metadata().map_err(disk)?.len();
+    let begun = part.clone();
+    let begin = disk::run(move || {
+        let file = files::open_regular(&begun, OpenOptions::new().append(true).create(true).mode(0o600))?;
+        let there = file.metadata()?.len();
+        io::Result::Ok((Arc::new(file), there))
+    });
+    let (file, mut there) = begin.await.map_err(failed_disk)?;
     loop {
         let manager = link.manager().await.ok_or_else(|| failed("there is no manager now to fetch it from".into()))?;
         let request = ReadFile { sha256, offset: there };
@@ -43,30 +49,33 @@ pub(super) async fn fetch(link: &Link, sha256: Digest, folder: &Path) -> Result<
             let _ = fs::remove_file(&part);
             return Err(failed(format!("{there} of {size} bytes came; it is fetched anew next time")));
         }
-        file.write_all(&piece).map_err(disk)?;
+        let to = file.clone();
+        disk::run(move || to.as_ref().write_all(&piece)).await.map_err(failed_disk)?;
         if there == size {
             break;
         }
     }
-    file.sync_all().map_err(disk)?;
-    drop(file);
-    let checking = tokio::task::spawn_blocking(move || {
+    disk::run(move || {
+        file.sync_all().map_err(failed_disk)?;
         let checked = check(&part, &path, sha256);
         // An attempt that was given up checks what it has to the end, and may have been first.
         checked.or_else(|error| if path.exists() { Ok(path) } else { Err(error) })
-    });
-    checking.await.unwrap_or_else(|error| Err(failed(error.to_string())))
+    })
+    .await
 }
 
 /// Only what has the hash that was asked for gets the name under which it is loaded.
 fn check(part: &Path, path: &Path, sha256: Digest) -> Result<PathBuf, LoadError> {
     use std::os::unix::fs::PermissionsExt as _;
-    let disk = |error: io::Error| LoadError::NotFetched(format!("this station's disk: {error}"));
-    if Digest(files::sha256_of(part).map_err(disk)?) != sha256 {
-        fs::remove_file(part).map_err(disk)?;
+    if Digest(files::sha256_of(part).map_err(failed_disk)?) != sha256 {
+        fs::remove_file(part).map_err(failed_disk)?;
         return Err(LoadError::NotFetched("what came has another hash; it is fetched anew next time".into()));
     }
-    fs::set_permissions(part, fs::Permissions::from_mode(0o500)).map_err(disk)?;
-    fs::rename(part, path).map_err(disk)?;
+    fs::set_permissions(part, fs::Permissions::from_mode(0o500)).map_err(failed_disk)?;
+    fs::rename(part, path).map_err(failed_disk)?;
     Ok(path.to_owned())
+}
+
+fn failed_disk(error: io::Error) -> LoadError {
+    LoadError::NotFetched(format!("this station's disk: {error}"))
 }

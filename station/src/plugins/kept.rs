@@ -1,12 +1,11 @@
 //! What a station remembers of its plugins from one start to the next.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use quilt_core::files;
+use quilt_core::{disk, files};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -17,6 +16,8 @@ use crate::spec::Spec;
 pub(super) struct Kept<T> {
     path: PathBuf,
     values: Mutex<BTreeMap<String, T>>,
+    /// Held while the file is written, so that nobody who reads the values waits for the disk.
+    saving: Mutex<()>,
 }
 
 /// The longest file of them that is read, in bytes.
@@ -51,7 +52,7 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         let unreadable = |what: &str, error: String| {
             tracing::error!(path = %path.display(), what, error, "what was kept of plugins cannot be read; it begins anew");
         };
-        let values = match read(&path) {
+        let values = match files::read_regular(&path, LENGTH_MAX) {
             Ok(json) => serde_json::from_slice::<BTreeMap<String, Value>>(&json).map_err(|error| error.to_string()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(error.to_string()),
@@ -62,16 +63,20 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
             Some((key, value.ok()?))
         });
         let values = values.collect();
-        Self { path, values: Mutex::new(values) }
+        Self { path, values: Mutex::new(values), saving: Mutex::default() }
     }
 
     fn values(&self) -> MutexGuard<'_, BTreeMap<String, T>> {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn save(&self, values: &BTreeMap<String, T>) -> bool {
-        let json = serde_json::to_vec(values).expect("what is kept has text keys");
-        let saved = files::write_atomically(&self.path, &json);
+    /// Writes the values as they are when its turn comes.
+    fn save(&self) -> bool {
+        let saved = disk::in_place(|| {
+            let _turn = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+            let json = serde_json::to_vec(&*self.values()).expect("what is kept has text keys");
+            files::write_atomically(&self.path, &json)
+        });
         if let Err(error) = &saved {
             tracing::error!(path = %self.path.display(), %error, "cannot keep this of plugins");
         }
@@ -98,7 +103,9 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         let mut values = self.values();
         let before = values.clone();
         how(&mut values);
-        *values == before || self.save(&values)
+        let is_same = *values == before;
+        drop(values);
+        is_same || self.save()
     }
 
     /// Forgets the keys that `which` means; answers whether there were any.
@@ -107,18 +114,10 @@ impl<T: Serialize + DeserializeOwned + Clone + PartialEq> Kept<T> {
         let before = values.len();
         values.retain(|key, _| !which(key));
         let forgot = values.len() < before;
+        drop(values);
         if forgot {
-            self.save(&values);
+            self.save();
         }
         forgot
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut json = Vec::new();
-    File::open(path)?.take(LENGTH_MAX + 1).read_to_end(&mut json)?;
-    if json.len() as u64 > LENGTH_MAX {
-        return Err(io::Error::other(format!("it is longer than {LENGTH_MAX} bytes")));
-    }
-    Ok(json)
 }

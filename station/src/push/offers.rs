@@ -1,7 +1,7 @@
 //! Configurations that the manager offers: planned, put on disk, answered, committed.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use quilt_protocol::Digest;
 use quilt_protocol::control::{
@@ -79,7 +79,18 @@ impl Push {
     /// # Errors
     ///
     /// The station stops: it has no opinion.
-    pub(crate) async fn update(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
+    ///
+    /// # Cancel safety
+    ///
+    /// It is seen through when the future is dropped: whatever reaches the disk is committed too.
+    pub(crate) async fn update(self: &Arc<Self>, update: UpdateConfiguration<'static>) -> Result<Verdict, String> {
+        let this = self.clone();
+        #[allow(clippy::disallowed_methods, reason = "bounded by the disk, and one at a time")]
+        let updating = tokio::spawn(async move { this.take(update).await });
+        updating.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    async fn take(&self, update: UpdateConfiguration<'_>) -> Result<Verdict, String> {
         let UpdateConfiguration { offer, document } = update;
         let document = document.into_owned();
         let mut saved = self.saved.lock().await;
@@ -101,12 +112,12 @@ impl Push {
         // without the other.
         let Some(place) = self.supervisor.reserve().await else { return Err("the station stops".into()) };
         if (saved.damaged || known != Some(offer))
-            && let Err(error) = saved.accept(Accepted { applied: offer, document })
+            && let Err(error) = saved.accept(Accepted { applied: offer, document }).await
         {
-            let got = format!("{error}");
             return Ok(Verdict::Rejected(Box::new(Rejection::new(vec![Problem {
-                expected: "room and permission to write it to the station's disk".into(),
-                got,
+                code: ProblemCode::StationFault,
+                expected: "room and permission to write it to the station's disk; it is offered again".into(),
+                got: error.to_string(),
                 ..self.problem()
             }]))));
         }

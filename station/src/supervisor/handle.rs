@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quilt_protocol::control::{Action, State};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Target;
@@ -22,6 +23,9 @@ pub(super) enum Message {
 /// Where each instance takes its orders.
 pub(super) type Orders = Arc<Mutex<BTreeMap<Key, mpsc::Sender<Order>>>>;
 
+/// How long a stop waits for its record, beside the end itself.
+const RECORD_WAIT: Duration = Duration::from_secs(1);
+
 /// Talks to the supervisor, and to instances past it: what it waits for is no affair of theirs.
 #[derive(Clone)]
 pub(crate) struct Handle {
@@ -31,6 +35,8 @@ pub(crate) struct Handle {
     pub(super) stopped: Arc<Stopped>,
     /// The station stops: nothing else is waited for.
     pub(super) stopping: CancellationToken,
+    /// Why the supervisor is gone, if it panicked.
+    pub(super) failed: watch::Receiver<Option<String>>,
 }
 
 impl Handle {
@@ -48,7 +54,17 @@ impl Handle {
         Some(Place { permit, board: &self.board })
     }
 
-    /// Does what an operator wants with one instance.
+    /// Waits until the supervisor is gone without having been told to end: it panicked, and nobody is left who knows what should run.
+    pub(crate) async fn failed(&self) -> String {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Does what an operator wants with one instance. What ends something waits for no disk, which may be full of it: the record of a
+    /// stop follows as soon as it can. A start is on record first.
     pub(crate) async fn operate(&self, key: Key, action: Action) -> Result<(), String> {
         let orders = lock(&self.orders).get(&key).cloned();
         let Some(orders) = orders else {
@@ -58,9 +74,17 @@ impl Handle {
                 None => format!("this station has no instance {key}"),
             });
         };
-        self.stopped
-            .set(&key.to_string(), action == Action::Stop)
-            .map_err(|error| format!("cannot record on the station's disk what is stopped: {error}"))?;
+        let name = key.to_string();
+        let stops = action == Action::Stop;
+        let was_stopped = self.stopped.contains(&name);
+        self.stopped.set(&name, stops);
+        if !stops
+            && was_stopped
+            && let Err(error) = self.stopped.recorded().await
+        {
+            self.stopped.set(&name, true);
+            return Err(format!("cannot record on the station's disk that {key} is not stopped any more: {error}"));
+        }
         let (done, answer) = oneshot::channel();
         orders.try_send(Order::Operator(action, done)).map_err(|error| match error {
             TrySendError::Full(_) => {
@@ -68,7 +92,42 @@ impl Handle {
             }
             TrySendError::Closed(_) => format!("{key} is ending"),
         })?;
-        answer.await.map_err(|_| "the station is stopping".to_owned())?
+        let recording = async {
+            if stops { tokio::time::timeout(RECORD_WAIT, self.stopped.recorded()).await.ok() } else { Some(Ok(())) }
+        };
+        let (done, recorded) = tokio::join!(answer, recording);
+        done.map_err(|_| "the station is stopping".to_owned())??;
+        let why = match recorded {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => error,
+            None => "the disk does not answer".to_owned(),
+        };
+        tracing::warn!(instance = %key, why, "stopped, which is not on record yet; a restart of the station would start it");
+        self.show_until_recorded(
+            key,
+            format!("a restart of the station before that is on its disk would start it: {why}"),
+        );
+        Ok(())
+    }
+
+    /// Shows `note` beside a stopped instance until the disk has the record of that.
+    fn show_until_recorded(&self, key: Key, note: String) {
+        let (board, stopped) = (self.board.clone(), self.stopped.clone());
+        let before = board.get(&key).map(|report| report.detail).unwrap_or_default();
+        let with_note = format!("{before}; {note}");
+        let change = move |from: &str, to: &str| {
+            board.update(&key, |report| {
+                if report.state == State::Stopped && report.detail == from {
+                    to.clone_into(&mut report.detail);
+                }
+            });
+        };
+        change(&before, &with_note);
+        #[allow(clippy::disallowed_methods, reason = "ends with the station, or when the disk works again")]
+        tokio::spawn(async move {
+            stopped.on_disk().await;
+            change(&with_note, &before);
+        });
     }
 
     /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.

@@ -31,3 +31,4 @@ mod readme;
 mod refusal;
 mod size;
 mod station_crash;
+mod station_pressure;

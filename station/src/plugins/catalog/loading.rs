@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use quilt_core::files;
+use quilt_core::{disk, files};
 use quilt_plugin_api::{RoleDescription, RoleFactory};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
@@ -138,7 +138,7 @@ impl Catalog {
         }
         let manifest = keeper.describe().await?;
         let json = serde_json::to_vec(&manifest).expect("descriptions have text keys");
-        if let Err(error) = files::write_atomically(&cache, &json) {
+        if let Err(error) = disk::run(move || files::write_atomically(&cache, &json)).await {
             tracing::warn!(%error, "a plugin's description is not kept");
         }
         Ok(manifest)
@@ -153,8 +153,7 @@ impl Catalog {
         together: bool,
     ) -> Result<Arc<Plugin>, LoadError> {
         let (trust, copy) = (self.setup.trust.clone(), self.setup.folder.join(format!("{sha256}.so")));
-        let retaking = tokio::task::spawn_blocking(move || intake::retake(&copy, &sha256, &trust));
-        let taken = retaking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))?;
+        let taken = disk::run(move || intake::retake(&copy, &sha256, &trust)).await?;
         if taken.inspection.name != name {
             return Err(LoadError::OtherName { expected: name.into(), got: taken.inspection.name });
         }

@@ -10,6 +10,7 @@ use super::state::{Loading, Refused, State};
 use super::{Catalog, Offered, Plugin, TOGETHER};
 use crate::plugins::LoadError;
 use crate::plugins::intake::{self, Taken};
+use quilt_core::disk;
 
 /// How often folders are looked at. Looking works on every file system and for folders that are made later; a file is taken
 /// once it has not changed between two looks, so that one that is being copied is left alone.
@@ -88,8 +89,7 @@ impl Catalog {
 
     async fn take(&self, path: &Path) -> Result<Taken, LoadError> {
         let (path, folder, trust) = (path.to_owned(), self.setup.folder.clone(), self.setup.trust.clone());
-        let taking = tokio::task::spawn_blocking(move || intake::take(&path, &folder, &trust));
-        taking.await.unwrap_or_else(|error| Err(LoadError::NotFound(error.to_string())))
+        disk::run(move || intake::take(&path, &folder, &trust)).await
     }
 
     /// Brings what is offered to what the files say.

@@ -1,0 +1,208 @@
+//! A station that runs short of tasks, of time of its disk, or of room on it: programs, sessions and records survive that, and what
+//! could not be done is done once it is over, without anybody's help.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use quilt_tests::{Fleet, World, is_alive};
+
+/// A control group that bounds how many tasks there are in it, gone when this is dropped.
+struct TaskLimit(PathBuf);
+
+impl TaskLimit {
+    fn new(world: &World) -> Self {
+        let name = world.folder().file_name().unwrap();
+        // Version 1 where that is mounted, else version 2.
+        let root = [Path::new("/sys/fs/cgroup/pids"), Path::new("/sys/fs/cgroup")];
+        let root = root.into_iter().find(|root| root.exists()).expect("control groups");
+        let folder = root.join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    /// A line of shell that puts the shell into the group.
+    fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs", self.0.display())
+    }
+
+    /// No more tasks than there are now.
+    fn close(&self) {
+        let current = fs::read_to_string(self.0.join("pids.current")).unwrap();
+        fs::write(self.0.join("pids.max"), current.trim()).unwrap();
+    }
+
+    fn open(&self) {
+        fs::write(self.0.join("pids.max"), "max").unwrap();
+    }
+}
+
+impl Drop for TaskLimit {
+    fn drop(&mut self) {
+        // The world, which is dropped later, kills what is in it; the folder goes with the last of them.
+        self.open();
+        let folder = self.0.clone();
+        let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+        let parent = folder.parent().unwrap().join("cgroup.procs");
+        for pid in procs.lines() {
+            let _ = fs::write(&parent, pid);
+        }
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+#[tokio::test]
+async fn a_station_without_a_task_to_spare_finds_its_manager_by_name_and_starts_programs_when_it_can() {
+    let mut world = World::new().await;
+    let limit = TaskLimit::new(&world);
+    let by_name = "for a; do shift; set -- \"$@\" \"$(echo \"$a\" | sed s/127.0.0.1/localhost/)\"; done";
+    world.station_from_shell("cam-1", &format!("{}\n{by_name}\nexec \"$@\"", limit.enter())).await;
+    let fleet = Fleet::new().with("cam-1/counter/c", "start = 1");
+    world.apply(fleet.text()).await.with_code(0);
+    limit.close();
+    world.end_manager(Signal::SIGKILL).await;
+    world.start_manager().await;
+    world.until_state("cam-1/counter/c", "active").await;
+    // A program cannot be started now; that is no failure of it.
+    let once = "command = [\"sleep\", \"1000\"]\nrestart = { policy = \"temporary\" }";
+    let path = world.fleet_file("f.toml", fleet.with("cam-1/process/p", once).text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    let waits = world.until_state("cam-1/process/p", "backoff").await;
+    assert!(waits.detail.contains("cannot start tasks"), "{}", waits.detail);
+    limit.open();
+    world.until_state("cam-1/process/p", "active").await;
+}
+
+/// A library that makes `fsync` and the like hang as long as the file in `HANG` exists. It says so by a file beside it.
+fn hanging_disk(world: &World) -> (PathBuf, PathBuf) {
+    let source = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <unistd.h>
+        static int hang(const char *name, int fd) {
+            const char *file = getenv("HANG");
+            char hangs[4096];
+            snprintf(hangs, sizeof hangs, "%s.hangs", file);
+            while (access(file, F_OK) == 0) {
+                close(open(hangs, O_CREAT | O_WRONLY, 0600));
+                usleep(10000);
+            }
+            int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+            return real(fd);
+        }
+        int fsync(int fd) { return hang("fsync", fd); }
+        int fdatasync(int fd) { return hang("fdatasync", fd); }
+    "#;
+    let (code, library) = (world.folder().join("hang.c"), world.folder().join("hang.so"));
+    fs::write(&code, source).unwrap();
+    let built = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &code]).status();
+    assert!(built.expect("a C compiler").success());
+    (library, world.folder().join("hang"))
+}
+
+#[tokio::test]
+async fn calls_and_stops_go_on_while_the_disk_hangs_and_what_waited_for_it_is_done_afterwards() {
+    let mut world = World::new().await;
+    let (library, hang) = hanging_disk(&world);
+    let hangs = hang.with_extension("hangs");
+    let script = format!("HANG={} LD_PRELOAD={} exec taskset -c 0 \"$@\"", hang.display(), library.display());
+    world.station_from_shell("cam-1", &script).await;
+    let counters = ["a", "b", "c", "d"].map(|name| format!("cam-1/counter/{name}"));
+    let fleet = counters.iter().fold(Fleet::new(), |fleet, path| fleet.with(path, "start = 1"));
+    world.apply(fleet.text()).await.with_code(0);
+
+    fs::write(&hang, "").unwrap();
+    let path = world.fleet_file("f.toml", fleet.with("cam-1/counter/later", "start = 1").text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    world.eventually("the push hangs in the disk", async |_| hangs.exists()).await;
+    // Each of these asks the disk for something too.
+    let [_, b, c, d] = &counters;
+    let stop = async |path: &str| world.ctl(&["stop", path]).await.with_code(0);
+    tokio::join!(stop(b), stop(c), stop(d));
+    world
+        .eventually("it is told that the record is missing", async |world| {
+            let shown = world.instance(d).await.unwrap();
+            shown.state.name() == "stopped" && shown.detail.contains("the disk does not answer")
+        })
+        .await;
+    let call = ["--timeout", "5s", "call", &counters[0], "increment", "{\"by\":1}"];
+    world.ctl(&call).await.with_code(0);
+    assert!(world.instance("cam-1/counter/later").await.is_none(), "it is not accepted before it is on disk");
+
+    fs::remove_file(&hang).unwrap();
+    world.until_state("cam-1/counter/later", "active").await;
+    let record = world.station_folder("cam-1").join("station/stopped.json");
+    world
+        .eventually("all stops are on record", async |_| {
+            let record = fs::read_to_string(&record).unwrap_or_default();
+            ["b", "c", "d"].iter().all(|name| record.contains(&format!("counter/{name}")))
+        })
+        .await;
+    world
+        .eventually("the note is gone", async |world| {
+            world.instance(d).await.unwrap().detail == "stopped by an operator"
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn on_a_full_disk_a_stop_works_and_what_had_no_room_is_taken_once_there_is_some() {
+    let mut world = World::new().await;
+    let folder = world.station_folder("cam-1");
+    fs::create_dir_all(&folder).unwrap();
+    let disk = "mount -t tmpfs -o size=2m,mode=700 disk \"$0\" && exec \"$@\"";
+    let folder_text = folder.display();
+    let script = format!("exec unshare --mount --propagation private sh -c '{disk}' {folder_text} \"$@\"");
+    world.station_from_shell("cam-1", &script).await;
+    let small = Fleet::new().shell("cam-1/process/old", "exec sleep 1000");
+    world.apply(small.text()).await.with_code(0);
+    let pid = world.pid("cam-1/process/old").await;
+
+    // The disk as the station sees it.
+    let disk =
+        PathBuf::from(format!("/proc/{}/root", world.station_pid("cam-1"))).join(folder.strip_prefix("/").unwrap());
+    let filler = disk.join("filler");
+    let fill = || {
+        let mut filler = fs::OpenOptions::new().append(true).create(true).open(&filler).unwrap();
+        assert_eq!(filler.write_all(&[1; 4 << 20]).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    };
+    fill();
+
+    world.ctl(&["stop", "cam-1/process/old"]).await.with_code(0);
+    assert!(!is_alive(pid));
+    world
+        .eventually("it is told that the record is missing", async |world| {
+            let shown = world.instance("cam-1/process/old").await.unwrap();
+            shown.state.name() == "stopped" && shown.detail.contains("No space left")
+        })
+        .await;
+
+    // It fits where the one before is, but its program finds no room.
+    let once = "command = [\"sleep\", \"1000\"]\nrestart = { policy = \"temporary\" }";
+    let more = small.with("cam-1/process/new", once);
+    let path = world.fleet_file("f.toml", more.text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    let waits = world.until_state("cam-1/process/new", "backoff").await;
+    assert!(waits.detail.contains("this station's disk takes nothing"), "{}", waits.detail);
+    // This one does not fit.
+    let keys = format!("command = [\"sleep\", \"1000\"]\nenv = {{ MUCH = {:?} }}", "x".repeat(100_000));
+    let path = world.fleet_file("f.toml", more.with("cam-1/process/much", &keys).text());
+    fill();
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    world
+        .eventually("the push is refused", async |world| {
+            let refused = world.show("cam-1").await.rejected;
+            refused.is_some_and(|refused| refused.rejection.code.to_string() == "STATION_FAULT")
+        })
+        .await;
+
+    fs::remove_file(&filler).unwrap();
+    world.until_state("cam-1/process/much", "active").await;
+    world.until_state("cam-1/process/new", "active").await;
+    world.eventually("the stop is on record", async |_| disk.join("station/stopped.json").exists()).await;
+    assert!(world.show("cam-1").await.rejected.is_none());
+}
