@@ -288,6 +288,30 @@ fn a_silent_peer_is_lost_after_three_heartbeats_and_a_live_one_never() {
 }
 
 #[test]
+fn a_side_that_stood_still_itself_gives_its_peer_one_more_heartbeat() {
+    for side in 0..2 {
+        let mut pair = Pair::established(3);
+        // As when its container was paused, or its machine had no time for it.
+        pair.now += Duration::from_secs(3600);
+        let now = pair.now;
+        pair.sides[side].handle_timeout(now);
+        assert!(pair.sides[side].is_established(), "side {side} took the hour for its peer's");
+        pair.run(Duration::from_secs(60));
+        assert!(
+            pair.sides.iter().all(Session::is_established),
+            "side {side} and its peer did not find each other again"
+        );
+
+        let mut pair = Pair::established(3);
+        pair.now += Duration::from_secs(3600);
+        let now = pair.now;
+        pair.sides[side].handle_timeout(now);
+        pair.sides[side].handle_timeout(now + HEARTBEAT);
+        assert!(!pair.sides[side].is_established(), "side {side} waits for ever");
+    }
+}
+
+#[test]
 fn the_acceptor_sets_the_pace_of_heartbeats_without_losing_anybody() {
     let mut pair = Pair::established(4);
     for seconds in [60, 5, 20, 1, 300] {

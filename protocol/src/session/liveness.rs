@@ -14,6 +14,8 @@ pub(super) struct Liveness {
     /// The pace that the next pong asks for.
     planned: Duration,
     pub(super) last_heard: Instant,
+    /// Until when the peer is not lost, because this side did not run itself.
+    grace_until: Instant,
     next_ping: Option<Instant>,
     nonce: u32,
 }
@@ -21,15 +23,26 @@ pub(super) struct Liveness {
 impl Liveness {
     /// Only the opener pings; the acceptor listens for its pings.
     pub(super) fn new(opener: bool, interval: Duration, now: Instant) -> Self {
-        Self { interval, planned: interval, last_heard: now, next_ping: opener.then(|| now + interval), nonce: 0 }
+        let next_ping = opener.then(|| now + interval);
+        Self { interval, planned: interval, last_heard: now, grace_until: now, next_ping, nonce: 0 }
     }
 
-    pub(super) fn is_lost(&self, now: Instant) -> bool {
-        now >= self.lost_at()
+    /// Whether the peer has been silent for too long. To be called once all that has arrived is handled.
+    ///
+    /// A side that comes to ask much later than it wanted to did not run itself: the process was stopped, its container paused, or
+    /// the machine overloaded. What the peer did meanwhile is not known, and it may have stood still too, so it has one more
+    /// heartbeat.
+    pub(super) fn is_lost(&mut self, now: Instant) -> bool {
+        let lost_at = self.lost_at();
+        if now >= lost_at + self.interval {
+            self.grace_until = now + self.interval;
+            return false;
+        }
+        now >= lost_at
     }
 
     fn lost_at(&self) -> Instant {
-        self.last_heard + self.interval * MISSED_MAX
+        self.grace_until.max(self.last_heard + self.interval * MISSED_MAX)
     }
 
     /// The nonce of a ping that is due now.

@@ -342,7 +342,8 @@ impl Place {
     fn new(image: &Arc<Image>, cx: &RoleContext) -> Self {
         let name = format!("{}/{}", cx.role(), cx.instance()).into();
         let runtime = image.runtime.clone();
-        let placed = Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name };
+        let placed =
+            Placed { host: cx.host().clone(), image: image.clone(), runtime, token: 0, name, commands: Arc::default() };
         let token = INSTANCES.insert(placed);
         INSTANCES.with(token, |placed| placed.token = token);
         Self { image: image.clone(), token }

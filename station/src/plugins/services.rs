@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::image::Image;
 use super::trace;
+use crate::commands::COMMANDS_MAX;
 
 /// Instances of loaded plugins in this process.
 pub(super) static INSTANCES: Tokens<Placed> = Tokens::new();
@@ -30,6 +32,33 @@ pub(super) struct Placed {
     /// Its own token.
     pub(super) token: u64,
     pub(super) name: Arc<str>,
+    pub(super) commands: Arc<Registered>,
+}
+
+/// Which commands an instance registered, as far as the limit needs it. A plugin may register any number; what cannot be taken must
+/// cost next to nothing, because the plugin's process does not answer its station meanwhile.
+#[derive(Default)]
+pub(super) struct Registered {
+    /// How many are offered, or fewer.
+    count: AtomicUsize,
+    /// One was refused for their number, and the log says so.
+    is_limit_told: AtomicBool,
+}
+
+impl Registered {
+    /// Whether a further record would be refused and need not be read. The first one is read: its name is in the log.
+    fn is_full(&self) -> bool {
+        self.count.load(Ordering::Relaxed) >= COMMANDS_MAX && self.is_limit_told.swap(true, Ordering::Relaxed)
+    }
+
+    fn added(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One was withdrawn, or none of that name was there.
+    fn removed(&self) {
+        let _ = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+    }
 }
 
 pub(super) static HOST: abi::Host = abi::Host {
@@ -115,6 +144,9 @@ unsafe extern "C" fn register(instance: u64, command: u64, record: Slice) -> u32
         placed.host.log(LogLevel::Warn, &format!("a command is not offered: {why}"));
         abi::INVALID
     };
+    if placed.commands.is_full() {
+        return abi::BUSY;
+    }
     if record.len > RECORD_MAX as u64 {
         return invalid(format!("its description of {} bytes is longer than {RECORD_MAX}", record.len));
     }
@@ -130,7 +162,11 @@ unsafe extern "C" fn register(instance: u64, command: u64, record: Slice) -> u32
         return invalid(format!("its group has 1 to {GROUP_MAX} bytes, without control characters"));
     }
     let handler = placed.image.handler(instance, command);
-    if placed.host.register(record, handler) { abi::OK } else { abi::BUSY }
+    if !placed.host.register(record, handler) {
+        return abi::BUSY;
+    }
+    placed.commands.added();
+    abi::OK
 }
 
 /// Whether a text can be the name of a group of commands.
@@ -142,6 +178,7 @@ unsafe extern "C" fn de_register(instance: u64, group: Slice, name: Slice) {
     let Some(placed) = INSTANCES.get(instance) else { return };
     // SAFETY: see above.
     let (group, name) = unsafe { (short(group), short(name)) };
+    placed.commands.removed();
     placed.host.de_register(&group, &name);
 }
 

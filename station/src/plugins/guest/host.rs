@@ -15,7 +15,7 @@ use quilt_protocol::message::Delivered;
 use quilt_protocol::{Address, Encoding, Outcome};
 
 use crate::catch::catch;
-use crate::commands::{COMMANDS_MAX, PLUGIN_MAX, RecordLimit, full_name, limit_reached};
+use crate::commands::{COMMANDS_MAX, NotOffered, PLUGIN_MAX, RecordLimit, full_name, limit_reached};
 use crate::plugins::teller::Teller;
 use crate::plugins::wire::{self, Told, What};
 
@@ -136,18 +136,21 @@ impl Host for GuestHost {
     }
     fn register(&self, record: CommandRecord, handler: Handler) -> bool {
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = full_name(&record.group, &record.name);
+        let refuse = |why: NotOffered| {
+            if !self.told_limit.swap(true, Ordering::Relaxed) {
+                self.log(LogLevel::Warn, &limit_reached(&name, &why));
+            }
+            false
+        };
         // As a station does: no more than these, and the first that registers a name keeps it.
         if commands.len() >= COMMANDS_MAX {
-            return false;
+            return refuse(NotOffered::TooMany);
         }
         let json = serde_json::to_string(&record).expect("records have text keys");
         // What the station would refuse need not be told.
         if commands.values().map(|(_, length)| length).sum::<usize>() + json.len() > PLUGIN_MAX {
-            if !self.told_limit.swap(true, Ordering::Relaxed) {
-                let name = full_name(&record.group, &record.name);
-                self.log(LogLevel::Warn, &limit_reached(&name, &RecordLimit::Plugin.into()));
-            }
-            return false;
+            return refuse(RecordLimit::Plugin.into());
         }
         if let Entry::Vacant(free) = commands.entry((record.group, record.name)) {
             let (command, _) = *free.insert((COMMANDS.insert(handler), json.len()));
