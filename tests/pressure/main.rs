@@ -58,6 +58,9 @@ struct Rounds {
     /// Take only these
     #[arg(long, value_delimiter = ',')]
     only: Vec<Resource>,
+    /// Take nothing; only kill
+    #[arg(long, conflicts_with = "only")]
+    kills_only: bool,
     /// Where rounds that fail are kept
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     keep: PathBuf,
@@ -90,7 +93,8 @@ fn drive(rounds: Rounds) -> anyhow::Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("quilt-pressure-").tempdir_in(&rounds.keep)?;
     let abilities = Abilities::find(folder.path())?;
     let (can, cannot) = abilities.resources();
-    let resources: Vec<_> = can.into_iter().filter(|one| rounds.only.is_empty() || rounds.only.contains(one)).collect();
+    let is_taken = |one: &Resource| !rounds.kills_only && (rounds.only.is_empty() || rounds.only.contains(one));
+    let resources: Vec<_> = can.into_iter().filter(is_taken).collect();
     cannot.iter().for_each(|why| println!("not taken: {why}"));
     let count = rounds.rounds.unwrap_or(if rounds.seed.is_some() { 1 } else { 20 });
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();

@@ -16,10 +16,10 @@ pub(crate) struct Process {
 
 /// All processes that have a path below a folder among their arguments.
 pub(crate) fn below(folder: &Path) -> Vec<Process> {
-    let folder = folder.to_string_lossy();
+    let folder = format!("{}/", folder.display());
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let here = pids.filter_map(read).filter(|process| process.arguments.iter().any(|one| one.contains(&*folder)));
+    let here = pids.filter_map(read).filter(|process| process.arguments.iter().any(|one| one.contains(&folder)));
     here.collect()
 }
 

@@ -366,9 +366,10 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// One of the workspace's binaries. Cargo builds them for the tests of their own packages.
 fn binary_path(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let path = profile.join(name);
-    assert!(path.exists(), "{} is not built; run `cargo test --workspace` or `cargo build`", path.display());
-    path
+    let own = std::env::current_exe().unwrap();
+    // A test lies in a folder beside them, a binary of this package among them.
+    let places = own.ancestors().skip(1).take(2).map(|folder| folder.join(name));
+    let found = places.clone().find(|path| path.exists());
+    let tried: Vec<_> = places.collect();
+    found.unwrap_or_else(|| panic!("{tried:?} are not built; run `cargo test --workspace` or `cargo build`"))
 }
