@@ -235,6 +235,9 @@ pub(crate) fn report(
     remarks(source, reply).iter().filter(|remark| !told.contains(remark)).for_each(|remark| eprintln!("{remark}"));
     let effect = if reply.stored { "stored and pushed all the same" } else { "nothing was changed" };
     problems(source, reply, effect).iter().for_each(|problem| eprintln!("{problem}"));
+    if let Some(text) = stored_and_unhealthy(reply) {
+        eprintln!("{text}");
+    }
     for (station, failure) in &reply.failures {
         eprintln!("{station}: {}", plain(failure));
     }
@@ -243,6 +246,16 @@ pub(crate) fn report(
         reply.taken_back.iter().for_each(|change| eprintln!("{}", describe(change)));
     }
     output::one(format, reply, |reply| outcome(reply, dry_run))
+}
+
+/// A sentence about an apply that was not refused and is not healthy everywhere: it has the same exit code as a refusal, and another
+/// remedy.
+fn stored_and_unhealthy(reply: &ApplyReply) -> Option<String> {
+    let stations = count(reply.failures.len(), "station");
+    let stored = if reply.rolled_back { "was stored and pushed" } else { "is stored and stays desired" };
+    let late = if reply.timed_out { " in time" } else { "" };
+    (reply.stored && !reply.failures.is_empty())
+        .then(|| format!("the configuration {stored}, but {stations} did not become healthy{late}:"))
 }
 
 /// The result for people.
@@ -360,5 +373,22 @@ mod tests {
         let stored = ApplyReply { stored: true, ..planned(&[], &["group `g`"]) };
         assert_eq!(outcome(&stored, false), "no station changes now, but what is stored does: group `g`");
         assert_eq!(outcome(&ApplyReply { entries: Vec::new(), ..stored }, false), "no changes");
+    }
+
+    #[test]
+    fn what_is_stored_and_unhealthy_is_told_from_what_is_refused() {
+        let failures = [("cam-1".to_owned(), "process/x: exit code 1".to_owned())].into();
+        let failed = ApplyReply { stored: true, failures, ..ApplyReply::default() };
+        let told = |reply: &ApplyReply| stored_and_unhealthy(reply).unwrap_or_default();
+        assert_eq!(
+            told(&failed),
+            "the configuration is stored and stays desired, but 1 station did not become healthy:"
+        );
+        let back = ApplyReply { rolled_back: true, timed_out: true, ..failed.clone() };
+        assert_eq!(
+            told(&back),
+            "the configuration was stored and pushed, but 1 station did not become healthy in time:"
+        );
+        assert_eq!(told(&ApplyReply { stored: false, ..failed }), "");
     }
 }

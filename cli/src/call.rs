@@ -9,6 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use quilt_client::control::{ASK_FOR_STREAM, InstanceRef, Share};
 use quilt_client::{Answer, AskError, CallOptions, Client, Delivered, Outcome};
+use quilt_core::words::list;
 use quilt_manager::selector::is_selector;
 use quilt_protocol::Address;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::exit::{self, Failure, PARTLY, code_of};
 use crate::output::{self, Format, plain};
-use crate::{Session, complete, json, reference};
+use crate::{Session, complete, json, offers, reference};
 
 /// Arguments of `call`.
 #[derive(Args)]
@@ -27,7 +28,7 @@ pub(crate) struct Call {
     /// "room=a and role=counter"
     #[arg(add = complete::instances(), value_parser = reference::target)]
     target: String,
-    /// The command, or group:command
+    /// The command, or group:command; `quiltctl commands STATION` lists them
     #[arg(add = complete::commands())]
     command: String,
     /// The request as JSON, @FILE, or - for standard input
@@ -110,6 +111,9 @@ impl Call {
                 let (answer, elapsed) = ask(&client, only, &self.command, body.clone(), until).await;
                 if answer.outcome == Outcome::Refused && answer.text().ends_with(ASK_FOR_STREAM) {
                     return self.stream(&client, only, body, session.format).await;
+                }
+                if answer.outcome == Outcome::NoCommand && !is_selector {
+                    tell_offered(&client, only).await;
                 }
                 results.push(result(Some(only), answer, elapsed));
             } else {
@@ -217,6 +221,22 @@ impl Call {
             Ok(ExitCode::from(code))
         })
         .await
+    }
+}
+
+/// Says on standard error which commands an instance offers, and how one of them is called.
+async fn tell_offered(client: &Client, target: &Address) {
+    let Address::Instance { station, role, instance } = target else { return };
+    let mut offers = client.commands(station).await.unwrap_or_default();
+    offers.retain(|offer| offer.role == *role && offer.instance.as_ref() == Some(instance));
+    let names: Vec<_> = offers.iter().map(|offer| plain(&offer.command)).collect();
+    match offers.first() {
+        None => eprintln!("quiltctl: {target} offers no commands now"),
+        Some(first) => {
+            let body = offers::example(&first.request_schema).map_or_else(String::new, |body| format!(" '{body}'"));
+            eprintln!("quiltctl: {target} offers {}; for example", list(&names));
+            eprintln!("  quiltctl call {target} {}{body}", plain(&first.command));
+        }
     }
 }
 

@@ -19,7 +19,12 @@ pub(crate) struct Target {
 impl Target {
     pub(crate) async fn run(self, session: &Session, action: Action) -> Result<ExitCode, Failure> {
         if self.target.split('/').count() != 3 {
-            return Err(Failure::with_code(USAGE, format!("{:?} is not station/role/instance", self.target)));
+            let text = format!(
+                "expected one instance as station/role/instance, such as cam-1/process/clock, got {:?}; `quiltctl station show \
+                 STATION` lists instances",
+                self.target
+            );
+            return Err(Failure::with_code(USAGE, text));
         }
         session.connect().await?.control(&self.target, action).await?;
         Ok(ExitCode::SUCCESS)

@@ -15,9 +15,14 @@ pub(crate) struct Events {
     /// Go on with events as they come
     #[arg(short, long)]
     follow: bool,
-    /// Only events after this number
-    #[arg(long, value_name = "NUMBER")]
+    /// Only events after this number; `-o json` shows the numbers
+    #[arg(long, value_name = "NUMBER", value_parser = number)]
     after: Option<u64>,
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected an event's number such as 7, got {text:?}; `-o jsonl` shows the numbers"))
 }
 
 impl Events {

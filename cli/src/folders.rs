@@ -26,7 +26,7 @@ pub(crate) struct Purge {
     /// Name, id:UUID or mac:ADDRESS
     #[arg(add = complete::stations())]
     station: String,
-    /// Whose folders to delete
+    /// Whose folders to delete: what a removed instance left, its state and its log
     #[arg(value_name = "ROLE/INSTANCE", required_unless_present = "all")]
     instances: Vec<String>,
     /// Delete those of all instances that were removed
@@ -68,7 +68,7 @@ impl Purge {
             chosen.extend(folders.iter().filter(|folder| !folder.used));
         }
         if chosen.is_empty() {
-            eprintln!("{station} has no folders of removed instances");
+            eprintln!("nothing to delete: {station} has no folders of removed instances");
             return Ok(ExitCode::SUCCESS);
         }
         let names: Vec<_> = chosen.iter().map(|folder| name_of(folder)).collect();

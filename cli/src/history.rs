@@ -41,6 +41,13 @@ impl History {
     }
 }
 
+fn revision(text: &str) -> Result<Revision, String> {
+    let number = text.parse().map_err(|_| {
+        format!("expected a revision's number such as 7, got {text:?}; `quiltctl history STATION` lists them")
+    });
+    number.map(Revision)
+}
+
 /// Arguments of `rollback`.
 #[derive(Args)]
 pub(crate) struct Rollback {
@@ -48,13 +55,13 @@ pub(crate) struct Rollback {
     #[arg(add = complete::stations())]
     station: String,
     /// The revision to go back to; the last one that ran well unless given
-    #[arg(long, value_name = "REVISION")]
-    to: Option<u64>,
+    #[arg(long, value_name = "REVISION", value_parser = revision)]
+    to: Option<Revision>,
 }
 
 impl Rollback {
     pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let done = session.connect().await?.rollback(&self.station, self.to.map(Revision)).await?;
+        let done = session.connect().await?.rollback(&self.station, self.to).await?;
         let RolledBack { revision, to, undone_by } = &done;
         let shown = json!({ "station": self.station, "revision": revision, "to": to, "undone_by": undone_by });
         output::one(session.format, &shown, |_| {

@@ -24,8 +24,8 @@ pub(crate) struct Logs {
     /// Go on with lines as they come, also after a station was away
     #[arg(short, long)]
     follow: bool,
-    /// How many of the last lines of each instance
-    #[arg(short = 'n', long, default_value_t = 100)]
+    /// How many of the last lines of each instance, or all
+    #[arg(short = 'n', long, value_name = "N|all", default_value = "100", allow_negative_numbers = true, value_parser = lines)]
     lines: u32,
     /// Show when each line was written
     #[arg(short, long)]
@@ -89,6 +89,13 @@ impl Logs {
             show.line(instance, &line);
         }
         lines.end().await
+    }
+}
+
+fn lines(text: &str) -> Result<u32, String> {
+    match text {
+        "all" => Ok(u32::MAX),
+        number => number.parse().map_err(|_| format!("expected how many lines, such as 100, or all, got {text:?}")),
     }
 }
 

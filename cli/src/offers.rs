@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::{Map, Value, json};
 
 use crate::exit::Failure;
 use crate::output::{self, Format, plain};
@@ -72,6 +73,34 @@ impl Commands {
     }
 }
 
+/// A request that fits a schema as far as it requires simple values; `None` if nothing is required, or more than that.
+pub(crate) fn example(schema: &Value) -> Option<String> {
+    let required = schema["required"].as_array()?.iter().filter_map(Value::as_str);
+    let value = |key: &str| match schema["properties"][key]["type"].as_str()? {
+        "string" => Some(json!("x")),
+        "integer" | "number" => Some(json!(1)),
+        "boolean" => Some(json!(true)),
+        "array" => Some(json!([])),
+        _ => None,
+    };
+    let fields: Option<Map<_, _>> = required.map(|key| Some((key.to_owned(), value(key)?))).collect();
+    fields.filter(|fields| !fields.is_empty()).map(|fields| Value::Object(fields).to_string())
+}
+
 fn first_line(doc: &str) -> String {
     plain(doc.lines().next().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_example_has_a_value_for_each_required_key_or_is_left_out() {
+        let schema =
+            |required: Value| json!({ "required": required, "properties": { "by": { "type": "integer" }, "x": {} } });
+        assert_eq!(example(&schema(json!(["by"]))).as_deref(), Some(r#"{"by":1}"#));
+        assert_eq!(example(&schema(json!(["by", "x"]))), None);
+        assert_eq!(example(&json!({ "properties": {} })), None);
+    }
 }

@@ -2,13 +2,23 @@
 //! `EnvironmentFile=` leave such variables behind.
 
 use std::ffi::OsStr;
+use std::io::{self, Write as _};
 
 use clap::{Command, Parser};
 
 /// Reads the command line and the environment of this process; ends it with a message if they are wrong.
 pub fn parse<T: Parser>() -> T {
     let command = ignore_empty(T::command(), &|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
-    T::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    let matches = command.try_get_matches().unwrap_or_else(|error| exit(&error));
+    T::from_arg_matches(&matches).unwrap_or_else(|error| exit(&error))
+}
+
+/// Ends the process with what clap has to say. As clap does, except that help which cannot be written is an error, unless its reader
+/// left.
+fn exit(message: &clap::Error) -> ! {
+    let written = message.print().and_then(|()| io::stdout().flush());
+    let is_lost = written.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe);
+    std::process::exit(if is_lost && message.exit_code() == 0 { 1 } else { message.exit_code() })
 }
 
 /// Removes the variables for which `is_empty` holds from a command and its subcommands.

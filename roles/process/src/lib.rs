@@ -92,7 +92,7 @@ impl Process {
             invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal));
         }
         if let Some(umask) = config.umask.as_ref().filter(|umask| octal(umask).is_none()) {
-            invalid("umask", "octal digits such as \"027\"", &format!("{umask:?}"));
+            invalid("umask", "octal digits in quotes such as \"022\"", &format!("{umask:?}"));
         }
         if let Some(nice) = config.nice.filter(|nice| !(-20..=19).contains(nice)) {
             invalid("nice", "a number from -20 to 19", &nice.to_string());

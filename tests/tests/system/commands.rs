@@ -140,6 +140,9 @@ async fn selectors_reach_every_instance_that_offers_the_command_and_their_mistak
         assert!(told, "{refused:?}");
     }
     world.ctl(&["call", "cam-2/counter", "value"]).await.with_code(0);
+    let unknown = world.ctl(&["call", "cam-2/counter/main", "incr"]).await.with_code(4);
+    let told = "offers count, divide, increment, value; for example\n  quiltctl call cam-2/counter/main count '{\"items\":1}'\n";
+    assert!(unknown.err.contains(told), "{}", unknown.err);
     world.ctl(&["call", "room=nowhere", "value"]).await.with_code(4);
     let commands = world.ctl(&["commands", "cam-1", "-o", "json"]).await.with_code(0).json();
     let increment = commands.as_array().unwrap().iter().find(|one| one["command"] == "increment").unwrap();
