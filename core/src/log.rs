@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::de::{Deserialize as _, Deserializer, Error as _};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
 use crate::append::{Losses, is_torn};
@@ -13,6 +16,25 @@ use crate::time;
 
 /// The log file of this process.
 static LOG: OnceLock<LogFile> = OnceLock::new();
+
+/// Who sees the events that the filter takes.
+static OBSERVER: OnceLock<fn(&Event<'_>)> = OnceLock::new();
+
+/// Has `observer` called with every event that the filter takes, on the thread that it comes from. The first call counts.
+pub fn observe(observer: fn(&Event<'_>)) {
+    let _ = OBSERVER.set(observer);
+}
+
+/// Hands events to the observer.
+struct Observed;
+
+impl<S: Subscriber> Layer<S> for Observed {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if let Some(observer) = OBSERVER.get() {
+            observer(event);
+        }
+    }
+}
 
 type Reload = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 /// How the filter is changed.
@@ -172,7 +194,7 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
     };
     let builder = builder.with_ansi(colour).with_writer(|| Appender).with_filter_reloading();
     let reload = builder.reload_handle();
-    if builder.try_init().is_ok() {
+    if builder.finish().with(Observed).try_init().is_ok() {
         let _ = RELOAD.set(Box::new(move |filter| reload.reload(filter)));
     }
     Ok(())

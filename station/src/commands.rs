@@ -54,6 +54,8 @@ pub(crate) struct Offer {
     pub(crate) record: Arc<Record>,
     /// Whether it may run where it arrives.
     pub(crate) inline: bool,
+    /// The run that carries it out.
+    pub(crate) run: u64,
     pub(crate) handler: Handler,
     /// Hears of a panic in it, which ends the instance: what it left half done is not used again.
     pub(crate) crashed: mpsc::Sender<String>,
@@ -168,7 +170,7 @@ impl Commands {
             Entry::Occupied(_) => Err(NotOffered::NameTaken),
             Entry::Vacant(place) => {
                 let record = records.share(owner, record)?;
-                place.insert(Arc::new(Offer { record, inline, handler, crashed }));
+                place.insert(Arc::new(Offer { record, inline, run, handler, crashed }));
                 Ok(())
             }
         }

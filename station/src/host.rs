@@ -18,6 +18,7 @@ use crate::board::{self, Board};
 use crate::catch::catch;
 use crate::commands::{Commands, NotOffered, Replaced, full_name, limit_reached};
 use crate::instance::Surroundings;
+use crate::role_events::{self, within, within_now};
 use crate::session::Link;
 use crate::spec::Key;
 
@@ -84,6 +85,16 @@ impl InstanceHost {
         }
     }
 
+    /// Tells this run from all others; for [`crate::role_events`].
+    pub(crate) fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// The plugin that it is of; the role, if that is linked in.
+    pub(crate) fn plugin(&self) -> &str {
+        &self.plugin
+    }
+
     pub(crate) fn set_stop_timeout(&self, timeout: Duration) {
         *self.stop_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
     }
@@ -118,6 +129,7 @@ impl InstanceHost {
     pub(crate) fn end(&self) {
         let mut ended = self.ended();
         *ended = true;
+        role_events::end(self.run);
         self.commands.remove(&self.key, self.run);
         self.board.end_run(&self.key, self.run);
         drop(ended);
@@ -130,11 +142,11 @@ impl Host for InstanceHost {
         if *self.ended() {
             return;
         }
-        let crashed = self.crashed.clone();
+        let (run, crashed) = (self.run, self.crashed.clone());
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         let work = async move {
-            if let Err(panic) = catch(work).await {
+            if let Err(panic) = catch(within(run, work)).await {
                 let _ = crashed.try_send(panic);
             }
         };
@@ -143,7 +155,8 @@ impl Host for InstanceHost {
 
     #[allow(clippy::disallowed_methods, reason = "a blocking thread cannot be aborted, so nobody need own it")]
     fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        self.runtime.spawn_blocking(work);
+        let run = self.run;
+        self.runtime.spawn_blocking(move || within_now(run, work));
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {

@@ -25,6 +25,7 @@ mod push;
 mod ready;
 mod requests;
 mod restarts;
+mod role_events;
 mod saved;
 mod session;
 mod spec;

@@ -21,7 +21,7 @@ mod intake;
 mod kept;
 mod services;
 mod teller;
-mod trace;
+pub(crate) mod trace;
 mod wire;
 
 use std::sync::OnceLock;
@@ -40,6 +40,8 @@ static RUNTIME: OnceLock<Handle> = OnceLock::new();
 fn runtime() -> Option<&'static Handle> {
     RUNTIME.get()
 }
+
+pub(crate) use services::TEXT_MAX;
 
 pub(crate) use catalog::{Carrier, Catalog, Offered, Plugin, Prepared, Setup};
 

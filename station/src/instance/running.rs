@@ -12,6 +12,7 @@ use super::{Ended, Order, Runner, Surroundings, instance_dir, log_dir};
 use crate::catch::{catch, catch_now};
 use crate::folders::last_state;
 use crate::host::InstanceHost;
+use crate::role_events::{self, within};
 use crate::spec::{Key, Spec};
 
 /// How long what an order cuts short may take to end by itself.
@@ -111,12 +112,17 @@ impl Runner {
         }
         let cx = RoleContext::new(host.clone(), place(&self.around, &self.key, resuming));
         let limit = self.spec.settings.start_timeout;
-        let starting = catch(async {
+        if self.spec.carrier.is_none() {
+            role_events::begin(host.run(), Arc::downgrade(&host));
+        }
+        let run = host.run();
+        let starting = within(run, async {
             let mut role = factory.start(self.spec.config.as_bytes(), cx).await?;
             let work = role.run().await;
+            let work = work.map(|work| Box::pin(within(run, work)) as Work);
             Ok::<_, RoleError>((role, work))
         });
-        let starting = tokio::time::timeout(limit, starting);
+        let starting = tokio::time::timeout(limit, catch(starting));
         let started =
             match unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, starting).await {
                 Some(Ok(Ok(Ok(started)))) => Ok(started),
@@ -155,7 +161,7 @@ impl Runner {
             return true;
         }
         self.around.commands.cancel_calls(&self.key);
-        let updating = catch(started.role.update(spec.config.as_bytes()));
+        let updating = catch(within(started.host.run(), started.role.update(spec.config.as_bytes())));
         let updating = tokio::time::timeout(UPDATE_TIMEOUT, updating);
         let updated = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, updating).await;
         // What is cut short may be half done: it does not go on with that.
@@ -261,7 +267,7 @@ async fn end_role(started: Started, detach: bool) -> Ended {
         host.log(LogLevel::Error, &format!("while its work was ended: {panic}"));
     }
     let limit = host.stop_timeout().saturating_add(STOP_GRACE);
-    let stopping = catch(async { if detach { role.detach().await } else { role.stop().await } });
+    let stopping = catch(within(host.run(), async { if detach { role.detach().await } else { role.stop().await } }));
     let ended = match tokio::time::timeout(limit, stopping).await {
         Ok(Ok(())) => Ended::InTime,
         Ok(Err(panic)) => {

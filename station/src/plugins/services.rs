@@ -81,7 +81,7 @@ pub(super) static HOST: abi::Host = abi::Host {
 };
 
 /// The longest text of a log line, state or name that is taken from a plugin, in bytes.
-const TEXT_MAX: usize = 64 << 10;
+pub(crate) const TEXT_MAX: usize = 64 << 10;
 /// The longest name of a group of commands.
 const GROUP_MAX: usize = 200;
 /// The longest description of a command.

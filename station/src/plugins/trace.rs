@@ -20,6 +20,8 @@ use super::wire::{Told, What};
 /// How many targets of plugins are told apart; further ones appear under one name. Each costs a little memory for ever.
 const TARGETS_MAX: usize = 1000;
 const OTHERS: &str = "plugin";
+/// The name of every event of a plugin.
+pub(crate) const EVENT: &str = "plugin event";
 const FIELDS: &[&str] = &["message", "plugin", "instance", "fields"];
 
 /// A place in a plugin's code, as far as filters know places: a level and a target.
@@ -57,17 +59,17 @@ pub(crate) fn follow_the_filter() {
 }
 
 /// What is said of an event in the fleet's own stream of events: from this level on they are the story an operator tells.
-pub(super) const TOLD: u32 = abi::LOG_INFO;
+pub(crate) const TOLD: u32 = abi::LOG_INFO;
 
 /// An event as the fleet's stream has it.
-pub(super) fn told(level: u32, target: &str, plugin: &str, fields: &str) -> String {
+pub(crate) fn told(level: u32, target: &str, plugin: &str, fields: &str) -> String {
     let level = ["", "error", "warn", "info"].get(level as usize).copied().unwrap_or_default();
     let fields: serde_json::Value = serde_json::from_str(fields).unwrap_or_default();
     serde_json::json!({ "level": level, "target": target, "plugin": plugin, "fields": fields }).to_string()
 }
 
 /// An event as the instance's log has it.
-pub(super) fn line(level: u32, target: &str, fields: &str) -> String {
+pub(crate) fn line(level: u32, target: &str, fields: &str) -> String {
     let level = ["", "ERROR", "WARN", "INFO", "DEBUG"].get(level as usize).copied().unwrap_or("TRACE");
     let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(fields).unwrap_or_default();
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -98,7 +100,7 @@ fn place(level: u32, target: &str) -> &'static Place {
         _ => Level::TRACE,
     };
     let fields = FieldSet::new(FIELDS, callsite::Identifier(place));
-    let metadata = Metadata::new("plugin event", name, level_, None, None, None, fields, Kind::EVENT);
+    let metadata = Metadata::new(EVENT, name, level_, None, None, None, fields, Kind::EVENT);
     let _ = place.metadata.set(metadata);
     callsite::register(place);
     places.insert((level, target.to_owned()), place);

@@ -17,6 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::Requests;
 use crate::catch::{PANICKED, catch, catch_now};
 use crate::commands::{Found, NoHandler, Offer};
+use crate::role_events::{within, within_now};
 use crate::spec::Key;
 
 impl Requests {
@@ -143,7 +144,9 @@ impl Calling {
             return Err(self);
         }
         let ended = self.begin_work().and_then(|mut work| {
-            let polled = catch_now(|| work.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            let polled = catch_now(|| {
+                within_now(self.offer.run, || work.as_mut().poll(&mut Context::from_waker(Waker::noop())))
+            });
             self.work = Some(work);
             polled
         });
@@ -162,7 +165,7 @@ impl Calling {
         let ended = match self.begin_work() {
             Ok(work) => tokio::select! {
                 biased;
-                ended = catch(work) => ended,
+                ended = catch(within(self.offer.run, work)) => ended,
                 () = self.calls.cancelled() => {
                     let text = Bytes::from_static(b"the instance was updated or stopped");
                     return (Outcome::Cancelled, Encoding::Json, text);
@@ -177,7 +180,7 @@ impl Calling {
     fn begin_work(&mut self) -> Result<api::BoxFuture<'static, api::Ended>, String> {
         match (self.work.take(), self.call.take()) {
             (Some(work), _) => Ok(work),
-            (None, Some(call)) => catch_now(|| (self.offer.handler)(call)),
+            (None, Some(call)) => catch_now(|| within_now(self.offer.run, || (self.offer.handler)(call))),
             (None, None) => unreachable!("a call is begun once and its work is put back"),
         }
     }

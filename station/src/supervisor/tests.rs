@@ -50,6 +50,8 @@ impl Toy {
     async fn start(config: ToyConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         let slow = if held(cx).exists() { 0 } else { config.slow };
         cx.sleep(Duration::from_millis(config.start + slow)).await;
+        tracing::info!(target: "toy", start = config.start, "begins");
+        cx.spawn(async { tracing::info!(target: "toy", "has a task") });
         if config.held {
             std::fs::write(held(cx), "").unwrap();
         }
@@ -77,6 +79,7 @@ impl Toy {
         let (work, cx) = (Duration::from_millis(self.work?), cx.clone());
         Some(Box::pin(async move {
             cx.sleep(work).await;
+            tracing::warn!(target: "toy", "its work is done");
             Ok(())
         }))
     }
@@ -172,6 +175,20 @@ impl Bench {
 
 fn key(name: &str) -> Key {
     Key { role: "toy".parse().unwrap(), instance: name.parse().unwrap() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_linked_role_says_by_tracing_is_in_the_log_of_its_instance_and_of_no_other() {
+    quilt_core::log::init(None, "info").unwrap();
+    let bench = Bench::new();
+    bench.commit(&[("a", r#"{"start":1,"work":10}"#), ("b", r#"{"start":2,"work":10}"#)]).await;
+    for (name, first) in [("a", "INFO toy: begins start=1"), ("b", "INFO toy: begins start=2")] {
+        bench.until_state(name, State::Completed).await;
+        let log = bench.folder.path().join(format!("instances/toy/{name}/log"));
+        let lines = quilt_core::lines::Reader::open(&log, 100).unwrap().more().unwrap();
+        let lines: Vec<_> = lines.iter().map(|line| line.text().into_owned()).collect();
+        assert_eq!(lines, [first, "INFO toy: has a task", "WARN toy: its work is done"], "{name}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
