@@ -110,8 +110,12 @@ impl TaskGroup {
 
 impl Drop for TaskGroup {
     fn drop(&mut self) {
-        // It is empty a moment after its last process has ended.
+        // A test that failed has left its keeper in it. It is empty a moment after its last process has ended.
         while std::fs::remove_dir(&self.0).is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound) {
+            let left = std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for pid in left.lines().filter_map(|pid| pid.parse().ok()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             std::thread::yield_now();
         }
     }
