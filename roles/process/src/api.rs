@@ -127,6 +127,9 @@ pub enum SignalError {
     /// The program has ended.
     #[error("the program has ended")]
     NotRunning,
+    /// The keeper of the program does not answer.
+    #[error("the keeper of the program does not answer, so that nobody knows whether the signal arrives")]
+    Unanswered,
 }
 
 /// Sends the last lines of the program's output, and on request those to come.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use quilt_core::processes::PidFd;
 use quilt_plugin_api::{RoleContext, RoleError};
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::api::SignalError;
 use crate::find::{StartError, find_or_begin};
-use crate::keeper::{Exit, Look, Paths, Run, Spec, ToKeeper, ending, leftovers};
-use crate::kept::{Ears, Found, Kept, say};
+use crate::keeper::{Exit, FromKeeper, Look, Paths, Run, Spec, ToKeeper, ending, leftovers};
+use crate::kept::{Ears, FIRST_WORD, Found, Kept, say};
 
 /// How long to wait before something that could not be done now is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,6 +29,15 @@ pub(crate) struct Hold {
     /// Locked by the work as long as it listens.
     ears: Mutex<Option<Ears>>,
     mouth: Mutex<Option<OwnedWriteHalf>>,
+    /// Signals that the keeper has answered.
+    signalled: watch::Sender<Signals>,
+}
+
+/// Signals on one connection.
+#[derive(Clone, Copy, Default)]
+struct Signals {
+    connection: u64,
+    count: u64,
 }
 
 /// What is known of the run.
@@ -40,12 +50,21 @@ struct Known {
     /// Why there is no connection.
     trouble: Option<String>,
     orphan_timeout: Option<Duration>,
+    /// Signals that the keeper was asked for.
+    asked: Signals,
 }
 
 impl Hold {
     /// A hold on nothing yet.
     pub(crate) fn new(paths: Paths, digest: String) -> Self {
-        Self { paths, digest, known: StdMutex::default(), ears: Mutex::default(), mouth: Mutex::default() }
+        Self {
+            paths,
+            digest,
+            known: StdMutex::default(),
+            ears: Mutex::default(),
+            mouth: Mutex::default(),
+            signalled: watch::Sender::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -115,6 +134,8 @@ impl Hold {
             known.run = Some(run);
             known.keeper = keeper.map(Arc::new).or(known.keeper.take());
             known.trouble = None;
+            known.asked = Signals { connection: known.asked.connection + 1, count: 0 };
+            self.signalled.send_replace(known.asked);
         }
         self.tell_orphan_timeout().await;
     }
@@ -131,14 +152,39 @@ impl Hold {
         self.say(&ToKeeper::OrphanTimeout(ms)).await;
     }
 
-    /// Says something to the keeper; false if there is no connection.
-    pub(crate) async fn say(&self, message: &ToKeeper) -> bool {
-        match self.mouth.lock().await.as_mut() {
-            Some(mouth) => {
-                say(mouth, message).await;
-                true
-            }
-            None => false,
+    /// Says something to the keeper, if there is a connection.
+    async fn say(&self, message: &ToKeeper) {
+        if let Some(mouth) = self.mouth.lock().await.as_mut() {
+            say(mouth, message).await;
+        }
+    }
+
+    /// Has the keeper send the program a signal, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// The program does not run, or its keeper does not answer.
+    pub(crate) async fn signal(&self, number: i32) -> Result<(), SignalError> {
+        let asked = {
+            let mut mouth = self.mouth.lock().await;
+            let mouth = match mouth.as_mut() {
+                _ if self.exit().is_some() || self.run().is_none() => return Err(SignalError::NotRunning),
+                Some(mouth) => mouth,
+                None => return Err(SignalError::Unanswered),
+            };
+            say(mouth, &ToKeeper::Signal(number)).await;
+            // They are answered in the order in which they are asked for.
+            let asked = &mut self.known().asked;
+            asked.count += 1;
+            *asked
+        };
+        let mut signalled = self.signalled.subscribe();
+        let is_answered = |seen: &Signals| seen.connection == asked.connection && seen.count >= asked.count;
+        match timeout(FIRST_WORD, signalled.wait_for(is_answered)).await {
+            Ok(Ok(_)) => Ok(()),
+            // It may have been the last thing that the program got.
+            _ if self.exit().is_some() => Ok(()),
+            _ => Err(SignalError::Unanswered),
         }
     }
 
@@ -175,12 +221,19 @@ impl Hold {
             }
             shown = self.known().trouble.is_some();
             if let Some(listening) = ears.as_mut() {
-                let exit = listening.exit().await;
+                let exit = loop {
+                    match listening.next().await {
+                        Some(FromKeeper::Exited(exit)) => break Some(exit),
+                        Some(FromKeeper::Signalled) => self.signalled.send_modify(|signals| signals.count += 1),
+                        Some(FromKeeper::Running(_) | FromKeeper::Stopping) => {}
+                        None => break None,
+                    }
+                };
                 *ears = None;
                 *self.mouth.lock().await = None;
                 self.known().exit = exit;
             } else if let Some(run) = run {
-                self.reconnect(&mut ears, &run).await;
+                self.reconnect(&mut ears, &run, cx).await;
             } else {
                 sleep(RETRY_INTERVAL).await;
                 self.try_begin(&mut ears, &spec, cx).await?;
@@ -190,7 +243,7 @@ impl Hold {
 
     /// Connects to the keeper again, or learns how the run ended: a keeper that is gone has left the exit on disk, or was killed and
     /// nobody saw it.
-    async fn reconnect(&self, ears: &mut Option<Ears>, run: &Run) {
+    async fn reconnect(&self, ears: &mut Option<Ears>, run: &Run, cx: &RoleContext) {
         let keeper = self.known().keeper.clone();
         let keeper = match keeper {
             Some(keeper) => Ok(Some(keeper)),
@@ -210,7 +263,7 @@ impl Hold {
                 Ok(exit) => {
                     let exit = match exit {
                         Some(exit) => exit,
-                        None => self.until_nothing_is_left(run).await,
+                        None => until_nothing_is_left(run, cx).await,
                     };
                     self.known().exit = Some(exit);
                     return;
@@ -225,23 +278,6 @@ impl Hold {
     async fn wait_after(&self, error: &std::io::Error) -> String {
         sleep(RETRY_INTERVAL).await;
         error.to_string()
-    }
-
-    /// Ends what a killed keeper left of its run: the kernel has killed the program, but not what that had started.
-    async fn until_nothing_is_left(&self, run: &Run) -> Exit {
-        for look in 1_u32.. {
-            let left = leftovers::kill(run).and_then(|()| leftovers::of(run));
-            let trouble = match left.as_deref() {
-                Ok([]) => break,
-                Ok([left, ..]) => format!("process {} of a run whose keeper was killed does not end", left.pid),
-                Err(error) => format!("what a killed keeper left cannot be looked at: {error}"),
-            };
-            if look % LEFT_LOOKS == 0 {
-                self.known().trouble = Some(trouble);
-            }
-            sleep(LEFT_INTERVAL).await;
-        }
-        Exit::unseen(run)
     }
 
     /// Ends the run and does not return before it is seen to be gone. Passes on what is not.
@@ -274,4 +310,22 @@ impl Hold {
 
 fn unreachable(run: &Run, why: &str) -> String {
     format!("unreachable: its keeper, process {}, does not answer: {why}", run.keeper)
+}
+
+/// Ends what a killed keeper left of its run: the kernel has killed the program, but not what that had started. As long as something
+/// is left the run has not ended, and no other begins.
+async fn until_nothing_is_left(run: &Run, cx: &RoleContext) -> Exit {
+    for look in 1_u32.. {
+        let left = leftovers::kill(run).and_then(|()| leftovers::of(run));
+        let trouble = match left.as_deref() {
+            Ok([]) => break,
+            Ok([left, ..]) => format!("process {} of a run whose keeper was killed does not end", left.pid),
+            Err(error) => format!("what a killed keeper left cannot be looked at: {error}"),
+        };
+        if look % LEFT_LOOKS == 0 {
+            cx.waiting(trouble);
+        }
+        sleep(LEFT_INTERVAL).await;
+    }
+    Exit::unseen(run)
 }

@@ -201,6 +201,11 @@ impl Exit {
         Self { run: run.id.clone(), code: None, signal: None, at_ms, left: 0, out_of_memory: false, stopped_by: None }
     }
 
+    /// Whether the program has done its work. One that was told to stop has not, whatever its exit code says.
+    pub(crate) fn is_success(&self, codes: &[i32]) -> bool {
+        self.stopped_by.is_none() && self.code.is_some_and(|code| codes.contains(&code))
+    }
+
     /// Whether nobody saw how the run ended.
     pub(crate) fn is_unseen(&self) -> bool {
         self.code.is_none() && self.signal.is_none()
@@ -250,6 +255,8 @@ pub(crate) enum FromKeeper {
     Running(Run),
     /// The answer to [`ToKeeper::Stop`]: the program is asked to stop, and killed after its time-out.
     Stopping,
+    /// The answer to [`ToKeeper::Signal`]: the program has the signal.
+    Signalled,
     /// Last thing.
     Exited(Exit),
 }

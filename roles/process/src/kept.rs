@@ -71,20 +71,6 @@ impl Ears {
         }
         None
     }
-
-    /// How the run ended, as soon as its keeper says so; `None` if the connection is lost before.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel-safe: nothing is lost.
-    pub(crate) async fn exit(&mut self) -> Option<Exit> {
-        loop {
-            match self.next().await? {
-                FromKeeper::Exited(exit) => return Some(exit),
-                FromKeeper::Running(_) | FromKeeper::Stopping => {}
-            }
-        }
-    }
 }
 
 /// Kills a keeper, and its program with it, if its start is dropped before the keeper has reported that it is at work: a start that

@@ -26,7 +26,7 @@ use quilt_core::{lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
 
 use hold::Hold;
-use keeper::{Paths, ToKeeper, ending};
+use keeper::{Paths, ending};
 use program::{digest, identity, octal, spec};
 
 /// The name of this role.
@@ -135,11 +135,10 @@ impl Process {
             cx.pid(None);
             cx.ended(exit.to_string());
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            match exit.code {
-                // A program that was told to stop, and not by this station, has not done its work.
-                Some(code) if success.contains(&code) && exit.stopped_by.is_none() => Ok(()),
-                _ => Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log)))),
+            if exit.is_success(&success) {
+                return Ok(());
             }
+            Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log))))
         }))
     }
 
@@ -185,10 +184,7 @@ impl Process {
     #[command]
     async fn signal(&self, request: Signal) -> Result<(), SignalError> {
         let number = signals::number(&request.signal).ok_or(SignalError::Unknown(request.signal))?;
-        match self.hold.exit() {
-            None if self.hold.say(&ToKeeper::Signal(number)).await => Ok(()),
-            _ => Err(SignalError::NotRunning),
-        }
+        self.hold.signal(number).await
     }
 
     /// Sends the last lines of the program's output, and on request those to come.

@@ -88,3 +88,48 @@ fn a_lookup_that_fails_is_told_apart_from_a_name_that_is_unknown() {
     assert_eq!(unknown.got, "\"ada\"");
     assert!(away.got.contains("cannot be looked up"), "{away:?}");
 }
+
+#[tokio::test]
+async fn a_keeper_that_says_nothing_is_shown_and_is_no_failure_and_its_end_is_seen() {
+    use std::os::unix::process::CommandExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let config = serde_json::json!({ "command": ["sleep", "1000"] });
+    // A shell that is called as a keeper is, and is given the file as its script, by the name of a keeper's first argument.
+    std::fs::write(state.join(keeper::KEEPER), "read line").unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.arg0(keeper::KEEPER_NAME).arg(keeper::KEEPER).arg(&state).current_dir(&state);
+    let mut silent = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let _socket = UnixListener::bind(state.join("keeper.sock")).unwrap();
+    let run = serde_json::json!({
+        "id": "run",
+        "digest": digest(&serde_json::from_value(config.clone()).unwrap()),
+        "pid": 1 << 30,
+        "keeper": silent.id(),
+        "boot_id": quilt_core::processes::boot_id().unwrap(),
+        "pid_namespace": quilt_core::processes::pid_namespace().unwrap(),
+        "started_ms": 1,
+        "started_ticks": 1,
+        "keeper_started_ticks": quilt_core::processes::ProcessStat::read(silent.id()).unwrap().unwrap().started_ticks,
+    });
+    std::fs::write(state.join("run.json"), run.to_string()).unwrap();
+    // The name is set by the exec, which comes a little after the fork.
+    while !Paths::new(&state).is_kept().unwrap() {
+        std::thread::yield_now();
+    }
+    let mut found = Harness::start::<Process>(config, folder.path()).await.unwrap();
+    let mut work = found.run().await.unwrap();
+    // It is dropped and taken up again, as by a station that looks after something else meanwhile.
+    let waiting = "unreachable: its keeper";
+    while !format!("{:?}", found.seen().reports).contains(waiting) {
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(10), &mut work).await.is_err());
+    }
+    let signal = found.call(Signal { signal: "HUP".into() }).await;
+    assert!(matches!(signal, quilt_plugin_api::testing::Outcome::Error(SignalError::Unanswered)), "{signal:?}");
+    drop(silent.stdin.take());
+    silent.wait().unwrap();
+    let ended = work.await.unwrap_err().to_string();
+    assert!(ended.contains("ended with its keeper"), "{ended}");
+}

@@ -81,10 +81,12 @@ pub(crate) async fn end(
             until_gone(keeper).await;
             return exit;
         }
-        Asked::Silent { stopping: false } if keeper.is_some() => {
-            stop_by_hand(run.keeper, Some(run), stop_timeout).await;
+        Asked::Silent { stopping: false } => {
+            if let Some(keeper) = keeper {
+                stop_by_hand(keeper, run.keeper, Some(run), stop_timeout).await;
+            }
         }
-        Asked::Lost | Asked::Silent { .. } => {}
+        Asked::Lost | Asked::Silent { stopping: true } => {}
     }
     match on_record() {
         Some(exit) => {
@@ -111,7 +113,7 @@ async fn ask((ears, mouth): Connection<'_>, stop_timeout: Duration) -> Asked {
                 stopping = true;
                 until = Instant::now() + stop_timeout.saturating_add(STOP_GRACE);
             }
-            Ok(Some(FromKeeper::Running(_))) => {}
+            Ok(Some(FromKeeper::Running(_) | FromKeeper::Signalled)) => {}
             Ok(None) => return Asked::Lost,
             Err(_) => return Asked::Silent { stopping },
         }
@@ -129,10 +131,10 @@ async fn ask_by_signal(keeper: Option<&PidFd>, stop_timeout: Duration) -> Asked 
 
 /// Asks a program to stop in the place of its keeper, and waits until it has ended, for `stop_timeout` at most. Without a run it is
 /// whatever the keeper has below it.
-async fn stop_by_hand(keeper: u32, run: Option<&Run>, stop_timeout: Duration) {
+async fn stop_by_hand(keeper: &PidFd, pid: u32, run: Option<&Run>, stop_timeout: Duration) {
     let until = Instant::now() + stop_timeout;
     let program = || {
-        let all = leftovers::descendants(keeper)?.into_iter();
+        let all = below(keeper, pid)?.into_iter();
         io::Result::Ok(all.filter(|seen| run.is_none_or(|run| seen.group == run.pid)).collect::<Vec<_>>())
     };
     let signal = run.map_or(libc::SIGTERM, |run| run.stop_signal);
@@ -194,9 +196,16 @@ fn recorded_or_seen(paths: &Paths, run: Option<&Run>) -> Option<ProcessStat> {
     recorded.or_else(|| paths.find_keeper().ok().flatten())
 }
 
+/// What is below a keeper; nothing if that has ended, because its number may be another's by now.
+fn below(keeper: &PidFd, pid: u32) -> io::Result<Vec<ProcessStat>> {
+    let seen = leftovers::descendants(pid)?;
+    // After the look: then the number was the keeper's while it was looked at.
+    Ok(if keeper.has_ended() { Vec::new() } else { seen })
+}
+
 /// Kills a keeper, and what is below it: nobody could say later whose that was.
 async fn kill(keeper: &PidFd, pid: u32) {
-    let below = if keeper.has_ended() { Vec::new() } else { leftovers::descendants(pid).unwrap_or_default() };
+    let below = below(keeper, pid).unwrap_or_default();
     keeper.kill();
     let _ = timeout(KILLED, keeper.ended()).await;
     let _ = leftovers::kill_all(&below);
@@ -222,7 +231,7 @@ async fn end_unrecorded(seen: &ProcessStat, stop_timeout: Duration) -> io::Resul
     let Some(keeper) = PidFd::proven(seen.pid, seen.started_ticks)? else { return Ok(()) };
     let is_frozen = ProcessStat::read(seen.pid)?.is_some_and(|now| now.is_frozen);
     if is_frozen {
-        stop_by_hand(seen.pid, None, stop_timeout).await;
+        stop_by_hand(&keeper, seen.pid, None, stop_timeout).await;
     } else {
         keeper.send(libc::SIGTERM)?;
         let _ = timeout(stop_timeout.saturating_add(STOP_GRACE), keeper.ended()).await;

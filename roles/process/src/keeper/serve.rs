@@ -178,6 +178,7 @@ fn supervise(run: &Run, spec: &Spec, paths: &Paths, events: &mut Events) -> Supe
                 Event::Station(ToKeeper::Signal(number)) => {
                     killed_by_us |= number == libc::SIGKILL;
                     children::signal(program, number);
+                    events.tell(&FromKeeper::Signalled);
                 }
                 Event::Station(ToKeeper::OrphanTimeout(ms)) => orphan_timeout = ms.map(Duration::from_millis),
                 Event::Station(ToKeeper::Stop { timeout_ms }) => {

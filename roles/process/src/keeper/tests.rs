@@ -164,3 +164,16 @@ async fn force_end_recorded(run: &Run) {
     let empty = tempfile::tempdir().unwrap();
     force_end(&Paths::new(empty.path()), Some(run), None).await;
 }
+
+#[test]
+fn a_program_that_was_told_to_stop_has_not_done_its_work_whatever_its_code() {
+    let exit: Exit = serde_json::from_str(r#"{"run":"r","code":0,"signal":null,"at_ms":1}"#).unwrap();
+    assert!(exit.is_success(&[0, 3]) && !exit.is_success(&[3]));
+    for request in [StopRequest::Station, StopRequest::OrphanTimeout, StopRequest::Signal] {
+        let exit = Exit { stopped_by: Some(request), ..exit.clone() };
+        assert!(!exit.is_success(&[0]));
+        let read: Exit = serde_json::from_slice(&serde_json::to_vec(&exit).unwrap()).unwrap();
+        assert_eq!(read, exit);
+        assert!(exit.to_string().starts_with("exit code 0; its "), "{exit}");
+    }
+}
