@@ -1,29 +1,34 @@
 //! Applying a fleet file: planned by every connected station it changes, stored, then pushed.
 
 mod planning;
+mod prepare;
+mod snapshot;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use quilt_core::words::count;
-use quilt_protocol::control::{Apply, ApplyReply, Document, Problem, Rejection, Remark, StationChange};
-use quilt_protocol::{Name, Revision, StationId};
+use quilt_protocol::control::{ApplyReply, Rejection, StationChange};
+use quilt_protocol::{Name, StationId};
 use smol_str::SmolStr;
 
-use crate::desired::{hashed_desired, refresh};
-use crate::fleet::{self, Fleet, Merged, Said, Saying, Sayings};
-use crate::selector::{self, Selector};
-use crate::state::{InstanceKey, State, Station};
-use crate::store::{Change, Desired, EntryKey, Origin};
-use crate::unhealthy::unhealthy_before;
+use crate::desired::{is_outdated, refresh};
+use crate::fleet::{self, Apply, Fleet, Saying, Sayings, document_of};
+use crate::state::{InstanceKey, State};
+use crate::store::{Change, Desired, EntryKey};
+use crate::workers::Apart;
 use crate::{Core, push, remarks};
 use planning::{Asked, plan_all};
+use prepare::{Prepared, prepare};
+use snapshot::Snapshot;
 
 pub(crate) use planning::PLAN_WITH_PLUGINS;
 
 /// How many pushes are begun before others get their turn. What few have to do with is still in the caches when they are
 /// written; with 256, a push to 10,000 costs more (docs/performance.md).
 const PUSHED_AT_ONCE: usize = 32;
+/// How many stations get new labels before others get their turn.
+const RELABELLED_AT_ONCE: usize = 128;
 /// How often stations are asked before nothing else is applied meanwhile.
 const ROUNDS: usize = 3;
 
@@ -40,7 +45,7 @@ pub(crate) struct Target {
     pub(crate) was_live: bool,
     /// Whether it refused what was desired before and stays desired.
     pub(crate) refused: bool,
-    /// Instances that a rollout is not judged by; see [`unhealthy_before`].
+    /// Instances that a rollout is not judged by; see `unhealthy`.
     pub(crate) unhealthy_before: BTreeSet<InstanceKey>,
 }
 
@@ -55,10 +60,10 @@ impl Target {
 #[derive(Default)]
 pub(crate) struct Applied {
     pub(crate) reply: ApplyReply,
-    pub(crate) targets: Vec<Target>,
+    pub(crate) targets: Apart<Vec<Target>>,
     /// What fleet files said before and after, to go back.
-    pub(crate) before: Fleet,
-    pub(crate) after: Fleet,
+    pub(crate) before: Apart<Arc<Fleet>>,
+    pub(crate) after: Apart<Arc<Fleet>>,
     /// The entries that the file changed.
     pub(crate) keys: Vec<EntryKey>,
 }
@@ -68,31 +73,40 @@ pub(crate) struct Applied {
 /// # Errors
 ///
 /// The store did not take it. Nothing was changed.
-pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Result<Applied, String> {
+pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &str) -> Result<Applied, String> {
     let mut asked = Asked::default();
     // One at a time: each is prepared against what the one before left. Stations are asked between, so that one that thinks for
     // long holds nobody up; if something else was applied meanwhile that changes what they would have, they are asked again.
     let (mut turn, mut rounds) = (None, 0);
-    let (merged, mut targets, mut reply, contradictions) = loop {
+    let (changed, targets, mut reply, contradictions) = loop {
         if turn.is_none() && !request.dry_run {
             turn = Some(core.applying.lock().await);
         }
-        let Prepared { merged, targets, reply, contradictions } = match prepare(core, request) {
+        let (snapshot, asks) = (Snapshot::take(core).await, request.clone());
+        // Long files take long to put together; see `workers`.
+        let prepared = core.compute(move || prepare(&snapshot, &asks)).await;
+        let Prepared { changed, targets, reply, contradictions } = match prepared {
             Ok(prepared) => prepared,
             Err(mistakes) => {
                 let reply = ApplyReply { mistakes, ..ApplyReply::default() };
                 return Ok(Applied { reply, ..Applied::default() });
             }
         };
+        let (changed, targets) = (Apart::new(changed), Apart::new(targets));
         // Where stations come and go all the time, one that has just come is not waited for.
         if !contradictions.is_empty() || asked.is_about(&targets) || rounds > ROUNDS {
-            break (merged, targets, reply, contradictions);
+            break (changed, targets, reply, contradictions);
         }
         rounds += 1;
         if rounds < ROUNDS {
             turn = None;
         }
         asked = plan_all(core, &targets).await;
+        if request.dry_run {
+            break (changed, targets, reply, contradictions);
+        }
+        // What was made for this round is not kept beside what the next one makes.
+        core.compute(move || drop((changed.take(), targets.take()))).await;
     };
     if !request.dry_run {
         // So that none is given twice; one that is not used is a gap, which is allowed.
@@ -106,21 +120,22 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     if !problems.is_empty() {
         reply.rejection = Some(Rejection::new(problems));
     }
-    reply.entries = merged.put.iter().map(|(key, _)| key).chain(&merged.removed).map(remarks::entry).collect();
-    let before = core.state().fleet.clone();
-    let after = merged.fleet.clone();
-    let keys: Vec<_> = merged.put.iter().map(|(key, _)| key.clone()).chain(merged.removed.iter().cloned()).collect();
+    let before = Apart::new(core.state().fleet.clone());
+    let after = Apart::new(changed.fleet.clone());
+    let keys: Vec<_> = changed.put.iter().chain(&changed.removed).cloned().collect();
+    reply.entries = keys.iter().map(remarks::entry).collect();
+    let (mut targets, changes, notes) = changes_of(core, targets).await;
+    reply.changes = changes;
     // Entries that contradict each other cannot be forced: nobody could say what they mean.
     if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
-        reply.changes = changes(&targets, &mut reply.notes);
+        reply.notes.extend(notes);
         reply.changes.iter_mut().for_each(|change| change.revision = None);
-        return Ok(Applied { reply, targets: Vec::new(), before, after, keys });
+        return Ok(Applied { reply, targets: Apart::default(), before, after, keys });
     }
 
-    let mut writes: Vec<_> = merged.put.into_iter().map(|(key, entry)| Change::PutEntry(key, entry)).collect();
-    writes.extend(merged.removed.into_iter().map(Change::RemoveEntry));
+    let mut writes = core.compute(move || changed.take().writes()).await;
     let (who_said, source) = (SmolStr::from(who), SmolStr::from(request.known_as()));
-    for target in &mut targets {
+    for target in targets.iter_mut() {
         if let Some(desired) = &mut target.desired {
             (desired.who, desired.source) = (who_said.clone(), source.clone());
             desired.held = request.batch.is_some();
@@ -129,10 +144,10 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     reply.stored = true;
-    reply.changes = changes(&targets, &mut reply.notes);
+    reply.notes.extend(notes);
     {
         let mut state = core.state();
-        state.fleet = merged.fleet;
+        state.fleet = Arc::clone(&after);
         take_desired(&mut state, &targets);
         for target in targets.iter().filter(|target| target.refused) {
             // What it answers now counts, not what it answered when it was last asked.
@@ -145,10 +160,9 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
             let holds = targets.iter().filter_map(|target| Some((target.id, target.desired.as_ref()?.revision)));
             state.held.extend(holds);
         }
-        if after != before {
-            let all: Vec<_> = state.stations.keys().copied().collect();
-            all.into_iter().for_each(|id| state.relabel(id));
-        }
+    }
+    if keys.iter().any(EntryKey::has_labels) {
+        relabel_all(core).await;
     }
     let changed = targets.iter().filter(|target| target.desired.is_some()).count();
     refresh_others(core, &targets).await;
@@ -159,137 +173,6 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Apply, who: &str) -> Resul
     core.events.add("fleet.applied", None, None, text);
     core.note_change();
     Ok(Applied { reply, targets, before, after, keys })
-}
-
-/// What would become of every station that a file concerns.
-struct Prepared {
-    merged: Merged,
-    targets: Vec<Target>,
-    reply: ApplyReply,
-    /// Instances of theirs that entries configure differently. Contradictions elsewhere were there before, and are not this
-    /// file's affair.
-    contradictions: Vec<Problem>,
-}
-
-fn prepare(core: &Core, request: &Apply) -> Result<Prepared, Vec<Remark>> {
-    let state = core.state();
-    let mut merged = state.fleet.merged(&request.fleet, request.known_as())?;
-    for reference in request.fleet.station.keys() {
-        let meant = |station: &&Station| fleet::is_meant(reference, &station.subject());
-        let names: Vec<_> =
-            state.stations.values().map(AsRef::as_ref).filter(meant).map(|one| one.record.name.to_string()).collect();
-        if names.len() > 1 {
-            let names = names.join(", ");
-            let text = format!("station `{reference}` means {names}; it must mean one, use a name or \"id:<uuid>\"");
-            return Err(vec![Remark { at: vec!["station".into(), reference.clone()], text }]);
-        }
-    }
-    let names_any = !request.fleet.station.is_empty();
-    for station in state.stations.values().filter(|_| names_any) {
-        for reference in merged.fleet.drop_synonyms(&station.subject(), &request.fleet) {
-            let note =
-                format!("station `{reference}` is {} under another name; its entry is replaced", station.record.name);
-            merged.notes.push(note);
-            merged.removed.push(EntryKey::Station(reference));
-        }
-    }
-    let mut reply = ApplyReply { notes: merged.notes.clone(), ..ApplyReply::default() };
-    let (unknown, unmatched) = unmatched(&state, &merged.fleet, request);
-    for reference in unknown {
-        let note = format!("station `{reference}` is not known yet; it gets its configuration when it registers");
-        reply.notes.push(note);
-    }
-    if !unmatched.is_empty() {
-        let stations = state.stations.values();
-        let labels: Vec<_> = stations.map(|station| merged.fleet.labels_of(&station.subject())).collect();
-        for group in unmatched {
-            let selector = request.fleet.group.get(group.as_str()).map_or("", |group| &group.selector);
-            let unknown = selector.parse::<Selector>().map(|selector| selector.unknown_labels(|| labels.iter()));
-            let why = unknown.ok().and_then(|labels| selector::tell_unknown(&labels));
-            let why = why.map_or_else(String::new, |why| format!("; {why}"));
-            reply.warnings.push(Remark {
-                at: vec!["group".into(), group.clone(), "match".into()],
-                text: format!("group `{group}`: its selector {selector:?} matches no station{why}"),
-            });
-        }
-    }
-    let mut revision = state.last_revision;
-    let (mut targets, mut contradictions) = (Vec::new(), Vec::new());
-    let mut sayings = Sayings::new(&merged.fleet);
-    let mut earlier = (merged.fleet != state.fleet).then(|| Sayings::new(&state.fleet));
-    for station in state.stations.values() {
-        let said = sayings.of(&station.subject());
-        let concerned = said.concerned || said_before(&state, station.record.id);
-        if !concerned || !named_by(request, station, &said, &merged.fleet, earlier.as_mut()) {
-            continue;
-        }
-        if !station.record.adopted {
-            reply.notes.push(format!("station {} is not adopted; nothing is pushed to it", station.record.name));
-            reply.away.push(station.record.name.to_string());
-            continue;
-        }
-        let before = station.desired.clone();
-        let saying = said.saying;
-        let changes = before.as_ref().is_none_or(|before| before.digest != saying.digest);
-        let desired = changes.then(|| {
-            revision = Revision(revision.0 + 1);
-            hashed_desired(revision, saying.digest, saying.json.clone(), Origin::Fleet)
-        });
-        let (id, name) = (station.record.id, station.record.name.clone());
-        let was_live = station.live.is_some();
-        let refused = was_live && desired.is_none() && station.refuses_desired();
-        if !was_live {
-            reply.away.push(name.to_string());
-        }
-        let waits = request.wait.is_some() || request.batch.is_some();
-        let unhealthy_before = match &station.live {
-            Some(live) if waits && live.instances.values().any(|report| !report.state.is_as_wanted()) => {
-                let earlier = document_of(before.as_ref());
-                let own = merged.fleet.instances_from(request.known_as(), &station.subject());
-                unhealthy_before(&live.instances, &earlier, &saying.document, &own)
-            }
-            _ => BTreeSet::new(),
-        };
-        contradictions.extend(saying.conflicts.iter().cloned());
-        targets.push(Target { id, name, saying, before, desired, was_live, refused, unhealthy_before });
-    }
-    reply.notes.extend(remarks::of_targets(request.known_as(), &targets));
-    reply.targets = targets.len()
-        + state
-            .stations
-            .values()
-            .filter(|station| !station.record.adopted && reply.away.contains(&station.record.name.to_string()))
-            .count();
-    drop(state);
-    Ok(Prepared { merged, targets, reply, contradictions })
-}
-
-/// Whether a station's desired configuration comes from fleet entries.
-fn said_before(state: &State, id: StationId) -> bool {
-    let desired = state.stations.get(&id).and_then(|station| station.desired.as_ref());
-    desired.is_some_and(|desired| desired.origin == Origin::Fleet)
-}
-
-/// Whether the file itself has something to do with a station: stations it does not concern are left alone.
-/// `earlier` is what entries said before, if that was anything else.
-fn named_by(request: &Apply, station: &Station, said: &Said, after: &Fleet, earlier: Option<&mut Sayings<'_>>) -> bool {
-    let subject = &station.subject();
-    let named = request.fleet.station.keys().any(|reference| fleet::is_meant(reference, subject));
-    named
-        || earlier.is_some_and(|earlier| *said != earlier.of(subject))
-        || after.said_by_groups_of(subject, request.fleet.group.keys())
-}
-
-fn unmatched(state: &State, fleet: &Fleet, request: &Apply) -> (Vec<String>, Vec<String>) {
-    let unknown = request
-        .fleet
-        .station
-        .keys()
-        .filter(|reference| !state.stations.values().any(|station| fleet::is_meant(reference, &station.subject())));
-    let unmatched = request.fleet.group.keys().filter(|group| {
-        !state.stations.values().any(|station| fleet.said_by_groups_of(&station.subject(), std::iter::once(*group)))
-    });
-    (unknown.cloned().collect(), unmatched.map(ToString::to_string).collect())
 }
 
 pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
@@ -305,8 +188,21 @@ pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
 /// How many changes of instances and plugins an answer lists: those of a million stations would not fit into one.
 const LISTED_MAX: usize = 250_000;
 
+/// As [`changes`], where that holds nobody up. Gives the targets back.
+pub(crate) async fn changes_of(
+    core: &Core,
+    targets: Apart<Vec<Target>>,
+) -> (Apart<Vec<Target>>, Vec<StationChange>, Vec<String>) {
+    let tell = move || {
+        let mut notes = Vec::new();
+        let changes = changes(&targets, &mut notes);
+        (targets, changes, notes)
+    };
+    core.compute(tell).await
+}
+
 /// What becomes of the configuration of every target that is to have another one. A note says how many are left out.
-pub(crate) fn changes(targets: &[Target], notes: &mut Vec<String>) -> Vec<StationChange> {
+fn changes(targets: &[Target], notes: &mut Vec<String>) -> Vec<StationChange> {
     let (mut changes, mut listed, mut more) = (Vec::new(), 0, 0);
     // What the same document becomes the same is found out once, since in most fleets many stations are of one kind.
     let mut known = HashMap::new();
@@ -334,10 +230,6 @@ pub(crate) fn changes(targets: &[Target], notes: &mut Vec<String>) -> Vec<Statio
     changes
 }
 
-pub(crate) fn document_of(desired: Option<&Desired>) -> Document {
-    desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
-}
-
 /// Starts the pushes of an apply.
 pub(crate) async fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item = &'a Target> + Send) {
     // Also where nothing changes: a refused revision gets another chance, the others answer "unchanged".
@@ -349,22 +241,30 @@ pub(crate) async fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item =
     }
 }
 
-/// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned. `targets`
-/// are in the order of their identities.
+/// Makes anew what entries say of connected stations that an apply did not look at: they came while it was planned.
 pub(crate) async fn refresh_others(core: &Arc<Core>, targets: &[Target]) {
-    debug_assert!(targets.is_sorted_by_key(|target| target.id));
-    let others: Vec<_> = {
-        let state = core.state();
-        let live = state.stations.values().filter(|station| station.live.is_some() && station.record.adopted);
-        // Both are in the order of identities.
-        let mut looked_at = targets.iter().map(|target| target.id).peekable();
-        let mut is_new = |id: StationId| {
-            while looked_at.next_if(|other| *other < id).is_some() {}
-            looked_at.peek() != Some(&id)
-        };
-        live.map(|station| station.record.id).filter(|id| is_new(*id)).collect()
+    let looked_at: BTreeSet<_> = targets.iter().map(|target| target.id).collect();
+    let snapshot = Snapshot::take(core).await;
+    let find = move || {
+        let mut sayings = Sayings::new(&snapshot.fleet);
+        let others = snapshot.stations.iter().filter(|station| station.is_live && station.record.adopted);
+        let others = others.filter(|station| !looked_at.contains(&station.record.id));
+        let outdated = others.filter(|station| {
+            let said = sayings.of(&station.subject());
+            !said.saying.conflicts.is_empty() || is_outdated(station.desired.as_ref(), &said)
+        });
+        outdated.map(|station| station.record.id).collect::<Vec<_>>()
     };
-    for id in others {
+    for id in core.compute(find).await {
         refresh(core, id).await;
+    }
+}
+
+/// Puts the labels of all stations together anew, a few at a time: fleet files say some of them.
+pub(crate) async fn relabel_all(core: &Core) {
+    let all: Vec<_> = core.state().stations.keys().copied().collect();
+    for some in all.chunks(RELABELLED_AT_ONCE) {
+        some.iter().for_each(|id| core.state().relabel(*id));
+        tokio::task::yield_now().await;
     }
 }

@@ -6,8 +6,10 @@ use quilt_core::time;
 use quilt_protocol::{Digest, Name, Revision, StationId};
 use smol_str::{SmolStr, format_smolstr};
 
+use crate::fleet::{Said, Subject};
 use crate::state::State;
 use crate::store::{Change, Desired, Origin};
+use crate::workers::LONG;
 use crate::{Core, push};
 
 pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin) -> Desired {
@@ -65,8 +67,7 @@ pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
 
 /// As [`refresh`], on somebody's behalf.
 pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) {
-    let made_anew = made_anew(core, id);
-    match made_anew {
+    match made_anew(core, id).await {
         Ok(None) => {}
         Ok(Some(document)) => {
             if let Err(error) = set_desired(core, id, document, Origin::Fleet, who, source).await {
@@ -78,34 +79,52 @@ pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, sourc
 }
 
 /// Whether [`refresh`] would change what is desired.
-pub(crate) fn is_out_of_date(core: &Core, id: StationId) -> bool {
-    matches!(made_anew(core, id), Ok(Some(_)))
+pub(crate) async fn is_out_of_date(core: &Core, id: StationId) -> bool {
+    matches!(made_anew(core, id).await, Ok(Some(_)))
 }
 
-/// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
-fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name, String)> {
-    let state = core.state();
-    let Some(station) = state.stations.get(&id) else { return Ok(None) };
-    let said = state.fleet.said_of(&station.subject());
-    let ours = match station.desired.as_ref().map(|desired| desired.origin) {
+/// What all entries together say of a station, if there is such a station. A long document is put together where that holds nobody up.
+pub(crate) async fn said_of(core: &Core, id: StationId) -> Option<Said> {
+    let (fleet, record, state) = {
+        let state = core.state();
+        let station = state.stations.get(&id)?;
+        let subject = station.subject();
+        if state.fleet.length_for(&subject) <= LONG {
+            return Some(state.fleet.said_of(&subject));
+        }
+        (state.fleet.clone(), station.record.clone(), station.state().name())
+    };
+    Some(core.compute(move || fleet.said_of(&Subject::new(&record, state))).await)
+}
+
+/// Whether what is desired of a station comes from entries, or is to, and they say something else now.
+pub(crate) fn is_outdated(desired: Option<&Desired>, said: &Said) -> bool {
+    let ours = match desired.map(|desired| desired.origin) {
         Some(Origin::Pinned | Origin::Adopted) => false,
         Some(Origin::Fleet) => true,
         None => said.concerned,
     };
-    let saying = said.saying;
+    ours && desired.is_none_or(|desired| desired.digest != said.saying.digest)
+}
+
+/// What the entries say of a station, if that is not what is desired and is to be; or its name and how they contradict.
+async fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name, String)> {
+    let Some(said) = said_of(core, id).await else { return Ok(None) };
+    let state = core.state();
+    let Some(station) = state.stations.get(&id) else { return Ok(None) };
+    let saying = &said.saying;
     if !saying.conflicts.is_empty() {
         let text = saying.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         return Err((station.record.name.clone(), text));
     }
-    let differs = station.desired.as_ref().is_none_or(|desired| desired.digest != saying.digest);
-    Ok((ours && differs).then(|| saying.json.clone()))
+    Ok(is_outdated(station.desired.as_ref(), &said).then(|| saying.json.clone()))
 }
 
 /// A station that comes back under another name, of which no entry says anything, keeps what is desired of it until an
 /// apply names it: a new host name must not end what a machine runs. Gives the change to store.
 pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name) -> Option<Change> {
     let station = state.stations.get(&id)?;
-    let concerned = state.fleet.said_of(&station.subject()).concerned;
+    let concerned = state.fleet.concerns(&station.subject());
     let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
     state.last_revision = Revision(state.last_revision.0 + 1);
     let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);

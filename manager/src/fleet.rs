@@ -1,32 +1,69 @@
 //! What fleet files say, put together for one station: pure.
 
+mod configuration;
 mod differences;
+mod entries;
 mod merge;
 mod saying;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use quilt_protocol::control::{GivenPlugin, GroupEntry, STDIN_SOURCE, StationEntry};
+use quilt_protocol::control::{GivenPlugin, STDIN_SOURCE};
 use quilt_protocol::{Digest, Labels, Name, StationId};
 
+pub(crate) use self::configuration::{Apply, Document, FleetFile, GroupEntry, Roles, StationEntry};
 pub(crate) use self::differences::{differences, plugin_differences};
 pub(crate) use self::merge::Merged;
-pub(crate) use self::saying::{Said, Saying, Sayings};
+pub(crate) use self::saying::{Instances, Said, Saying, Sayings, document_of, instances_of};
 
+use self::entries::StationEntries;
 use crate::selector::Selector;
-use crate::store::{Entry, EntryKey};
+use crate::store::{Entry, EntryKey, StationRecord};
 
-/// Everything that fleet files say now, by entry, each with the file it came from.
+/// Everything that fleet files say now, by entry, each with the file it came from. A clone shares the entries.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fleet {
-    stations: BTreeMap<String, Sourced<StationEntry>>,
-    groups: BTreeMap<Name, Sourced<(GroupEntry, Selector)>>,
+    stations: StationEntries,
+    groups: BTreeMap<Name, Arc<Sourced<(GroupEntry, Selector)>>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 struct Sourced<T> {
     source: String,
     content: T,
+    /// How long the configurations in it are, in bytes.
+    length: usize,
+}
+
+impl<T: PartialEq> PartialEq for Sourced<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.content == other.content
+    }
+}
+
+impl<T> Sourced<T> {
+    fn new(source: &str, content: T, length: usize) -> Self {
+        Self { source: source.to_owned(), content, length }
+    }
+}
+
+impl Sourced<StationEntry> {
+    fn of_station(source: &str, entry: StationEntry) -> Arc<Self> {
+        let length = length_of(&entry.roles);
+        Arc::new(Self::new(source, entry, length))
+    }
+}
+
+impl Sourced<(GroupEntry, Selector)> {
+    fn of_group(source: &str, entry: GroupEntry, selector: Selector) -> Arc<Self> {
+        let length = length_of(&entry.roles);
+        Arc::new(Self::new(source, (entry, selector), length))
+    }
+}
+
+fn length_of(roles: &Roles) -> usize {
+    roles.values().flat_map(BTreeMap::values).map(|configuration| configuration.len()).sum()
 }
 
 /// A station as entries and selectors look at it.
@@ -43,7 +80,21 @@ pub(crate) struct Subject<'a> {
     pub(crate) labels: &'a Labels,
 }
 
-impl Subject<'_> {
+impl<'a> Subject<'a> {
+    /// A station of which this is on record.
+    pub(crate) fn new(record: &'a StationRecord, state: &'static str) -> Self {
+        Self {
+            name: record.name.as_str(),
+            id: record.id,
+            hostname: &record.facts.hostname,
+            mac: record.facts.mac.as_deref(),
+            ip: record.facts.ip.as_deref(),
+            roles: &record.roles,
+            state,
+            labels: &record.labels,
+        }
+    }
+
     /// Whether a selector means it, with the labels of its entries over its own.
     pub(crate) fn fits(&self, selector: &Selector, all_labels: &Labels) -> bool {
         selector.matches(&|key, test| self.has(all_labels, key, test))
@@ -85,13 +136,12 @@ impl Fleet {
             match key {
                 EntryKey::Station(station) => {
                     let content = serde_json::from_str(json).map_err(|error| wrong(&error))?;
-                    fleet.stations.insert(station.clone(), Sourced { source: source.clone(), content });
+                    fleet.stations.insert(station.clone(), Sourced::of_station(source, content));
                 }
                 EntryKey::Group(group) => {
                     let entry: GroupEntry = serde_json::from_str(json).map_err(|error| wrong(&error))?;
                     let selector = entry.selector.parse().map_err(|error: String| wrong(&error))?;
-                    let content = (entry, selector);
-                    fleet.groups.insert(group.clone(), Sourced { source: source.clone(), content });
+                    fleet.groups.insert(group.clone(), Sourced::of_group(source, entry, selector));
                 }
             }
         }
@@ -140,7 +190,7 @@ impl Fleet {
     /// A station's own labels with those of its entries over them.
     pub(crate) fn labels_of(&self, subject: &Subject<'_>) -> Labels {
         let mut labels = subject.labels.clone();
-        for (_, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
+        for (_, entry) in self.stations.meant(subject) {
             if !entry.content.labels.is_empty() {
                 let over = entry.content.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
                 labels = labels.with(over);
@@ -153,8 +203,8 @@ impl Fleet {
     pub(crate) fn take_entry(&mut self, key: &EntryKey, from: &Self) {
         match key {
             EntryKey::Station(station) => match from.stations.get(station) {
-                Some(entry) => drop(self.stations.insert(station.clone(), entry.clone())),
-                None => drop(self.stations.remove(station)),
+                Some(entry) => self.stations.insert(station.clone(), entry.clone()),
+                None => self.stations.remove(station),
             },
             EntryKey::Group(group) => match from.groups.get(group) {
                 Some(entry) => drop(self.groups.insert(group.clone(), entry.clone())),
@@ -163,7 +213,15 @@ impl Fleet {
         }
     }
 
-    /// An entry as the store keeps it.
+    /// Whether two states of things have the same under a key, or both nothing.
+    pub(crate) fn is_same(&self, key: &EntryKey, other: &Self) -> bool {
+        match key {
+            EntryKey::Station(station) => self.stations.get(station) == other.stations.get(station),
+            EntryKey::Group(group) => self.groups.get(group) == other.groups.get(group),
+        }
+    }
+
+    /// Writes an entry as the store keeps it.
     pub(crate) fn entry(&self, key: &EntryKey) -> Option<Entry> {
         let (source, json) = match key {
             EntryKey::Station(station) => {
@@ -199,8 +257,6 @@ pub(crate) fn is_meant(reference: &str, subject: &Subject<'_>) -> bool {
 /// What tests of the parts share.
 #[cfg(test)]
 mod testing {
-    use quilt_protocol::control::FleetFile;
-
     use super::*;
 
     pub(super) fn file(json: serde_json::Value) -> FleetFile {

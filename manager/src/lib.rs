@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `blobs`, `schemas`, `http`.
+//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`.
 
 mod apply;
 mod blobs;
@@ -27,6 +27,7 @@ pub mod store;
 mod take_back;
 mod tools;
 mod unhealthy;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,6 +88,8 @@ pub(crate) struct Core {
     pub(crate) registering: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
     heartbeat_ms: AtomicU64,
+    /// Threads for work that takes long.
+    workers: workers::Workers,
     /// Room for bodies, of all connections together.
     pub(crate) arriving: Budget,
     stop: CancellationToken,
@@ -158,6 +161,7 @@ impl Manager {
             registering: Arc::new(Semaphore::new(register::REGISTERING)),
             tasks: tasks.clone(),
             heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
+            workers: workers::Workers::new(),
             arriving: Budget::new(session::ARRIVING_MAX),
             stop: stop.clone(),
             metrics: http::Metrics::new(),

@@ -42,8 +42,8 @@ pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
 /// Pushes over this session what there is to push; a newer session has pushes of its own. No task waits for the answer: there are as many pushes under way as a change has stations.
 fn push(core: &Arc<Core>, id: StationId, session: quilt_net::Handle) {
     let Some(Next { name, offered, document }) = next(core, id, &session) else { return };
-    // The manager does not look into a document; one with this word in it may have files to fetch first.
-    let time = if document.contains("\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
+    // The manager does not read a document here; one that begins so has files to fetch first.
+    let time = if document.starts_with("{\"plugins\"") { PLAN_WITH_PLUGINS } else { ANSWER };
     // An `UpdateConfiguration`. Those of all stations that get the same share the document.
     let update = Body::ending_in(&offered, &document);
     let (core, asked) = (core.clone(), session.clone());

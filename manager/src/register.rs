@@ -14,10 +14,11 @@ use quilt_protocol::session::Closed;
 use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::fleet::{document_of, instances_of};
 use crate::session::Session;
 use crate::state::{Healthy, Live, Newcomer, State, Station};
-use crate::store::{Change, StationRecord};
-use crate::{Core, desired, push};
+use crate::store::{Change, Desired, StationRecord};
+use crate::{Core, desired, push, workers};
 
 /// How many stations are taken into the fleet at a time. What that needs for a moment is free again when the next are: with
 /// all at once it would lie between what stays, and memory would have holes that nobody can be given. Fewer would make a slow
@@ -53,7 +54,7 @@ fn take(
     mut turn: OwnedSemaphorePermit,
     inbound: Inbound,
 ) -> BoxFuture<'static, ()> {
-    inbound.answer(move |registration: Registration| async move {
+    workers::answer(core.clone(), inbound, move |registration: Registration| async move {
         if registration.id != id {
             return Err((Outcome::Denied, format!("greeted as {id}, registers as {}", registration.id)));
         }
@@ -85,7 +86,7 @@ fn take(
             let core_of_task = core.clone();
             core.spawn(async move {
                 // What is about to be made anew is not offered first: it might end what the new one has again.
-                if !desired::is_out_of_date(&core_of_task, id) {
+                if !desired::is_out_of_date(&core_of_task, id).await {
                     push::offer(&core_of_task, id);
                 }
                 // Not while an apply plans: it would be given a number that this one overtakes.
@@ -276,7 +277,7 @@ fn by_key(instances: &[InstanceReport]) -> BTreeMap<(Name, Name), InstanceReport
 /// A station says what changed.
 pub(crate) fn report(session: &Session, id: StationId, inbound: Inbound) -> BoxFuture<'static, ()> {
     let (core, handle) = (session.core.clone(), session.handle.clone());
-    inbound.answer(move |report: Report| async move {
+    workers::answer(core.clone(), inbound, move |report: Report| async move {
         take_report(&core, id, &handle, report).map_err(|text| (Outcome::Refused, text))
     })
 }
@@ -365,7 +366,11 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
     let mut state = core.state();
     let State { stations, instances, .. } = &mut *state;
     let Some(station) = stations.get_mut(&id) else { return };
-    if station.desired.as_ref().is_none_or(|desired| desired.good) {
+    let Some(desired) = station.desired.as_ref().filter(|desired| !desired.good) else { return };
+    let is_applied = station.live.as_ref().is_some_and(|live| live.applied.map(|it| it.digest) == Some(desired.digest));
+    if is_applied && instances.lacks(desired) {
+        let (core_of_task, desired) = (core.clone(), desired.clone());
+        core.spawn(async move { read_instances(&core_of_task, id, desired).await });
         return;
     }
     let (runs_well, restarts) = (station.runs_well(instances), station.restarts(&BTreeSet::new()));
@@ -385,6 +390,14 @@ pub(crate) fn note_health(core: &Arc<Core>, id: StationId) {
             }
         });
     }
+}
+
+/// Reads which instances a long document has, where that holds nobody up.
+async fn read_instances(core: &Arc<Core>, id: StationId, desired: Desired) {
+    let digest = desired.digest;
+    let instances = core.compute(move || Arc::new(instances_of(&document_of(Some(&desired))))).await;
+    core.state().instances.add(digest, instances);
+    note_health(core, id);
 }
 
 fn mark_good(core: &Core, id: StationId, healthy: Healthy) {

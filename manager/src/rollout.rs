@@ -1,6 +1,6 @@
 //! Following an apply until its effect is there: batches, waiting, settling, going back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +8,19 @@ use quilt_core::words::{count, list};
 use quilt_net::ItemSink;
 use quilt_protocol::StationId;
 use quilt_protocol::control::{
-    Apply, ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, ProblemCode, Progress,
-    State as InstanceState, Wait,
+    ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, ProblemCode, Progress, State as InstanceState,
+    Wait,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::Core;
 use crate::apply::{self, Applied, Target};
-use crate::fleet::Saying;
-use crate::state::{Instances, Station, instances_of};
+use crate::fleet::{Apply, Instances};
+use crate::state::Station;
 use crate::store::{Change, Origin};
 use crate::take_back::{self, TakeBack};
+use crate::workers::Apart;
 use crate::{desired, register};
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
@@ -29,7 +30,7 @@ use crate::{desired, register};
 /// As [`apply::apply`].
 pub(crate) async fn run(
     core: &Arc<Core>,
-    request: &Apply,
+    request: &Arc<Apart<Apply>>,
     who: &str,
     items: Option<ItemSink>,
 ) -> Result<ApplyReply, String> {
@@ -71,8 +72,10 @@ pub(crate) async fn run(
             applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
         }
         applied.reply.rolled_back = !gone_back.is_empty();
-        applied.reply.taken_back = apply::changes(&gone_back, &mut applied.reply.notes);
-        for target in gone_back {
+        let (gone_back, changes, notes) = apply::changes_of(core, Apart::new(gone_back)).await;
+        applied.reply.taken_back = changes;
+        applied.reply.notes.extend(notes);
+        for target in gone_back.iter() {
             rollout.show(target.name.as_str(), Phase::RolledBack, "");
         }
     }
@@ -124,6 +127,8 @@ type Failures = BTreeMap<String, String>;
 
 /// How long a rollout looks away at most.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How many stations are looked at before others get their turn.
+const JUDGED_AT_ONCE: usize = 32;
 /// How long the last progress may take to be passed on.
 const PASSED_ON: Duration = Duration::from_secs(2);
 /// How much progress waits for whoever asked: a rollout never waits for them.
@@ -144,14 +149,7 @@ impl<'a> Rollout<'a> {
             });
             sender
         });
-        // Most stations are to have what others have too.
-        let mut known = HashMap::<*const Saying, Arc<Instances>>::new();
-        let wanted = targets.iter().map(|target| {
-            let saying = &target.saying;
-            let wanted = known.entry(Arc::as_ptr(saying)).or_insert_with(|| instances_of(&saying.document).into());
-            (target.id, wanted.clone())
-        });
-        let wanted = wanted.collect();
+        let wanted = targets.iter().map(|target| (target.id, target.saying.instances())).collect();
         Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted, misses_roles: true }
     }
 
@@ -234,18 +232,12 @@ impl<'a> Rollout<'a> {
             let began = Instant::now();
             changes.mark_unchanged();
             let (mut settled, mut next_settled) = (0, None::<Instant>);
-            let phases: Vec<_> = {
-                let state = self.core.state();
-                let judged = |target: &Target| {
-                    let station = state.stations.get(&target.id).map(|station| &**station);
-                    (
-                        judge(station, target, &self.wanted[&target.id], self.misses_roles),
-                        station.map_or(0, |station| station.restarts(&target.unhealthy_before)),
-                    )
-                };
-                let undecided = batch.iter().filter(|target| !failed.contains_key(target.name.as_str()));
-                undecided.map(|target| (target, judged(target))).collect()
-            };
+            let mut phases = Vec::new();
+            for some in batch.chunks(JUDGED_AT_ONCE) {
+                let undecided = some.iter().filter(|target| !failed.contains_key(target.name.as_str()));
+                phases.extend(undecided.map(|target| (target, self.judged(target))));
+                tokio::task::yield_now().await;
+            }
             for (target, ((phase, detail), restarts)) in phases {
                 let name = target.name.to_string();
                 match phase {
@@ -293,6 +285,16 @@ impl<'a> Rollout<'a> {
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+    }
+
+    /// How far a station is, and how often its instances were restarted.
+    fn judged(&self, target: &Target) -> ((Phase, String), u64) {
+        let state = self.core.state();
+        let station = state.stations.get(&target.id).map(|station| &**station);
+        (
+            judge(station, target, &self.wanted[&target.id], self.misses_roles),
+            station.map_or(0, |station| station.restarts(&target.unhealthy_before)),
+        )
     }
 
     /// Stations that are neither healthy for long enough nor known to have failed, and what they wait for.

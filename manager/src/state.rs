@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use quilt_net::Handle;
-use quilt_protocol::control::{
-    Applied, Document, InstanceReport, Owner, Registration, Rejected, Report, StationState, instance_digest,
-};
+use quilt_protocol::control::{Applied, InstanceReport, Owner, Registration, Rejected, Report, StationState};
 use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
-use crate::fleet::{Fleet, Subject};
+use crate::fleet::{Fleet, Instances, Subject, document_of, instances_of};
 use crate::selector::Selector;
 use crate::store::{Desired, Loaded, StationRecord};
+use crate::workers::LONG;
 
 pub(crate) use views::SharedMacs;
 
@@ -25,7 +24,7 @@ pub(crate) struct State {
     /// Each in a place of its own: a tree keeps room for what is not there.
     pub(crate) stations: BTreeMap<StationId, Box<Station>>,
     pub(crate) names: BTreeMap<Name, StationId>,
-    pub(crate) fleet: Fleet,
+    pub(crate) fleet: Arc<Fleet>,
     pub(crate) clients: BTreeMap<Name, Client>,
     /// Newcomers whose identity is live elsewhere.
     pub(crate) quarantined: Vec<Newcomer>,
@@ -109,17 +108,7 @@ impl Newcomer {
 impl Station {
     /// As fleet entries and selectors look at it.
     pub(crate) fn subject(&self) -> Subject<'_> {
-        let record = &self.record;
-        Subject {
-            name: record.name.as_str(),
-            id: record.id,
-            hostname: &record.facts.hostname,
-            mac: record.facts.mac.as_deref(),
-            ip: record.facts.ip.as_deref(),
-            roles: &record.roles,
-            state: self.state().name(),
-            labels: &record.labels,
-        }
+        Subject::new(&self.record, self.state().name())
     }
 
     /// Whether a selector means it; without one it is meant.
@@ -178,42 +167,44 @@ impl Station {
 /// An instance of a station: its role and its own name.
 pub(crate) type InstanceKey = (Name, Name);
 
-/// The digest of each instance's configuration.
-pub(crate) type Instances = BTreeMap<InstanceKey, Digest>;
-
-/// The instances of a document.
-pub(crate) fn instances_of(document: &Document) -> Instances {
-    let all = document.roles.iter().flat_map(|(role, instances)| {
-        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), instance_digest(config)))
-    });
-    all.collect()
-}
-
 /// The instances of documents that are desired, or were of late: each is read once, however many stations it is desired of
 /// and however often they report.
 #[derive(Default)]
 pub(crate) struct KnownInstances(HashMap<Digest, Arc<Instances>>);
 
 impl KnownInstances {
-    /// Those of one document; none if it is not one.
+    /// Those of one document. A long one that is not known is not read here: see [`KnownInstances::add`].
     fn of(&mut self, desired: &Desired) -> Option<Arc<Instances>> {
-        /// A fleet of more documents than this finds few of them here, and reads them as often as stations report.
-        const KNOWN_MAX: usize = 256;
         if let Some(known) = self.0.get(&desired.digest) {
             return Some(known.clone());
         }
+        if desired.document.len() > LONG {
+            return None;
+        }
+        let instances = Arc::new(instances_of(&document_of(Some(desired))));
+        self.add(desired.digest, instances.clone());
+        Some(instances)
+    }
+
+    /// Whether a document has to be read elsewhere first, since it is long.
+    pub(crate) fn lacks(&self, desired: &Desired) -> bool {
+        desired.document.len() > LONG && !self.0.contains_key(&desired.digest)
+    }
+
+    /// Adds what was read elsewhere.
+    pub(crate) fn add(&mut self, digest: Digest, instances: Arc<Instances>) {
+        /// A fleet of more documents than this finds few of them here, and reads them as often as stations report.
+        const KNOWN_MAX: usize = 256;
         if self.0.len() >= KNOWN_MAX {
             self.0.clear();
         }
-        let instances = Arc::new(instances_of(&serde_json::from_str(&desired.document).ok()?));
-        self.0.insert(desired.digest, instances.clone());
-        Some(instances)
+        self.0.insert(digest, instances);
     }
 }
 
 impl State {
     pub(crate) fn new(loaded: Loaded) -> Result<Self, String> {
-        let fleet = Fleet::from_entries(&loaded.entries)?;
+        let fleet = Arc::new(Fleet::from_entries(&loaded.entries)?);
         let mut desired = loaded.desired;
         let mut state = Self {
             epoch: loaded.epoch,

@@ -166,6 +166,13 @@ pub enum EntryKey {
     Group(Name),
 }
 
+impl EntryKey {
+    /// Whether its entry may say what labels stations have.
+    pub(crate) fn has_labels(&self) -> bool {
+        matches!(self, Self::Station(_))
+    }
+}
+
 /// What a fleet file says under one key, as JSON.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {

@@ -1,16 +1,16 @@
 //! Going back from an apply that failed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use quilt_core::words::count;
-use quilt_protocol::Revision;
+use quilt_protocol::{Digest, Revision};
 use smol_str::SmolStr;
 
 use crate::Core;
-use crate::apply::{Applied, Target, document_of, push_all, refresh_others, take_desired};
-use crate::desired::new_desired;
-use crate::fleet::Saying;
+use crate::apply::{Applied, Target, push_all, refresh_others, relabel_all, take_desired};
+use crate::desired::hashed_desired;
+use crate::fleet::{Fleet, Saying};
 use crate::store::{Change, Origin};
 
 /// How much of an apply is taken back.
@@ -20,6 +20,17 @@ pub(crate) enum TakeBack {
     Whole,
     /// Only these stations; they stay so until the next apply, whatever the entries say.
     Stations,
+}
+
+/// What was desired of these before, each content once: by its digest, which is absent where nothing was.
+async fn read(core: &Core, which: &[&Target]) -> HashMap<Option<Digest>, Arc<Saying>> {
+    let by_digest = |target: &&Target| (target.before.as_ref().map(|before| before.digest), target.before.clone());
+    let before: HashMap<_, _> = which.iter().map(by_digest).collect();
+    let read = move || {
+        let all = before.into_iter();
+        all.map(|(digest, before)| (digest, Arc::new(Saying::of_desired(before.as_ref())))).collect()
+    };
+    core.compute(read).await
 }
 
 /// Makes what was desired before an apply desired again, good or not, on these of its stations unless they were given something
@@ -33,10 +44,10 @@ pub(crate) async fn take_back(
     who: &str,
 ) -> Result<Vec<Target>, String> {
     let (mut writes, mut targets) = (Vec::new(), Vec::new());
-    let mut fleet = core.state().fleet.clone();
+    let mut fleet = Fleet::clone(&core.state().fleet);
     if how == TakeBack::Whole {
         // Only what is still as this apply left it: others may have applied something since.
-        for key in applied.keys.iter().filter(|key| fleet.entry(key) == applied.after.entry(key)).collect::<Vec<_>>() {
+        for key in applied.keys.iter().filter(|key| fleet.is_same(key, &applied.after)).collect::<Vec<_>>() {
             fleet.take_entry(key, &applied.before);
             writes.push(match applied.before.entry(key) {
                 Some(entry) => Change::PutEntry(key.clone(), entry),
@@ -44,6 +55,7 @@ pub(crate) async fn take_back(
             });
         }
     }
+    let earlier_documents = read(core, which).await;
     {
         let mut state = core.state();
         for target in which.iter().filter(|target| target.desired.is_some()) {
@@ -53,12 +65,12 @@ pub(crate) async fn take_back(
                 continue;
             }
             state.last_revision = Revision(state.last_revision.0 + 1);
-            let saying = Arc::new(Saying::new(document_of(earlier), Vec::new()));
+            let saying = earlier_documents[&earlier.map(|earlier| earlier.digest)].clone();
             let origin = match how {
                 TakeBack::Whole => earlier.map_or(Origin::Fleet, |earlier| earlier.origin),
                 TakeBack::Stations => Origin::Pinned,
             };
-            let mut desired = new_desired(state.last_revision, saying.json.clone(), origin);
+            let mut desired = hashed_desired(state.last_revision, saying.digest, saying.json.clone(), origin);
             (desired.who, desired.source) = (who.into(), SmolStr::new_static("rollback of a failed apply"));
             desired.good = earlier.is_some_and(|earlier| earlier.good);
             // A part of a rollout may have run well before the rest failed; nobody goes back to it.
@@ -77,12 +89,11 @@ pub(crate) async fn take_back(
         let mut state = core.state();
         take_desired(&mut state, &targets);
         if how == TakeBack::Whole {
-            state.fleet = fleet;
-            let all: Vec<_> = state.stations.keys().copied().collect();
-            all.into_iter().for_each(|id| state.relabel(id));
+            state.fleet = Arc::new(fleet);
         }
     }
     if how == TakeBack::Whole {
+        relabel_all(core).await;
         refresh_others(core, &applied.targets).await;
     }
     core.events.add("fleet.rolled_back", None, None, count(targets.len(), "station"));

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use quilt_net::{AskError, BoxFuture, Inbound, decode, done};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Resolve, Rollback,
-    command,
+    Action, Adopt, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Resolve, Rollback, command,
 };
 use quilt_protocol::{Address, Encoding, Outcome, StationId};
 use serde::Serialize;
@@ -20,9 +19,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::blobs::BlobError;
+use crate::fleet::Apply;
 use crate::list_reply::ListReply;
 use crate::session::Session;
-use crate::{Core, register, rollout, schemas};
+use crate::workers::Apart;
+use crate::{Core, register, rollout, schemas, workers};
 
 /// How long a station may take for what an operator asks of it.
 const STATION: Duration = Duration::from_secs(60);
@@ -41,12 +42,17 @@ where
     R: Serialize + Send + 'static,
     F: Future<Output = Result<R, Failure>> + Send + 'static,
 {
-    inbound.answer(move |request: Q| async move {
-        let (sender, receiver) = oneshot::channel();
-        let work = work(request);
-        core.spawn(async move { drop(sender.send(work.await)) });
-        receiver.await.unwrap_or_else(|_| Err((Outcome::Cancelled, "the manager stops".into())))
-    })
+    inbound.answer(move |request: Q| to_its_end(core, work(request)))
+}
+
+/// Does `work` even if nobody waits for it any more.
+async fn to_its_end<R: Send + 'static>(
+    core: Arc<Core>,
+    work: impl Future<Output = Result<R, Failure>> + Send + 'static,
+) -> Result<R, Failure> {
+    let (sender, receiver) = oneshot::channel();
+    core.spawn(async move { drop(sender.send(work.await)) });
+    receiver.await.unwrap_or_else(|_| Err((Outcome::Cancelled, "the manager stops".into())))
 }
 
 fn refused(text: impl Into<String>) -> Failure {
@@ -70,7 +76,9 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         command::GIVEN_PLUGINS => list(inbound, |request, list| given_plugins(core, request, list)),
         command::CLIENTS => list(inbound, |request, list| stations::clients(core, request, list)),
         command::RESOLVE => list(inbound, |request, list| targets::resolve(core, request, list)),
-        command::LEFT_OUT => inbound.answer(move |request: Resolve| async move { targets::left_out(&core, &request) }),
+        command::LEFT_OUT => {
+            inbound.answer(move |request: Resolve| async move { targets::left_out(&core, &request).await })
+        }
         command::HISTORY => list(inbound, |request, list| history::history(core, request, list)),
         command::ROLLBACK => change(core.clone(), inbound, move |request: Rollback| async move {
             history::rollback(&core, &request, &who).await
@@ -96,8 +104,10 @@ pub(crate) fn answer(session: &Session, inbound: Inbound) -> BoxFuture<'static, 
         }
         command::APPLY => {
             let items = (inbound.head.terms.credit > 0).then(|| inbound.responder.items());
-            change(core.clone(), inbound, move |request: Apply| async move {
-                rollout::run(&core, &request, &who, items).await.map_err(refused)
+            workers::answer_long(core.clone(), inbound, move |request: Apply| {
+                let (core_of_task, request) = (core.clone(), Arc::new(Apart::new(request)));
+                let applying = async move { rollout::run(&core_of_task, &request, &who, items).await.map_err(refused) };
+                to_its_end(core, applying)
             })
         }
         command::BEGIN_FILE => {

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quilt_protocol::control::{Document, InstanceReport, Owner, State};
+use quilt_protocol::control::{InstanceReport, Owner, State};
 
+use crate::fleet::Document;
 use crate::state::InstanceKey;
 
 /// Picks the unhealthy instances that an apply is not to be judged by, from what a station reports just before the apply: those

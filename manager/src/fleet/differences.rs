@@ -1,9 +1,12 @@
 //! What differs between two documents.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use quilt_protocol::Name;
-use quilt_protocol::control::{ChangeKind, Document, InstanceChange, PluginChange};
+use quilt_protocol::control::{ChangeKind, InstanceChange, PluginChange};
+
+use super::Document;
+use super::configuration::Configuration;
 
 /// Which plugins differ between two documents.
 pub(crate) fn plugin_differences(before: &Document, after: &Document) -> Vec<PluginChange> {
@@ -18,34 +21,34 @@ pub(crate) fn plugin_differences(before: &Document, after: &Document) -> Vec<Plu
 
 /// What differs between two documents, by instance and key; never values, which may be secret.
 pub(crate) fn differences(before: &Document, after: &Document) -> Vec<InstanceChange> {
-    let flat = |document: &Document| -> BTreeMap<(Name, Name), serde_json::Map<String, serde_json::Value>> {
-        let roles = document.roles.iter();
-        let all = roles.flat_map(|(role, instances)| {
-            instances.iter().map(|(instance, config)| ((role.clone(), instance.clone()), config.clone()))
-        });
-        all.collect()
+    let find = |document: &Document, role: &Name, instance: &Name| -> Option<Configuration> {
+        document.roles.get(role)?.get(instance).cloned()
     };
-    let (before, after) = (flat(before), flat(after));
     let mut changes = Vec::new();
-    for ((role, instance), config) in &after {
+    for (role, instance, config) in all(after) {
         let change = |change, keys| InstanceChange { role: role.clone(), instance: instance.clone(), change, keys };
-        match before.get(&(role.clone(), instance.clone())) {
+        match find(before, role, instance) {
             None => changes.push(change(ChangeKind::Added, Vec::new())),
-            Some(old) if old == config => {}
+            Some(old) if old == *config => {}
             Some(old) => {
-                let mut keys: Vec<_> = old.keys().chain(config.keys()).cloned().collect();
-                keys.retain(|key| old.get(key) != config.get(key));
-                keys.sort();
-                keys.dedup();
-                changes.push(change(ChangeKind::Changed, keys));
+                let (old, new) = (old.members(), config.members());
+                let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+                let differ = keys.into_iter().filter(|key| old.get(*key) != new.get(*key));
+                changes.push(change(ChangeKind::Changed, differ.cloned().collect()));
             }
         }
     }
-    for (role, instance) in before.keys().filter(|key| !after.contains_key(*key)) {
+    for (role, instance, _) in all(before).filter(|(role, instance, _)| find(after, role, instance).is_none()) {
         let (role, instance) = (role.clone(), instance.clone());
         changes.push(InstanceChange { role, instance, change: ChangeKind::Removed, keys: Vec::new() });
     }
     changes
+}
+
+/// Every instance of a document, in order.
+fn all(document: &Document) -> impl Iterator<Item = (&Name, &Name, &Configuration)> {
+    let roles = document.roles.iter();
+    roles.flat_map(|(role, instances)| instances.iter().map(move |(instance, config)| (role, instance, config)))
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
 //! What an applied file changes in the whole.
 
-use quilt_protocol::control::{FleetFile, Remark, STDIN_SOURCE};
+use quilt_protocol::control::{Remark, STDIN_SOURCE};
 use quilt_protocol::{Name, labels};
 
-use super::{Fleet, Sourced, Subject, is_meant, shown};
+use super::{Fleet, FleetFile, Sourced, Subject, shown};
 use crate::selector::Selector;
-use crate::store::{Entry, EntryKey};
+use crate::store::EntryKey;
 
 /// How a file changes the whole.
 pub(crate) struct Merged {
     pub(crate) fleet: Fleet,
     /// Entries to write, since they become others, and to forget.
-    pub(crate) put: Vec<(EntryKey, Entry)>,
+    pub(crate) put: Vec<EntryKey>,
     pub(crate) removed: Vec<EntryKey>,
     pub(crate) notes: Vec<String>,
 }
@@ -54,12 +54,11 @@ impl Fleet {
                 mistakes.push(Remark { at, text: format!("station `{station}`: {text}") });
             }
             let known = self.stations.get(station);
-            let sourced = Sourced { source: source.into(), content: entry.clone() };
+            let sourced = Sourced::of_station(source, entry.clone());
             let is_new = known != Some(&sourced);
             taken_over(format!("station `{station}`"), known.map(|entry| &entry.source), is_new);
             if is_new {
-                let json = serde_json::to_string(entry).expect("entries have text keys");
-                put.push((EntryKey::Station(station.clone()), Entry { source: source.into(), json }));
+                put.push(EntryKey::Station(station.clone()));
                 fleet.stations.insert(station.clone(), sourced);
             }
         }
@@ -73,12 +72,11 @@ impl Fleet {
                 }
             };
             let known = self.groups.get(group);
-            let sourced = Sourced { source: source.into(), content: (entry.clone(), selector) };
+            let sourced = Sourced::of_group(source, entry.clone(), selector);
             let is_new = known != Some(&sourced);
             taken_over(format!("group `{group}`"), known.map(|entry| &entry.source), is_new);
             if is_new {
-                let json = serde_json::to_string(entry).expect("entries have text keys");
-                put.push((EntryKey::Group(group.clone()), Entry { source: source.into(), json }));
+                put.push(EntryKey::Group(group.clone()));
                 fleet.groups.insert(group.clone(), sourced);
             }
         }
@@ -99,12 +97,12 @@ impl Fleet {
 
     /// Entries that name a station in other words than `file` does: the file says all of it now. Answers their keys.
     pub(crate) fn drop_synonyms(&mut self, subject: &Subject<'_>, file: &FleetFile) -> Vec<String> {
-        let meant: Vec<_> = self.stations.keys().filter(|reference| is_meant(reference, subject)).cloned().collect();
+        let meant: Vec<_> = self.stations.meant(subject).into_iter().map(|(reference, _)| reference.clone()).collect();
         if !meant.iter().any(|reference| file.station.contains_key(reference)) {
             return Vec::new();
         }
         let dropped: Vec<_> = meant.into_iter().filter(|reference| !file.station.contains_key(reference)).collect();
-        self.stations.retain(|reference, _| !dropped.contains(reference));
+        dropped.iter().for_each(|reference| self.stations.remove(reference));
         dropped
     }
 }

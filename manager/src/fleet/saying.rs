@@ -1,12 +1,14 @@
 //! What all entries together say of one station.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
-use quilt_protocol::control::{Document, GroupEntry, Problem, ProblemCode, Roles, StationEntry};
+use quilt_protocol::control::{Problem, ProblemCode};
 use quilt_protocol::{Digest, Labels, Name};
 
-use super::{Fleet, Subject, is_meant};
+use super::{Document, Fleet, GroupEntry, Roles, StationEntry, Subject};
+use crate::store::Desired;
 
 /// What all entries together say of one station.
 #[derive(Debug, PartialEq)]
@@ -24,17 +26,68 @@ pub(crate) struct Saying {
     /// The document as text, byte for byte as it is pushed.
     pub(crate) json: Arc<str>,
     pub(crate) digest: Digest,
+    instances: OnceLock<Arc<Instances>>,
     /// Instances that two entries configure differently.
     pub(crate) conflicts: Vec<Problem>,
     /// The entries with something to run, each with the file it came from.
     pub(crate) entries: Vec<(String, String)>,
 }
 
+/// The digest of each instance's configuration, by role and instance.
+pub(crate) type Instances = BTreeMap<(Name, Name), Digest>;
+
 impl Saying {
     pub(crate) fn new(document: Document, conflicts: Vec<Problem>) -> Self {
-        let json: Arc<str> = document.to_json().into();
-        Self { document, digest: Digest::of(json.as_bytes()), json, conflicts, entries: Vec::new() }
+        let mut json = Vec::with_capacity(length_of(&document));
+        serde_json::to_writer(&mut json, &document).expect("maps with text keys serialize");
+        let json: Arc<str> = String::from_utf8(json).expect("JSON is UTF-8").into();
+        let digest = Digest::of(json.as_bytes());
+        Self { document, digest, instances: OnceLock::new(), json, conflicts, entries: Vec::new() }
     }
+
+    /// What is desired already, or nothing.
+    pub(crate) fn of_desired(desired: Option<&Desired>) -> Self {
+        let document = document_of(desired);
+        match desired {
+            None => Self::new(document, Vec::new()),
+            Some(Desired { digest, document: json, .. }) => {
+                let (digest, json) = (*digest, json.clone());
+                let (instances, conflicts, entries) = (OnceLock::new(), Vec::new(), Vec::new());
+                Self { document, digest, instances, json, conflicts, entries }
+            }
+        }
+    }
+
+    /// The digest of each of its instances; found out by whoever asks first.
+    pub(crate) fn instances(&self) -> Arc<Instances> {
+        self.instances.get_or_init(|| Arc::new(instances_of(&self.document))).clone()
+    }
+}
+
+/// How long a document's text is at most, unless it has strange names: one that grows while it is written takes twice the memory.
+fn length_of(document: &Document) -> usize {
+    /// What goes around a name, or around the whole.
+    const AROUND: usize = 32;
+    let roles = document.roles.iter();
+    let roles = roles.map(|(role, instances)| {
+        let instances = instances.iter().map(|(instance, config)| instance.as_str().len() + config.len() + 4);
+        role.as_str().len() + AROUND + instances.sum::<usize>()
+    });
+    let plugins = document.plugins.keys().map(|plugin| plugin.as_str().len() + AROUND + 64);
+    AROUND + roles.sum::<usize>() + plugins.sum::<usize>()
+}
+
+/// Reads what is desired; an empty document if that is nothing.
+pub(crate) fn document_of(desired: Option<&Desired>) -> Document {
+    desired.and_then(|desired| serde_json::from_str(&desired.document).ok()).unwrap_or_default()
+}
+
+/// The instances of a document.
+pub(crate) fn instances_of(document: &Document) -> Instances {
+    let all = document.roles.iter().flat_map(|(role, instances)| {
+        instances.iter().map(move |(instance, config)| ((role.clone(), instance.clone()), config.digest()))
+    });
+    all.collect()
 }
 
 /// Makes what entries say of one station after another; what the same entries say is made once, since in most fleets many
@@ -46,16 +99,28 @@ pub(crate) struct Sayings<'f> {
 }
 
 /// An entry that concerns a station.
+#[derive(PartialEq)]
 struct Part<'f> {
     by: By<'f>,
     source: &'f str,
     roles: &'f Roles,
     plugins: &'f BTreeMap<Name, Digest>,
+    length: usize,
 }
 
+#[derive(PartialEq)]
 enum By<'f> {
     Station(&'f str),
     Group(&'f Name),
+}
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Station(reference) => write!(f, "station `{reference}`"),
+            Self::Group(group) => write!(f, "group `{group}`"),
+        }
+    }
 }
 
 impl<'f> Sayings<'f> {
@@ -70,13 +135,10 @@ impl<'f> Sayings<'f> {
         if let Some(saying) = self.known.get(&key) {
             return Said { concerned: !parts.is_empty(), labels, saying: saying.clone() };
         }
-        let mut union = Union { station: subject.name, said_by: BTreeMap::new(), conflicts: Vec::new() };
+        let mut union = Union { station: subject.name, parts: &parts, conflicts: Vec::new() };
         let (mut document, mut entries) = (Document::default(), Vec::new());
-        for Part { by, source, roles, plugins } in &parts {
-            let by = match by {
-                By::Station(reference) => format!("station `{reference}`"),
-                By::Group(group) => format!("group `{group}`"),
-            };
+        for Part { by, source, roles, plugins, .. } in &parts {
+            let by = by.to_string();
             union.add(&mut document.roles, roles, &by);
             union.add_plugins(&mut document.plugins, plugins, &by);
             if !roles.is_empty() || !plugins.is_empty() {
@@ -108,18 +170,40 @@ impl Fleet {
         instances
     }
 
+    /// Whether the entries that concern a station are the same in another state of things, and its labels too.
+    pub(crate) fn says_the_same(&self, other: &Self, subject: &Subject<'_>) -> bool {
+        self.parts_for(subject) == other.parts_for(subject)
+    }
+
+    /// The references of entries that mean a station.
+    pub(crate) fn references_to(&self, subject: &Subject<'_>) -> impl Iterator<Item = &str> {
+        self.stations.meant(subject).into_iter().map(|(reference, _)| reference.as_str())
+    }
+
+    /// Whether any entry concerns a station.
+    pub(crate) fn concerns(&self, subject: &Subject<'_>) -> bool {
+        !self.parts_for(subject).1.is_empty()
+    }
+
+    /// How long what all entries together say of a station is about, in bytes.
+    pub(crate) fn length_for(&self, subject: &Subject<'_>) -> usize {
+        self.parts_for(subject).1.iter().map(|part| part.length).sum()
+    }
+
     /// The entries that concern a station, in order, and its labels with theirs over them.
     fn parts_for(&self, subject: &Subject<'_>) -> (Labels, Vec<Part<'_>>) {
         let labels = self.labels_of(subject);
         let mut parts = Vec::new();
-        for (reference, entry) in self.stations.iter().filter(|(reference, _)| is_meant(reference, subject)) {
+        for (reference, entry) in self.stations.meant(subject) {
             let StationEntry { roles, plugins, .. } = &entry.content;
-            parts.push(Part { by: By::Station(reference), source: &entry.source, roles, plugins });
+            let length = entry.length;
+            parts.push(Part { by: By::Station(reference), source: &entry.source, roles, plugins, length });
         }
         for (group, entry) in &self.groups {
             let (GroupEntry { roles, plugins, .. }, selector) = &entry.content;
             if subject.fits(selector, &labels) {
-                parts.push(Part { by: By::Group(group), source: &entry.source, roles, plugins });
+                let length = entry.length;
+                parts.push(Part { by: By::Group(group), source: &entry.source, roles, plugins, length });
             }
         }
         (labels, parts)
@@ -128,11 +212,17 @@ impl Fleet {
 
 struct Union<'a> {
     station: &'a str,
-    said_by: BTreeMap<(Name, Name), String>,
+    parts: &'a [Part<'a>],
     conflicts: Vec<Problem>,
 }
 
 impl Union<'_> {
+    /// The first entry that configures an instance.
+    fn said_by(&self, role: &Name, instance: &Name) -> String {
+        let has = |part: &&Part<'_>| part.roles.get(role).is_some_and(|instances| instances.contains_key(instance));
+        self.parts.iter().find(has).map_or_else(String::new, |part| part.by.to_string())
+    }
+
     /// Adds the plugins of one entry; the same one twice must be the same file.
     fn add_plugins(&mut self, whole: &mut BTreeMap<Name, Digest>, part: &BTreeMap<Name, Digest>, entry: &str) {
         for (plugin, digest) in part {
@@ -159,7 +249,6 @@ impl Union<'_> {
                 match known.get(instance) {
                     None => {
                         known.insert(instance.clone(), config.clone());
-                        self.said_by.insert((role.clone(), instance.clone()), entry.to_owned());
                     }
                     Some(same) if same == config => {}
                     Some(_) => self.conflicts.push(Problem {
@@ -168,7 +257,7 @@ impl Union<'_> {
                         role: role.to_string(),
                         instance: Some(instance.to_string()),
                         key: None,
-                        expected: format!("the same settings as {}", self.said_by[&(role.clone(), instance.clone())]),
+                        expected: format!("the same settings as {}", self.said_by(role, instance)),
                         got: format!("others in {entry}"),
                     }),
                 }

@@ -1,6 +1,7 @@
 //! What is shown of stations.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use quilt_core::time;
 use quilt_protocol::control::{InstanceReport, InstanceView, StationState, StationView};
@@ -14,10 +15,22 @@ use crate::selector::Selector;
 pub(crate) type SharedMacs = BTreeMap<String, Vec<Name>>;
 
 impl State {
-    /// How one station looks, if it is there and the selector means it; without a selector all are meant.
+    /// How one station looks without its instances, if it is there and the selector means it; without a selector all are meant.
     pub(crate) fn view_of(&self, id: StationId, selector: Option<&Selector>, macs: &SharedMacs) -> Option<StationView> {
         let station = self.stations.get(&id)?;
         station.is_meant_by(selector).then(|| self.view(station, macs))
+    }
+
+    /// Adds the next instances of a station to its view, at most `limit`. Whether there may be more.
+    pub(crate) fn add_instances(&self, view: &mut StationView, limit: usize) -> bool {
+        let live = self.stations.get(&view.id).and_then(|station| station.live.as_ref());
+        let Some(live) = live else { return false };
+        let last = view.instances.last().map(|last| (last.role.clone(), last.instance.clone()));
+        let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let before = view.instances.len();
+        view.instances
+            .extend(live.instances.range((behind, Bound::Unbounded)).take(limit).map(|(_, it)| instance_view(it)));
+        view.instances.len() - before == limit
     }
 
     /// The quarantined newcomers that a selector means, or all, by name.
@@ -51,7 +64,6 @@ impl State {
 
     fn view(&self, station: &Station, macs: &SharedMacs) -> StationView {
         let Station { record, desired, live, rejected, labels } = station;
-        let instances = live.iter().flat_map(|live| live.instances.values()).map(instance_view).collect();
         let applied = live.as_ref().and_then(|live| live.applied);
         StationView {
             id: record.id,
@@ -68,7 +80,7 @@ impl State {
             applied_digest: applied.map(|applied| applied.digest),
             rejected: rejected.clone(),
             applying: live.as_ref().is_some_and(|live| live.applying),
-            instances,
+            instances: Vec::new(),
             facts: record.facts.clone(),
             flags: self.flags(station, macs),
             // One that is connected beats, and is lost when it does not.

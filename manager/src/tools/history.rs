@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use quilt_core::time;
-use quilt_protocol::control::{HistoryEntry, OneStation, Rollback, RolledBack};
+use quilt_protocol::control::{DocumentOf, HistoryEntry, OneStation, Rollback, RolledBack};
+use serde::de::IgnoredAny;
 
 use super::{Failure, find, refused};
 use crate::list_reply::ListReply;
@@ -20,11 +21,12 @@ async fn add_history(core: &Core, request: &OneStation, list: &mut ListReply) ->
     let id = find(core, &request.station)?;
     let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
     for desired in history {
+        let (instances, desired) = core.compute(move || (instances_of(&desired), desired)).await;
         let entry = HistoryEntry {
             revision: desired.revision,
             digest: desired.digest,
             at: time::ms_text(desired.at_ms),
-            instances: instances_of(&desired),
+            instances,
             who: desired.who.into(),
             source: desired.source.into(),
             good: desired.good,
@@ -35,7 +37,8 @@ async fn add_history(core: &Core, request: &OneStation, list: &mut ListReply) ->
 }
 
 fn instances_of(desired: &Desired) -> Vec<String> {
-    let document: quilt_protocol::control::Document = serde_json::from_str(&desired.document).unwrap_or_default();
+    // Only the names are read.
+    let document: DocumentOf<IgnoredAny> = serde_json::from_str(&desired.document).unwrap_or_default();
     let roles = document.roles.iter();
     roles.flat_map(|(role, instances)| instances.keys().map(move |instance| format!("{role}/{instance}"))).collect()
 }
@@ -62,8 +65,7 @@ pub(super) async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) ->
     let (document, to) = (earlier.document.clone(), earlier.revision);
     let digest = earlier.digest;
     let revision = desired::set_desired(core, id, document, Origin::Pinned, who, &source).await.map_err(refused)?;
-    let state = core.state();
-    let said = state.stations.get(&id).map(|station| state.fleet.said_of(&station.subject()));
+    let said = desired::said_of(core, id).await;
     let others = said.filter(|said| said.saying.digest != digest);
     let mut undone_by: Vec<_> =
         others.iter().flat_map(|said| &said.saying.entries).map(|(file, _)| file.clone()).collect();

@@ -15,6 +15,9 @@ use crate::state::SharedMacs;
 /// How many stations are looked at before others get their turn.
 const LOOKED_AT: usize = 64;
 
+/// How many instances are shown before others get their turn.
+const INSTANCES_AT_ONCE: usize = 500;
+
 /// Lists the stations that a selector means, by name; of one name, those in quarantine last.
 pub(super) async fn stations(core: Arc<Core>, request: Stations, mut list: ListReply) {
     let made = add_stations(&core, &request, &mut list).await;
@@ -33,9 +36,16 @@ async fn add_stations(core: &Core, request: &Stations, list: &mut ListReply) -> 
             list.add(&newcomer).await?;
         }
         // Each as it is when its turn comes. One that was forgotten meanwhile is left out.
-        let view = core.state().view_of(id, selector.as_ref(), &macs);
-        if let Some(view) = view {
-            list.add(&view).await?;
+        let (view, has_more) = {
+            let state = core.state();
+            let mut view = state.view_of(id, selector.as_ref(), &macs);
+            let has_more = view.as_mut().is_some_and(|view| state.add_instances(view, INSTANCES_AT_ONCE));
+            (view, has_more)
+        };
+        match view {
+            Some(view) if has_more => add_large(core, view, list).await?,
+            Some(view) => list.add(&view).await?,
+            None => {}
         }
         if number % LOOKED_AT == LOOKED_AT - 1 {
             tokio::task::yield_now().await;
@@ -45,6 +55,15 @@ async fn add_stations(core: &Core, request: &Stations, list: &mut ListReply) -> 
         list.add(&newcomer).await?;
     }
     Ok(())
+}
+
+/// Adds a station that has so many instances that showing them takes long.
+async fn add_large(core: &Core, mut view: StationView, list: &mut ListReply) -> Result<(), Failure> {
+    while core.state().add_instances(&mut view, INSTANCES_AT_ONCE) {
+        tokio::task::yield_now().await;
+    }
+    let text = core.compute(move || serde_json::value::to_raw_value(&view)).await;
+    list.add(&text.expect("views have text keys")).await
 }
 
 /// What a listing is made of.

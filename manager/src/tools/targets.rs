@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use quilt_protocol::control::{InstanceRef, LeftOut, Resolve};
-use quilt_protocol::{Name, Outcome};
+use quilt_protocol::control::{DocumentOf, InstanceRef, LeftOut, Resolve};
+use quilt_protocol::{Labels, Name, Outcome};
+use serde::de::IgnoredAny;
 
 use super::{Failure, find, refused};
 use crate::Core;
-use crate::apply::document_of;
+use crate::fleet::Subject;
 use crate::list_reply::ListReply;
 use crate::selector::{Selector, is_selector};
 use crate::state::Station;
+use crate::store::StationRecord;
 
 /// How many stations that are away are named; the others are counted.
 const AWAY_NAMED_MAX: usize = 100;
@@ -89,29 +91,55 @@ fn selected(core: &Core, request: &Resolve) -> Result<Vec<InstanceRef>, Failure>
 }
 
 /// What a selector of instances leaves out; nothing for another target.
-pub(super) fn left_out(core: &Core, request: &Resolve) -> Result<LeftOut, Failure> {
+pub(super) async fn left_out(core: &Core, request: &Resolve) -> Result<LeftOut, Failure> {
     if !is_selector(&request.target) {
         return Ok(LeftOut::default());
     }
     let selector: Selector = request.target.parse().map_err(refused)?;
-    let of_instances = selector.mentions("role") || selector.mentions("instance");
-    let state = core.state();
-    let is_meant = |station: &Station| {
-        let subject = station.subject();
-        if !of_instances {
-            return subject.fits(&selector, &station.labels);
-        }
-        // Of a station that is away it is known only what it should run.
-        let should_run = document_of(station.desired.as_ref());
-        let mut instances =
-            should_run.roles.iter().flat_map(|(role, named)| named.keys().map(move |name| (role, name)));
-        instances.any(|(role, name)| subject.fits_instance(&selector, &station.labels, role, name))
+    let (away, unknown_labels) = {
+        let state = core.state();
+        let away = state.stations.values().filter(|station| !station.state().is_here());
+        let away: Vec<_> = away.map(|station| AwayStation::new(station)).collect();
+        (away, selector.unknown_labels(|| state.stations.values().map(|station| &station.labels)))
     };
-    let away = state.stations.values().filter(|station| !station.state().is_here() && is_meant(station));
-    let mut away: Vec<_> = away.map(|station| station.record.name.clone()).collect();
-    away.sort();
+    // What they should run is read for this, which may be long.
+    let find = move || {
+        let mut names: Vec<_> =
+            away.into_iter().filter(|station| station.is_meant_by(&selector)).map(|it| it.record.name).collect();
+        names.sort();
+        names
+    };
+    let mut away = core.compute(find).await;
     let away_count = away.len();
     away.truncate(AWAY_NAMED_MAX);
-    let unknown_labels = selector.unknown_labels(|| state.stations.values().map(|station| &station.labels));
     Ok(LeftOut { away, away_count, unknown_labels })
+}
+
+/// A station that is away: only what it should run is known.
+struct AwayStation {
+    record: StationRecord,
+    state: &'static str,
+    labels: Labels,
+    document: Option<Arc<str>>,
+}
+
+impl AwayStation {
+    fn new(station: &Station) -> Self {
+        let document = station.desired.as_ref().map(|desired| desired.document.clone());
+        let (record, state) = (station.record.clone(), station.state().name());
+        Self { record, state, labels: station.labels.clone(), document }
+    }
+
+    fn is_meant_by(&self, selector: &Selector) -> bool {
+        let subject = Subject::new(&self.record, self.state);
+        if !selector.mentions("role") && !selector.mentions("instance") {
+            return subject.fits(selector, &self.labels);
+        }
+        // Only the names are read.
+        let document = self.document.as_deref().and_then(|document| serde_json::from_str(document).ok());
+        let should_run: DocumentOf<IgnoredAny> = document.unwrap_or_default();
+        let mut instances =
+            should_run.roles.iter().flat_map(|(role, named)| named.keys().map(move |name| (role, name)));
+        instances.any(|(role, name)| subject.fits_instance(selector, &self.labels, role, name))
+    }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{FleetFile, Rejection};
+use super::{FleetFileOf, Rejection};
 use crate::names::{Digest, Name, Revision};
 
 /// The prefix of a pushed plugin's source; the plugin's name follows.
@@ -13,14 +14,17 @@ pub const PLUGIN_SOURCE: &str = "plugin:";
 /// The source of a file without a name that came through standard input: each time it may be another file.
 pub const STDIN_SOURCE: &str = "-";
 
+/// A request to apply a fleet file whose configurations are read.
+pub type Apply = ApplyOf<Map<String, Value>>;
+
 /// A fleet file as the manager takes it: the TOML document as JSON, with where it came from.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Apply {
+pub struct ApplyOf<C> {
     /// Where the file lies; what it is known by if it has no name of its own.
     pub source: String,
     /// Its content.
-    pub fleet: FleetFile,
+    pub fleet: FleetFileOf<C>,
     /// Say what would change and change nothing.
     #[serde(default)]
     pub dry_run: bool,
@@ -35,7 +39,7 @@ pub struct Apply {
     pub batch: Option<Share>,
 }
 
-impl Apply {
+impl<C> ApplyOf<C> {
     /// What identifies the file: its name, or else its source. A file with the same identity replaces it.
     pub fn known_as(&self) -> &str {
         self.fleet.name.as_ref().map_or(&self.source, Name::as_str)

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::RolesOf;
 use crate::labels::Labels;
 use crate::names::{Digest, FleetId, Name, Revision, StationId};
 
@@ -272,20 +273,29 @@ pub struct Plan {
     pub document: String,
 }
 
+/// A configuration document whose configurations are read.
+pub type Document = DocumentOf<serde_json::Map<String, serde_json::Value>>;
+
 /// A configuration document: every role instance that the fleet wants on one station. Its JSON form, with keys in
 /// order, is what digests are made of.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Document {
+pub struct DocumentOf<C> {
     /// Plugins that the station must have, by name, with the hashes of their files; it fetches what it lacks.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub plugins: BTreeMap<Name, Digest>,
     /// Role to instance to configuration.
-    #[serde(default)]
-    pub roles: BTreeMap<Name, BTreeMap<Name, serde_json::Map<String, serde_json::Value>>>,
+    #[serde(default = "BTreeMap::new")]
+    pub roles: RolesOf<C>,
 }
 
-impl Document {
+impl<C> Default for DocumentOf<C> {
+    fn default() -> Self {
+        Self { plugins: BTreeMap::new(), roles: BTreeMap::new() }
+    }
+}
+
+impl<C: Serialize> DocumentOf<C> {
     /// The bytes that are hashed, stored and pushed.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("maps with text keys serialize")

@@ -1,7 +1,7 @@
 //! What is large costs the manager memory in proportion, and holds up nobody else.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quilt_client::control::{Apply, FleetFile};
 use quilt_net::{BoxFuture, Handle, Inbound, NoService, Service};
@@ -100,4 +100,44 @@ async fn a_long_document_for_many_stations_lies_in_the_managers_memory_once() {
         .await;
     let grown = peak(manager) - before;
     assert!(grown < STATIONS * DOCUMENT / 2, "{} MiB for one document of 1 MiB", grown >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_long_dry_run_holds_nobody_up_and_takes_memory_in_proportion() {
+    const BODY: usize = 6 << 20;
+    let mut world = World::new().await;
+    let session = light(&world, "s1").await;
+    let instance = |number: usize| {
+        let env = serde_json::json!({ "A": "x".repeat(500), "B": "y" });
+        (format!("i{number}"), serde_json::json!({ "command": ["sleep", "1000"], "env": env }))
+    };
+    let length = serde_json::to_string(&instance(10_000)).unwrap().len();
+    let roles: serde_json::Map<_, _> = (0..BODY / length).map(instance).collect();
+    let fleet = serde_json::json!({ "group": { "all": { "match": "name=s1", "roles": { "process": roles } } } });
+    let apply = apply(fleet, true);
+    let body = serde_json::to_string(&apply).unwrap().len();
+    let manager = world.manager().pid();
+    let before = peak(manager);
+    let (client, other) = (world.client().await, world.client().await);
+    let began = Instant::now();
+    let dry_run = tokio::spawn(async move { client.apply(&apply).reply().await });
+    // On a thread of its own: here, too, long texts are read and written meanwhile.
+    let others = tokio::spawn(async move {
+        let mut longest = Duration::ZERO;
+        while !dry_run.is_finished() {
+            let asked = Instant::now();
+            other.clients().await.unwrap();
+            longest = longest.max(asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        (dry_run.await.unwrap().unwrap(), longest)
+    });
+    let (reply, longest) = others.await.unwrap();
+    let took = began.elapsed();
+    assert_eq!((reply.stored, reply.changes.len()), (false, 1), "{:?}", reply.notes);
+    let grown = peak(manager) - before;
+    println!("body {} KiB, grown {} KiB, took {took:?}, longest {longest:?}", body >> 10, grown >> 10);
+    assert!(longest * 3 < took, "others waited for {longest:?} of {took:?}");
+    assert!(grown < 5 * body, "{} KiB for a body of {} KiB", grown >> 10, body >> 10);
+    assert!(!session.is_closed());
 }
