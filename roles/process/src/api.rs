@@ -1,14 +1,14 @@
 //! What a tool needs to talk to a `process` instance, and what the fleet file says of one.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use quilt_plugin_api::Command;
 use schemars::JsonSchema;
-use serde::de::Visitor;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
 
 /// A program to supervise.
 #[derive(Clone, Deserialize, JsonSchema)]
@@ -32,19 +32,19 @@ pub struct ProcessConfig {
     #[serde(default)]
     pub group: Option<String>,
     /// Permissions that its new files do not get, in octal such as `"027"`; `"022"` unless said otherwise.
-    #[serde(default, deserialize_with = "umask")]
+    #[serde(default, deserialize_with = "limits::umask")]
     pub umask: Option<String>,
     /// From -20, which is scheduled first, to 19; 0 unless said otherwise.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::nice")]
     pub nice: Option<i32>,
     /// From -1000, which is never killed when memory is short, to 1000, which is killed first; 0 unless said otherwise.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::oom_score_adj")]
     pub oom_score_adj: Option<i32>,
     /// How many files it may have open; 1024 unless said otherwise, which it may raise itself up to the station's hard limit.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::open_files")]
     pub open_files: Option<u64>,
-    /// Exit codes that mean success.
-    #[serde(default = "only_zero")]
+    /// Exit codes that mean success, from 0 to 255.
+    #[serde(default = "only_zero", deserialize_with = "limits::exit_codes")]
     pub success_exit_codes: Vec<i32>,
     /// The signal that asks the program to stop, such as `TERM`, `INT` or `RTMIN+3`.
     #[serde(default = "term")]
@@ -53,32 +53,6 @@ pub struct ProcessConfig {
     #[serde(default, with = "humantime_serde")]
     #[schemars(with = "Option<String>")]
     pub orphan_timeout: Option<Duration>,
-}
-
-/// Reads digits as text, so that the hint for whoever writes a number shows the quotes.
-fn umask<'de, D: Deserializer<'de>>(umask: D) -> Result<Option<String>, D::Error> {
-    struct Digits(String);
-    struct DigitsVisitor;
-
-    impl Visitor<'_> for DigitsVisitor {
-        type Value = Digits;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("octal digits in quotes such as \"022\"")
-        }
-
-        fn visit_str<E>(self, digits: &str) -> Result<Digits, E> {
-            Ok(Digits(digits.to_owned()))
-        }
-    }
-
-    impl<'de> Deserialize<'de> for Digits {
-        fn deserialize<D: Deserializer<'de>>(digits: D) -> Result<Self, D::Error> {
-            digits.deserialize_str(DigitsVisitor)
-        }
-    }
-
-    Ok(Option::<Digits>::deserialize(umask)?.map(|Digits(digits)| digits))
 }
 
 fn only_zero() -> Vec<i32> {

@@ -13,6 +13,7 @@ mod find;
 mod hold;
 pub mod keeper;
 mod kept;
+mod limits;
 mod program;
 mod shortage;
 mod signals;
@@ -27,7 +28,7 @@ use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError
 
 use hold::Hold;
 use keeper::{Paths, ending};
-use program::{digest, identity, octal, spec};
+use program::{digest, identity, spec};
 
 /// The name of this role.
 pub const ROLE: &str = "process";
@@ -38,9 +39,6 @@ const ARGUMENT_MAX_PAGES: usize = 32;
 const LAST_LINES: usize = 5;
 /// How many characters of each.
 const LAST_LINE_MAX: usize = 200;
-
-/// The limits of open files that are accepted: below them a program does not start, and no kernel grants more.
-const OPEN_FILES_RANGE: std::ops::RangeInclusive<u64> = 16..=1 << 30;
 
 /// A running program.
 pub struct Process {
@@ -90,19 +88,6 @@ impl Process {
         }
         if signals::number(&config.stop_signal).is_none() {
             invalid("stop_signal", "a signal such as TERM", &format!("{:?}", config.stop_signal));
-        }
-        if let Some(umask) = config.umask.as_ref().filter(|umask| octal(umask).is_none()) {
-            invalid("umask", "octal digits in quotes such as \"022\"", &format!("{umask:?}"));
-        }
-        if let Some(nice) = config.nice.filter(|nice| !(-20..=19).contains(nice)) {
-            invalid("nice", "a number from -20 to 19", &nice.to_string());
-        }
-        if let Some(score) = config.oom_score_adj.filter(|score| !(-1000..=1000).contains(score)) {
-            invalid("oom_score_adj", "a number from -1000 to 1000", &score.to_string());
-        }
-        if let Some(files) = config.open_files.filter(|files| !OPEN_FILES_RANGE.contains(files)) {
-            let expected = format!("a number from {} to {}", OPEN_FILES_RANGE.start(), OPEN_FILES_RANGE.end());
-            invalid("open_files", &expected, &files.to_string());
         }
         wrong.extend(identity(config).err().into_iter().flatten());
         RoleError::unless_empty(wrong)

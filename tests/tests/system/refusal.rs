@@ -194,7 +194,7 @@ async fn all_that_is_wrong_with_one_instance_is_listed_at_once() {
         "main: key `stop_timeout`: expected times of at most 365 days",
         "own: key `command`: expected a program and its arguments, got nothing",
         "own: key `env`: expected a table, got a list",
-        "own: key `success_exit_codes[0]`: expected a whole number from -2147483648 to 2147483647, got text (",
+        "own: key `success_exit_codes[0]`: expected a whole number from 0 to 255, got text (",
         "fleet.toml:10:1",
         "own: key `success_exit_codes[2]`: expected a whole number",
         "own: key `stop_signal`: expected a signal such as TERM, got \"SIGTREM\"",
