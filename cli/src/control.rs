@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use quilt_client::control::Action;
+use quilt_core::words::list;
 
 use crate::exit::{Failure, USAGE};
 use crate::{Session, complete};
@@ -26,7 +27,11 @@ impl Target {
             );
             return Err(Failure::with_code(USAGE, text));
         }
-        session.connect().await?.control(&self.target, action).await?;
+        let operated = session.connect().await?.control(&self.target, action).await?;
+        if !operated.dependants.is_empty() {
+            let (need, run) = if operated.dependants.len() == 1 { ("needs", "runs") } else { ("need", "run") };
+            eprintln!("note: {} {need} {} and {run} on", list(&operated.dependants), self.target);
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -2,8 +2,8 @@
 
 use quilt_net::{AskError, Items, decode, encode};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Progress, Rollback, RolledBack,
-    command,
+    Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Operated, Progress, Rollback,
+    RolledBack, command,
 };
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Revision, Terms};
@@ -65,14 +65,14 @@ impl Client {
         self.ask_list(command::HISTORY, &OneStation { station: station.into() }).await
     }
 
-    /// Starts, stops or restarts `station/role/instance`.
+    /// Starts, stops or restarts `station/role/instance`. The answer to a stop names the instances that need it and run on.
     ///
     /// # Errors
     ///
     /// There is none, or no answer.
-    pub async fn control(&self, target: &str, action: Action) -> Result<(), AskError> {
+    pub async fn control(&self, target: &str, action: Action) -> Result<Operated, AskError> {
         let request = ControlInstance { target: target.into(), action };
-        self.ask::<_, Empty>(command::CONTROL, &request).await.map(drop)
+        self.ask(command::CONTROL, &request).await
     }
 
     /// Adopts a station: takes what it runs as desired, or replaces it.

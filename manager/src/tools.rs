@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use quilt_net::{AskError, BoxFuture, Inbound, decode, done};
 use quilt_protocol::control::{
-    Action, Adopt, Control, ControlInstance, Empty, InstanceRef, InstanceReport, OneStation, Resolve, Rollback, command,
+    Action, Adopt, Control, ControlInstance, Controlled, Empty, InstanceRef, OneStation, Operated, Resolve, Rollback,
+    command,
 };
 use quilt_protocol::{Address, Encoding, Outcome, StationId};
 use serde::Serialize;
@@ -156,13 +157,13 @@ fn find(core: &Core, reference: &str) -> Result<StationId, Failure> {
     core.state().find(reference).map_err(|text| (Outcome::NoTarget, text))
 }
 
-async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Empty, Failure> {
+async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Operated, Failure> {
     let InstanceRef { station, role, instance } = targets::one_instance(core, &request.target)?;
     let handle = crate::route::station_handle(core, &station)?;
     let order = Control { role, instance, action: request.action };
     let to = Address::Station(station.clone());
     let answer = handle.ask(to, command::CONTROL, Encoding::Bincode, &order, STATION).await;
-    let report: Option<InstanceReport> = answer.map_err(failure)?;
+    let Controlled { report, dependants } = answer.map_err(failure)?;
     // Whoever looks next sees what was done, not what was reported before it.
     if let Some(report) = report {
         register::take_instance(core, &station, &handle, report);
@@ -174,7 +175,7 @@ async fn control(core: &Core, request: &ControlInstance, who: &str) -> Result<Em
     };
     let instance = format!("{}/{}", order.role, order.instance);
     core.events.add("instance.operated", Some(station.as_str()), Some(instance), format!("{action} by {who}"));
-    Ok(Empty {})
+    Ok(Operated { dependants: dependants.iter().map(|(role, instance)| format!("{role}/{instance}")).collect() })
 }
 
 /// A station reads a file that it needs.

@@ -49,6 +49,9 @@ impl From<std::io::Error> for RoleError {
     }
 }
 
+/// What is said to be found where a key is unknown.
+const UNKNOWN_KEY: &str = "an unknown key";
+
 /// What is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Invalid {
@@ -80,6 +83,12 @@ impl Invalid {
         Self { key: None, expected: "a configuration the role accepts".into(), got: text.into() }
     }
 
+    /// Whether it is about a key that nobody knows. A host that has keys of its own can name them beside those that were
+    /// expected.
+    pub fn is_unknown_key(&self) -> bool {
+        self.got == UNKNOWN_KEY
+    }
+
     /// The missing key, if serde's message is about one.
     pub(crate) fn missing(message: &str) -> Option<&str> {
         quoted(message.strip_prefix("missing field ")?)
@@ -105,7 +114,7 @@ impl Invalid {
         if let Some(key) = Self::unknown(message) {
             let expected = message.split_once("expected ").map_or("no keys", |(_, expected)| expected);
             let is_at_it = path == key || path.rsplit_once('.').is_some_and(|(_, last)| last == key);
-            return Self::key(if is_at_it { path.to_owned() } else { at(key) }, expected, "an unknown key");
+            return Self::key(if is_at_it { path.to_owned() } else { at(key) }, expected, UNKNOWN_KEY);
         }
         let (expected, got) = words::translate(message);
         Self { key: whole, expected, got }

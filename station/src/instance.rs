@@ -271,11 +271,9 @@ impl Runner {
         let mut changes = self.around.board.subscribe();
         let mut shown = None;
         loop {
-            let unmet = self.spec.settings.needs.iter().find(|need| {
-                let report = need.parse().ok().and_then(|key| self.around.board.get(&key));
-                !report.is_some_and(|report| report.state.is_healthy())
-            });
-            let Some(unmet) = unmet.cloned() else { return Phase::Starting };
+            let needs = &self.spec.settings.needs;
+            let unmet = needs.iter().find_map(|need| need.unmet(self.around.board.get(&need.key).as_ref()));
+            let Some(unmet) = unmet else { return Phase::Starting };
             if shown.as_ref() != Some(&unmet) {
                 self.show(State::Waiting, &*unmet);
                 shown = Some(unmet);

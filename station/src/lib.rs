@@ -19,6 +19,7 @@ mod identity;
 mod instance;
 mod listing;
 mod local;
+mod needs;
 mod plan;
 mod plugins;
 mod push;

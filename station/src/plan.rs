@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::catch::catch;
 use crate::plugins::{Carrier, Catalog, Offered, Plugin};
-use crate::spec::{Isolation, Key, Spec};
+use crate::spec::{Isolation, KEYS, Key, Policy, Spec};
 
 /// How long a role may take to judge a configuration.
 const VALIDATE: Duration = Duration::from_secs(6);
@@ -270,9 +270,11 @@ pub(crate) async fn read(
                     let (config, at) = (own.config.clone(), read.len());
                     judging.spawn(async move { (at, judge(factory, config.as_bytes()).await) });
                 }
-                if isolation == Some(Isolation::Process) && roles.linked.contains_key(role) {
-                    let expected = "`inproc`, or nothing: the role is linked into the station";
-                    wrong.push(Invalid::key("isolation", expected, "process"));
+                if isolation.is_some() && roles.linked.contains_key(role) {
+                    let expected =
+                        format!("no such key: `{role}` is part of the station, only a plugin's role has a choice");
+                    let got = whole["isolation"].as_str().map_or_else(String::new, |text| format!("`{text}`"));
+                    wrong.push(Invalid::key("isolation", expected, got));
                 }
                 let invalid = ProblemCode::InvalidConfiguration;
                 let wrong = wrong.into_iter().map(|wrong| problem(invalid, wrong.key, wrong.expected, wrong.got));
@@ -293,12 +295,26 @@ pub(crate) async fn read(
             station: station.into(),
             role: key.role.to_string(),
             instance: Some(key.instance.to_string()),
+            expected: if is_unknown(&wrong) { with_our_keys(&wrong.expected) } else { wrong.expected },
             key: wrong.key,
-            expected: wrong.expected,
             got: wrong.got,
         }));
     }
     read
+}
+
+/// Whether a role found a key of an instance that it does not know.
+fn is_unknown(wrong: &Invalid) -> bool {
+    wrong.is_unknown_key() && wrong.key.as_deref().is_some_and(|key| !key.contains(['.', '[']))
+}
+
+/// The keys that an instance can have: those of its role, in words, and quilt's own.
+fn with_our_keys(of_the_role: &str) -> String {
+    let ours = KEYS.map(|key| format!("`{key}`")).join(", ");
+    match of_the_role {
+        "no keys" => format!("one of quilt's own keys: {ours}"),
+        _ => format!("{of_the_role}, or one of quilt's own keys: {ours}"),
+    }
 }
 
 /// Where an instance is to run, as far as its configuration says so in words that are known.
@@ -362,14 +378,7 @@ fn clashes(station: &str, document: &Document, others: &[Spec]) -> Vec<Problem> 
 /// Needs that name nothing, or each other in a circle.
 fn wrong_needs(station: &str, document: &Document, specs: &[Spec], others: &[Spec]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let needs: BTreeMap<String, &Vec<String>> =
-        specs.iter().chain(others).map(|spec| (spec.key.to_string(), &spec.settings.needs)).collect();
-    let configured = |wanted: &str| {
-        let in_document = wanted.split_once('/').is_some_and(|(role, instance)| {
-            document.roles.get(role).is_some_and(|instances| instances.contains_key(instance))
-        });
-        in_document || needs.contains_key(wanted)
-    };
+    let known: BTreeMap<&Key, &Spec> = specs.iter().chain(others).map(|spec| (&spec.key, spec)).collect();
     for spec in specs {
         let problem = |expected: String, got: String| Problem {
             code: ProblemCode::InvalidConfiguration,
@@ -380,33 +389,81 @@ fn wrong_needs(station: &str, document: &Document, specs: &[Spec], others: &[Spe
             expected,
             got,
         };
-        for wanted in &spec.settings.needs {
-            if !configured(wanted) {
-                problems.push(problem("role/instance of the same station".into(), format!("{wanted:?}")));
+        for need in &spec.settings.needs {
+            let needed = known.get(&need.key);
+            if needed.is_none() && !contains(document, &need.key) {
+                let got = format!("`{}`, which this station does not have", need.key);
+                problems.push(problem(instances_but(&spec.key, document, others), got));
+            }
+            if need.completed && needed.is_some_and(|needed| needed.settings.restart.policy == Policy::Permanent) {
+                let got = format!("`{}`, which is restarted whenever it ends: its policy is `permanent`", need.key);
+                problems.push(problem("an instance that can be completed".into(), got));
             }
         }
-        if reaches(&spec.key.to_string(), &needs) {
-            problems.push(problem("needs without a circle".into(), format!("{:?}", spec.settings.needs)));
+        if reaches(&spec.key, &known) {
+            let needs: Vec<_> = spec.settings.needs.iter().map(|need| format!("`{}`", need.key)).collect();
+            problems.push(problem("needs without a circle".into(), needs.join(", ")));
         }
     }
     problems
 }
 
 /// Whether following needs from `start` leads back to it.
-fn reaches(start: &str, needs: &BTreeMap<String, &Vec<String>>) -> bool {
+fn reaches(start: &Key, known: &BTreeMap<&Key, &Spec>) -> bool {
     let mut seen = BTreeSet::new();
-    let mut open: Vec<&str> = vec![start];
+    let mut open = vec![start];
     while let Some(key) = open.pop() {
-        for next in needs.get(key).into_iter().flat_map(|needs| needs.iter()) {
-            if next == start {
+        for next in known.get(key).into_iter().flat_map(|spec| &spec.settings.needs) {
+            if next.key == *start {
                 return true;
             }
-            if seen.insert(next) {
-                open.push(next);
+            if seen.insert(&next.key) {
+                open.push(&next.key);
             }
         }
     }
     false
+}
+
+fn contains(document: &Document, key: &Key) -> bool {
+    document.roles.get(&key.role).is_some_and(|instances| instances.contains_key(&key.instance))
+}
+
+/// The instances that one could need, in words.
+fn instances_but(key: &Key, document: &Document, others: &[Spec]) -> String {
+    const SHOWN_MAX: usize = 8;
+    let in_document = document.roles.iter().flat_map(|(role, instances)| {
+        instances.keys().map(|instance| Key { role: role.clone(), instance: instance.clone() })
+    });
+    let all: BTreeSet<Key> = in_document.chain(others.iter().map(|other| other.key.clone())).collect();
+    let shown: Vec<_> =
+        all.iter().filter(|other| *other != key).take(SHOWN_MAX).map(|key| format!("`{key}`")).collect();
+    match shown.len() {
+        0 => "another instance of this station, which has none".into(),
+        _ => format!("another instance of this station, such as {}", shown.join(", ")),
+    }
+}
+
+/// Fleet instances that a document removes although instances of drop-in files need them: their next start would wait for ever.
+/// `accepted` are the fleet's instances so far. A need that is not met now is the host's own affair.
+pub(crate) fn lost_needs(station: &str, document: &Document, local: &[Spec], accepted: &BTreeSet<Key>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for spec in local {
+        for need in &spec.settings.needs {
+            if accepted.contains(&need.key) && !contains(document, &need.key) {
+                problems.push(Problem {
+                    code: ProblemCode::InvalidConfiguration,
+                    station: station.into(),
+                    role: need.key.role.to_string(),
+                    instance: Some(need.key.instance.to_string()),
+                    key: None,
+                    expected: format!("it to stay as long as `{}` of a drop-in file on its host needs it", spec.key),
+                    got: "its removal".into(),
+                });
+            }
+        }
+    }
+    problems
 }
 
 #[cfg(test)]
@@ -450,6 +507,25 @@ mod tests {
                 panic!("cannot judge")
             }
             async fn start(_: NoConfig, _: &RoleContext) -> Result<Self, RoleError> {
+                Ok(Self)
+            }
+        }
+    }
+
+    mod many {
+        use super::*;
+        #[derive(serde::Deserialize, schemars::JsonSchema)]
+        #[serde(default, deny_unknown_fields)]
+        #[derive(Default)]
+        pub(super) struct Config {
+            #[allow(dead_code, reason = "only the key counts")]
+            say: String,
+        }
+        pub(super) struct Twin;
+        /// Any number of them.
+        #[role(name = "twin")]
+        impl Twin {
+            async fn start(_: Config, _: &RoleContext) -> Result<Self, RoleError> {
                 Ok(Self)
             }
         }
@@ -500,5 +576,58 @@ mod tests {
         for before in [BTreeMap::new(), BTreeMap::from([(old, config(r#"{"x":2}"#))])] {
             assert_eq!(planned(before).await.err().unwrap().code, ProblemCode::MissingRoleFactory);
         }
+    }
+
+    /// What is wrong with the twins of a fleet's document, without what the host has.
+    async fn wrong(twins: &str) -> Vec<String> {
+        let roles = RoleTable::new(vec![factory::<many::Twin>()], Vec::new());
+        let document = format!(r#"{{"roles":{{"twin":{twins}}}}}"#);
+        let rejection = plan("s", &document, Owner::Fleet, &[], &roles, &BTreeMap::new()).await.err().unwrap();
+        rejection.problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn a_need_that_cannot_be_met_is_refused_with_what_there_is_to_need() {
+        let unknown = wrong(r#"{"a":{"needs":["twin/nope"]},"b":{}}"#).await;
+        let text = "expected another instance of this station, such as `twin/b`, got `twin/nope`, which this station does not have";
+        assert!(unknown[0].ends_with(text), "{unknown:?}");
+        let endless = wrong(r#"{"a":{"needs":[{"completed":"twin/b"}]},"b":{"restart":{"policy":"permanent"}}}"#).await;
+        assert!(endless[0].contains("expected an instance that can be completed, got `twin/b`"), "{endless:?}");
+        let circle = wrong(r#"{"a":{"needs":[{"completed":"twin/b"}]},"b":{"needs":["twin/a"]}}"#).await;
+        assert!(
+            circle.len() == 2 && circle[0].ends_with("expected needs without a circle, got `twin/b`"),
+            "{circle:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_unknown_key_is_told_with_quilts_own_keys_and_a_linked_role_has_no_isolation() {
+        let unknown = wrong(r#"{"a":{"need":[]}}"#).await;
+        let text = "key `need`: expected `say`, or one of quilt's own keys: `restart`, `needs`, `ready`, `start_timeout`, \
+                    `stop_timeout`, `isolation`, got an unknown key";
+        assert!(unknown[0].ends_with(text), "{unknown:?}");
+        for place in ["inproc", "process"] {
+            let refused = wrong(&format!(r#"{{"a":{{"isolation":"{place}"}}}}"#)).await;
+            let text = format!("only a plugin's role has a choice, got `{place}`");
+            assert!(refused[0].contains("key `isolation`") && refused[0].ends_with(&text), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_document_that_removes_what_a_drop_in_instance_needs_is_refused() {
+        let roles = RoleTable::new(vec![factory::<many::Twin>()], Vec::new());
+        let drop_in = r#"{"roles":{"twin":{"web":{"needs":["twin/db"]},"db":{}}}}"#;
+        let local = plan("s", drop_in, Owner::Local, &[], &roles, &BTreeMap::new()).await.ok().unwrap().specs;
+        let web: Vec<_> = local.into_iter().filter(|spec| spec.key.instance == *"web").collect();
+        let db = Key { role: "twin".parse().unwrap(), instance: "db".parse().unwrap() };
+        let document = |json: &str| serde_json::from_str::<Document>(json).unwrap();
+        let (with, without) = (document(r#"{"roles":{"twin":{"db":{"say":"x"}}}}"#), document("{}"));
+        let accepted = BTreeSet::from([db]);
+        let lost = lost_needs("s", &without, &web, &accepted);
+        assert_eq!(lost.len(), 1);
+        assert!(lost[0].to_string().contains("twin/db: expected it to stay as long as `twin/web`"), "{}", lost[0]);
+        assert_eq!(lost_needs("s", &with, &web, &accepted), []);
+        // What the host needs in vain already is its own affair.
+        assert_eq!(lost_needs("s", &without, &web, &BTreeSet::new()), []);
     }
 }

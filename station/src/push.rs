@@ -29,6 +29,8 @@ pub(crate) struct Push {
     applied: std::sync::Mutex<Option<Applied>>,
     /// Instances of it that cannot run, with the digests of their configurations.
     impossible: std::sync::Mutex<BTreeMap<Key, Digest>>,
+    /// The fleet's instances of it.
+    accepted: std::sync::Mutex<BTreeSet<Key>>,
     /// What the host configures; replaced as a whole.
     local: std::sync::Mutex<Arc<Local>>,
     roles: Arc<RoleTable>,
@@ -53,6 +55,7 @@ impl Push {
             saved: Mutex::new(saved),
             applied,
             impossible: Default::default(),
+            accepted: Default::default(),
             local,
             roles,
             supervisor,
@@ -88,6 +91,7 @@ impl Push {
         // Lenient: what cannot run any more is shown as failed and holds nothing up.
         self.add(&mut target, &document, Owner::Fleet, &roles).await;
         self.note_impossible(&document, &target.impossible);
+        self.note_accepted(&target.specs, &target.impossible);
         target.complete &= !saved.damaged;
         target.resuming = starting;
         target.digest = saved.accepted.as_ref().map(|accepted| accepted.applied.digest);
@@ -263,6 +267,13 @@ impl Push {
             Some((spec.key.clone(), instance_digest(config)))
         });
         *self.impossible.lock().unwrap_or_else(PoisonError::into_inner) = known.collect();
+    }
+
+    /// Remembers which instances of the station are the fleet's.
+    fn note_accepted(&self, specs: &[Spec], impossible: &[Impossible]) {
+        let all = specs.iter().chain(impossible.iter().map(|one| &one.spec));
+        let fleet = all.filter(|spec| spec.owner == Owner::Fleet).map(|spec| spec.key.clone());
+        *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = fleet.collect();
     }
 
     /// The configuration accepted last.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use quilt_core::disk;
 use quilt_net::{BoxFuture, Inbound, NoService, Responder, Service, done};
-use quilt_protocol::control::{AllowPlugin, Control, Discover, Plan, PurgeFolders, UpdateConfiguration, command};
+use quilt_protocol::control::{
+    Action, AllowPlugin, Control, Controlled, Discover, Plan, PurgeFolders, UpdateConfiguration, command,
+};
 use quilt_protocol::dedupe::Dedupe;
 use quilt_protocol::message::Refusal;
 use quilt_protocol::session::Closed;
@@ -82,7 +84,12 @@ impl Requests {
                 inbound.answer(move |Control { role, instance, action }: Control| async move {
                     let (key, refused) = (Key { role, instance }, |text| (Outcome::Refused, text));
                     supervisor.operate(key.clone(), action).await.map_err(refused)?;
-                    Ok(board.get(&key))
+                    let dependants = match action {
+                        Action::Stop => supervisor.running_dependants(&key),
+                        Action::Start | Action::Restart => Vec::new(),
+                    };
+                    let dependants = dependants.into_iter().map(|key| (key.role, key.instance)).collect();
+                    Ok(Controlled { report: board.get(&key), dependants })
                 })
             }
             command::ROLES => {

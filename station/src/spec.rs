@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::endpoint::{HttpUrl, TcpAddress};
+use crate::needs::Need;
 use crate::plugins::Carrier;
 
 /// Which instance.
@@ -53,7 +54,7 @@ pub(crate) struct Spec {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) restart: Restart,
-    pub(crate) needs: Vec<String>,
+    pub(crate) needs: Vec<Need>,
     pub(crate) ready: Option<Ready>,
     /// How long a start may take. A ready check has its own time.
     #[serde(with = "humantime_serde")]
@@ -89,7 +90,7 @@ impl Settings {
 }
 
 /// The keys that [`Settings`] takes.
-const KEYS: [&str; 6] = ["restart", "needs", "ready", "start_timeout", "stop_timeout", "isolation"];
+pub(crate) const KEYS: [&str; 6] = ["restart", "needs", "ready", "start_timeout", "stop_timeout", "isolation"];
 
 /// Whether and how an instance that ended is started again.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -297,6 +298,12 @@ mod tests {
             assert_eq!(wrong.len(), 1, "{ready}");
             assert!(wrong[0].key.as_deref() == Some(key) && wrong[0].expected != "a valid value", "{}", wrong[0]);
         }
+        let (_, wrong) = read(r#"{"needs":["a/b",{"completed":"a"},7,{"done":"a/b"}]}"#);
+        let wrong: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        let forms = "expected \"role/instance\" or { completed = \"role/instance\" }";
+        assert_eq!(wrong[0], format!("key `needs[1]`: {forms}, got \"a\""));
+        assert_eq!(wrong[1], format!("key `needs[2]`: {forms}, got a whole number"));
+        assert_eq!(wrong[2], "key `needs[3].done`: expected `completed`, got an unknown key");
         let (_, wrong) = read(r#"{"start_timeout":"0s"}"#);
         assert_eq!((wrong.len(), wrong[0].key.as_deref()), (1, Some("start_timeout")));
     }
@@ -306,7 +313,7 @@ mod tests {
         let checks = [r#""log":"ready""#, r#""tcp":"[::1]:80""#, r#""http":"http://h/""#, r#""command":["true","x"]"#];
         for check in checks {
             let whole = format!(
-                r#"{{"ready":{{{check},"within":"1m 1s","every":"5ms"}},"needs":["a/b"],"start_timeout":"2s","stop_timeout":"3s","isolation":"inproc",
+                r#"{{"ready":{{{check},"within":"1m 1s","every":"5ms"}},"needs":["a/b",{{"completed":"a/d"}}],"start_timeout":"2s","stop_timeout":"3s","isolation":"inproc",
                 "restart":{{"policy":"permanent","delay":"1s","max_delay":"7s","intensity":0,"period":"1h"}},"say":"ä"}}"#
             );
             let key = Key { role: "a".parse().unwrap(), instance: "c".parse().unwrap() };

@@ -21,7 +21,7 @@ pub(crate) use self::ending::FORGOTTEN_STOP;
 pub(crate) use self::handle::Handle;
 
 use self::ending::sweep;
-use self::handle::{Message, Orders, lock};
+use self::handle::{Message, Needs, Orders, lock};
 use self::survivors::Survivors;
 use crate::board::Board;
 use crate::commands::Commands;
@@ -78,6 +78,7 @@ pub(crate) fn start(setup: Setup) -> Handle {
     let handle = Handle {
         sender,
         orders: Orders::default(),
+        needs: Needs::default(),
         board: setup.board.clone(),
         stopped: setup.stopped.clone(),
         stopping: CancellationToken::new(),
@@ -95,6 +96,7 @@ pub(crate) fn start(setup: Setup) -> Handle {
         stopped: setup.stopped,
         instances: BTreeMap::new(),
         orders: handle.orders.clone(),
+        needs: handle.needs.clone(),
         ending: Vec::new(),
         late: Vec::new(),
         survivors: Survivors::default(),
@@ -127,6 +129,7 @@ struct Supervisor {
     stopped: Arc<Stopped>,
     instances: BTreeMap<Key, Entry>,
     orders: Orders,
+    needs: Needs,
     /// Told to end, and not waited for yet.
     ending: Vec<(Key, Duration, oneshot::Receiver<Ended>)>,
     /// Took too long to end.
@@ -243,6 +246,8 @@ impl Supervisor {
             self.instances.insert(key.clone(), Entry { spec, orders });
             begin.insert(key);
         }
+        let needs = self.instances.iter().map(|(key, entry)| (key.clone(), entry.spec.settings.needs.clone()));
+        *lock(&self.needs) = needs.collect();
         for key in begin {
             let _ = self.instances[&key].orders.send(Order::Go).await;
         }
@@ -268,13 +273,13 @@ impl Supervisor {
     fn hold(&self, wanted: &mut BTreeMap<Key, Spec>) {
         let Some(catalog) = self.around.roles.catalog() else { return };
         let mut held = catalog.held();
-        let all: BTreeSet<String> = wanted.keys().chain(self.instances.keys()).map(|key| key.to_string()).collect();
+        let all: BTreeSet<Key> = wanted.keys().chain(self.instances.keys()).cloned().collect();
         for spec in wanted.values_mut() {
             // An upgrade that was under way while this was put together may have been given up since.
             let carrier = self.around.roles.carrier(&spec.key.role).or(spec.carrier.take());
             if let Some(mut held) = held.running.remove(&spec.key).filter(|held| held.owner == spec.owner) {
                 // It may have needed what is gone.
-                held.settings.needs.retain(|need| all.contains(need));
+                held.settings.needs.retain(|need| all.contains(&need.key));
                 *spec = held;
             }
             spec.carrier = carrier;

@@ -170,6 +170,11 @@ impl State {
         matches!(self, Self::Active | Self::Completed)
     }
 
+    /// Whether something of it runs or is being started.
+    pub fn runs(self) -> bool {
+        matches!(self, Self::Active | Self::Starting)
+    }
+
     /// Whether an apply that waits may take this for success: it is healthy, or stays stopped because an operator stopped it.
     pub fn is_as_wanted(self) -> bool {
         self.is_healthy() || self == Self::Stopped
@@ -435,6 +440,15 @@ pub struct Control {
     pub instance: Name,
     /// What to do.
     pub action: Action,
+}
+
+/// What came of a [`Control`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Controlled {
+    /// The instance as it is now; none if it is gone.
+    pub report: Option<InstanceReport>,
+    /// Instances that run on although they need the one that was stopped.
+    pub dependants: Vec<(Name, Name)>,
 }
 
 /// What an operator does to an instance.

@@ -88,6 +88,14 @@ pub struct ControlInstance {
     pub action: Action,
 }
 
+/// An instance was started, stopped or restarted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Operated {
+    /// `role/instance` of those that run on although they need the one that was stopped.
+    pub dependants: Vec<String>,
+}
+
 /// Asks which instances a target means.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -25,10 +25,11 @@ impl Push {
     }
 
     async fn planned(&self, document: &str) -> Result<Planned, Rejection> {
-        let plugins = serde_json::from_str::<Document>(document).map(|document| document.plugins).unwrap_or_default();
+        let read: Document = serde_json::from_str(document).unwrap_or_default();
+        let plugins = &read.plugins;
         let local = self.local();
         let prepared = match self.roles.catalog() {
-            Some(catalog) => Some(catalog.prepare(&plugins, false).await),
+            Some(catalog) => Some(catalog.prepare(plugins, false).await),
             None => None,
         };
         let roles = match &prepared {
@@ -55,6 +56,8 @@ impl Push {
             problems.extend(wrong.into_iter().flat_map(|rejection| rejection.problems));
         }
         let target = self.target(&local.document, local.whole, &roles).await;
+        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        problems.extend(plan::lost_needs(&self.link.name(), &read, &target.specs, &accepted));
         match plan::plan(&self.link.name(), document, Owner::Fleet, &target.specs, &roles, &impossible).await {
             Ok(plan) if problems.is_empty() => Ok(Planned { plan, local: target, prepared }),
             planned => {
@@ -134,6 +137,7 @@ impl Push {
         let Target { specs: mut all, mut impossible, complete, .. } = local;
         all.extend(plan.specs);
         impossible.extend(still_impossible);
+        self.note_accepted(&all, &impossible);
         // Under the lock, so that two pushes commit in the order in which they were accepted.
         let plugins = prepared.map(|prepared| Box::new(move |catalog: &Catalog| catalog.assign(prepared)) as Offering);
         let digest = Some(offer.digest);

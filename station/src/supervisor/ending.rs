@@ -22,7 +22,7 @@ impl Supervisor {
         let (mut levels, mut left) = (Vec::new(), keys.clone());
         while !left.is_empty() {
             let needs = left.iter().flat_map(|key| self.instances[key].spec.settings.needs.iter());
-            let needed: BTreeSet<Key> = needs.filter_map(|need| need.parse().ok()).collect();
+            let needed: BTreeSet<Key> = needs.map(|need| need.key.clone()).collect();
             let mut level: BTreeSet<Key> = left.difference(&needed).cloned().collect();
             if level.is_empty() {
                 // A circle cannot be planned, but must not hang a shutdown either.

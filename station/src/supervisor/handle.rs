@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Target;
 use crate::board::Board;
 use crate::instance::{ORDERS_MAX, Order};
+use crate::needs::Need;
 use crate::saved::Stopped;
 use crate::spec::Key;
 
@@ -23,6 +24,9 @@ pub(super) enum Message {
 /// Where each instance takes its orders.
 pub(super) type Orders = Arc<Mutex<BTreeMap<Key, mpsc::Sender<Order>>>>;
 
+/// What each instance needs.
+pub(super) type Needs = Arc<Mutex<BTreeMap<Key, Vec<Need>>>>;
+
 /// How long a stop waits for its record, beside the end itself.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
 
@@ -31,6 +35,7 @@ const RECORD_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Handle {
     pub(super) sender: mpsc::Sender<Message>,
     pub(super) orders: Orders,
+    pub(super) needs: Needs,
     pub(super) board: Arc<Board>,
     pub(super) stopped: Arc<Stopped>,
     /// The station stops: nothing else is waited for.
@@ -128,6 +133,14 @@ impl Handle {
             stopped.on_disk().await;
             change(&with_note, &before);
         });
+    }
+
+    /// The instances that run and need this one to be active: a stop of it leaves them running.
+    pub(crate) fn running_dependants(&self, key: &Key) -> Vec<Key> {
+        let needs = lock(&self.needs);
+        let needs_it = needs.iter().filter(|(_, needs)| needs.iter().any(|need| need.key == *key && !need.completed));
+        let runs = |key: &Key| self.board.get(key).is_some_and(|report| report.state.runs());
+        needs_it.map(|(key, _)| key.clone()).filter(|key| runs(key)).collect()
     }
 
     /// Ends every instance in order, or lets go of those that can outlive the station. Names those that were late.

@@ -407,3 +407,44 @@ async fn what_cannot_be_ended_stays_on_the_board_until_it_is_gone_and_holds_up_n
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.board.get(&key("b")).unwrap().state, State::Active);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_dependant_says_that_what_it_needs_failed_and_starts_when_that_has_recovered() {
+    let bench = Bench::new();
+    let fails = r#"{"start":10000,"start_timeout":"3s","restart":{"policy":"temporary"}}"#;
+    let web = r#"{"needs":["toy/db"]}"#;
+    bench.commit(&[("db", fails), ("web", web)]).await;
+    let failed = "toy/db, which failed: its start took longer than `start_timeout`, 3s";
+    let waits = bench.until("web", |report| report.detail == failed).await;
+    assert_eq!((waits.state, waits.restarts), (State::Waiting, 0));
+    bench.commit(&[("db", "{}"), ("web", web)]).await;
+    bench.until_state("web", State::Active).await;
+    // It goes on without it, and says so to who stops it.
+    bench.operate("db", Action::Stop).await;
+    assert_eq!(bench.handle.running_dependants(&key("db")), [key("web")]);
+    assert_eq!(bench.until_state("web", State::Active).await.restarts, 0);
+    bench.operate("web", Action::Stop).await;
+    bench.operate("web", Action::Start).await;
+    bench.until("web", |report| report.detail == "toy/db, which an operator stopped").await;
+    assert_eq!(bench.handle.running_dependants(&key("db")), []);
+    bench.operate("db", Action::Start).await;
+    bench.until_state("web", State::Active).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_a_job_to_be_completed_starts_once_its_work_has_ended_well() {
+    let bench = Bench::new();
+    let toys = [
+        ("job", r#"{"work":60000}"#),
+        ("beside", r#"{"needs":["toy/job"]}"#),
+        ("after", r#"{"needs":[{"completed":"toy/job"}]}"#),
+    ];
+    bench.commit(&toys).await;
+    bench.until("after", |report| report.detail == "toy/job to be completed").await;
+    bench.until_state("beside", State::Active).await;
+    assert_eq!(bench.until_state("after", State::Active).await.restarts, 0);
+    assert_eq!(bench.board.get(&key("job")).unwrap().state, State::Completed);
+    // One that was completed before is enough.
+    bench.operate("after", Action::Restart).await;
+    bench.until_state("after", State::Active).await;
+}

@@ -214,6 +214,10 @@ async fn what_the_plan_can_see_is_refused_in_the_plan() {
         ("command = ['x']\nready = { http = 'http://h:99999/' }\n", "key `ready.http`: expected a port"),
         ("command = ['x']\nstop_timeout = 5\n", "key `stop_timeout`"),
         ("command = ['x']\nneeds = ['process/main']\n", "key `needs`: expected needs without a circle"),
+        ("command = ['x']\nneeds = [{ completed = 'main' }]\n", "key `needs[0]`: expected \"role/instance\" or"),
+        ("command = ['x']\nnice = 'high'\n", "key `nice`: expected a whole number from -20 to 19, got text"),
+        ("command = ['x']\numask = 22\n", "key `umask`: expected octal digits in quotes"),
+        ("command = ['x']\nisolation = 'inproc'\n", "key `isolation`: expected no such key"),
         ("comand = ['x']\n", "key `comand`"),
     ] {
         let refused = world.apply(Fleet::new().with("cam-1/process/main", keys).text()).await.with_code(4);

@@ -181,7 +181,11 @@ async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_
     let mut world = World::new().await;
     let folder = world.folder().join("config/roles.d");
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("10-local.toml"), "[counter.mine]\nstart = 7\n").unwrap();
+    std::fs::write(
+        folder.join("10-local.toml"),
+        "[counter.mine]\nstart = 7\n[counter.needy]\nneeds = ['counter/base']\n",
+    )
+    .unwrap();
     world.station("cam-1", &[]).await;
     let mine = world.until_state("cam-1/counter/mine", "active").await;
     assert_eq!(serde_json::to_value(mine.owner).unwrap(), "local");
@@ -190,6 +194,13 @@ async fn drop_in_files_on_the_host_run_beside_the_fleets_and_a_push_leaves_them_
     assert_eq!(world.instance("cam-1/counter/mine").await.unwrap().attributes["value"], 7);
     let clash = world.apply(Fleet::new().with("cam-1/counter/mine", "").text()).await.with_code(4);
     assert!(clash.err.contains("drop-in file") && clash.err.contains("roles.d/10-local.toml"), "{}", clash.err);
+    // What the host's own need is not taken from it, also after a restart of the station.
+    world.apply(Fleet::new().with("cam-1/counter/base", "").text()).await.with_code(0);
+    world.until_state("cam-1/counter/needy", "active").await;
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    let taken = world.apply(Fleet::new().empty_station("cam-1").text()).await.with_code(4);
+    assert!(taken.err.contains("counter/base: expected it to stay as long as `counter/needy`"), "{}", taken.err);
 }
 
 #[tokio::test]
@@ -442,7 +453,8 @@ async fn a_program_is_taken_back_also_when_what_it_needs_was_stopped() {
         .with("cam-1/process/web", "command = [\"sh\", \"-c\", \"sleep 1000\"]\nneeds = [\"process/db\"]\n");
     world.apply(fleet.text()).await.with_code(0);
     let pid = world.pid("cam-1/process/web").await;
-    world.ctl(&["stop", "cam-1/process/db"]).await.with_code(0);
+    let stopped = world.ctl(&["stop", "cam-1/process/db"]).await.with_code(0);
+    assert!(stopped.err.contains("note: process/web needs cam-1/process/db and runs on"), "{}", stopped.err);
     world.end_station("cam-1", Signal::SIGTERM).await;
     world.station("cam-1", &[]).await;
     let web = world.until_state("cam-1/process/web", "active").await;
