@@ -250,7 +250,9 @@ async fn an_apply_answers_for_what_it_changes_and_neither_fails_for_nor_takes_ba
     assert!(again.err.contains("as before this apply") && !again.err.contains("rolled back"), "{}", again.err);
     // An apply that fails takes back what it gave, and not what came since the station ran well.
     let failing = world.fleet_file("fleet.toml", next().with("cam-1/process/fails", FAILING).text());
-    let rolled = world.ctl(&[&["apply", "-f", &failing, "--rollback"], &waits[..]].concat()).await.with_code(4);
+    // It is active for a moment before it fails, which must not settle it.
+    let settles = ["--wait", "20", "--settle", "2"];
+    let rolled = world.ctl(&[&["apply", "-f", &failing, "--rollback"], &settles[..]].concat()).await.with_code(4);
     assert!(rolled.err.contains("rolled back") && rolled.err.contains("  - process/fails"), "{}", rolled.err);
     world.eventually("the failing one goes", async |world| world.instance("cam-1/process/fails").await.is_none()).await;
     for instance in ["one", "two", "other"] {
