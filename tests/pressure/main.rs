@@ -114,7 +114,10 @@ fn drive(rounds: Rounds) -> anyhow::Result<ExitCode> {
     });
     // What still runs ends with its site.
     runtime.shutdown_timeout(Duration::from_secs(10));
-    let Some(failed) = failed else { return Ok(ExitCode::FAILURE) };
+    let Some(failed) = failed else {
+        println!("interrupted; kept: {}", folder.keep().display());
+        return Ok(ExitCode::FAILURE);
+    };
     println!("{count} rounds, {} failed {failed:?}", failed.len());
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);

@@ -108,7 +108,7 @@ pub(crate) async fn look(site: &Site, abilities: &Abilities) -> anyhow::Result<S
     let all = processes::below(site.folder());
     let programs = all.iter().filter_map(|process| Some((process.program()?, process.pid))).collect();
     let children = all.iter().filter_map(|process| process.child().map(|(mark, parent)| (mark, parent, process.pid)));
-    Ok(Seen { programs, children: children.collect(), stations })
+    Ok(Seen { is_ready: site.is_ready().await, programs, children: children.collect(), stations })
 }
 
 fn station_seen(view: &Value, history: &Value) -> StationSeen {

@@ -163,13 +163,12 @@ impl Round<'_> {
                 let is_it = |mark: Mark| mark.station == *station && mark.instance == *instance;
                 self.kill(*station, instance, |process| process.program().is_some_and(is_it));
             }
-            Victim::RemoveLock(station, instance) => {
-                self.excuse(*station, instance);
-                let _ = std::fs::remove_file(site.state_folder(*station, instance).join("keeper.lock"));
-            }
-            Victim::RemoveState(station, instance) => {
-                self.excuse(*station, instance);
-                let _ = std::fs::remove_dir_all(site.state_folder(*station, instance));
+            Victim::RemoveLock(station, instance) => self.remove(*station, instance, false),
+            Victim::RemoveState(station, instance) => self.remove(*station, instance, true),
+            Victim::RemoveWhileAway { station, instance, all, down_ms } => {
+                site.stations[*station].end(Signal::SIGKILL, *down_ms);
+                site.stations[*station].ended().await;
+                self.remove(*station, instance, *all);
             }
         }
         self.note(&format!("did {}", blow.to));
@@ -180,6 +179,14 @@ impl Round<'_> {
         for process in processes::below(self.site.folder()).iter().filter(|process| is_it(process)) {
             let _ = kill(Pid::from_raw(process.pid as i32), Signal::SIGKILL);
         }
+    }
+
+    /// Removes the state folder of an instance, or only its lock.
+    fn remove(&self, station: usize, instance: &str, all: bool) {
+        self.excuse(station, instance);
+        let folder = self.site.state_folder(station, instance);
+        // It need not be there.
+        let _ = if all { std::fs::remove_dir_all(folder) } else { std::fs::remove_file(folder.join("keeper.lock")) };
     }
 
     fn excuse(&self, station: usize, instance: &str) {

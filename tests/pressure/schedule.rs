@@ -46,8 +46,9 @@ pub(crate) struct Shortage {
     pub(crate) for_ms: u64,
     pub(crate) of: Resource,
     pub(crate) from: Target,
-    /// What is left: descriptors, tasks, or KiB; for the disk, how many milliseconds each wait takes.
-    pub(crate) amount: u64,
+    /// What is left: descriptors, tasks, or KiB; for the disk, how many milliseconds each wait takes. Negative: descriptors fewer than
+    /// are open, so that closing one does not help either.
+    pub(crate) amount: i64,
 }
 
 /// Something that happens to a process or file at once and is not taken back.
@@ -78,6 +79,13 @@ pub(crate) enum Victim {
     RemoveLock(usize, String),
     /// The whole state folder of an instance.
     RemoveState(usize, String),
+    /// Either of them, after the station was killed and before it is started again.
+    RemoveWhileAway {
+        station: usize,
+        instance: String,
+        all: bool,
+        down_ms: u64,
+    },
 }
 
 /// What an operator does.
@@ -289,10 +297,10 @@ impl Draw {
             _ => station,
         };
         let amount = match of {
-            Resource::Descriptors => self.ms(0..7),
-            Resource::Tasks => self.ms(0..3),
+            Resource::Descriptors => self.random.random_range(-8..7),
+            Resource::Tasks => self.random.random_range(0..3),
             Resource::Space => *[0, 0, 4, 64].choose(&mut self.random)?,
-            Resource::Disk => self.ms(200..20_000),
+            Resource::Disk => self.random.random_range(200..20_000),
             Resource::Processor | Resource::Files => 0,
         };
         Some(Shortage { at_ms: self.ms(0..2_500), for_ms, of, from, amount })
@@ -310,8 +318,9 @@ impl Draw {
             60..72 => Victim::KillKeeper(of, name),
             72..84 => Victim::KillProgram(of, name),
             _ if !resources.contains(&Resource::Files) => Victim::KillStation { station, down_ms },
-            84..92 => Victim::RemoveLock(of, name),
-            _ => Victim::RemoveState(of, name),
+            84..87 => Victim::RemoveLock(of, name),
+            87..90 => Victim::RemoveState(of, name),
+            _ => Victim::RemoveWhileAway { station: of, instance: name, all: self.is(50), down_ms },
         };
         Blow { at_ms, to }
     }
@@ -357,6 +366,11 @@ impl fmt::Display for Victim {
             Self::KillProgram(station, instance) => write!(f, "kill the program {}", name(station, instance)),
             Self::RemoveLock(station, instance) => write!(f, "remove keeper.lock of {}", name(station, instance)),
             Self::RemoveState(station, instance) => write!(f, "remove the state folder of {}", name(station, instance)),
+            Self::RemoveWhileAway { station, instance, all, down_ms } => {
+                let (name, station) = (name(station, instance), station_name(*station));
+                let what = if *all { "the state folder" } else { "keeper.lock" };
+                write!(f, "kill {station}, remove {what} of {name}, start {station} {down_ms} ms later")
+            }
         }
     }
 }
@@ -439,7 +453,7 @@ mod tests {
         for seed in 0..100 {
             let round = Schedule::draw(seed, &[Resource::Processor]);
             assert!(round.shortages.iter().all(|one| one.of == Resource::Processor));
-            let removes = |blow: &Blow| matches!(blow.to, Victim::RemoveLock(..) | Victim::RemoveState(..));
+            let removes = |blow: &Blow| blow.to.to_string().contains("remove");
             assert!(!round.blows.iter().any(removes));
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +25,8 @@ use crate::take::Abilities;
 const RESTART_MS: u64 = 200;
 /// How much a data folder of its own may take.
 const SPACE: &str = "size=24m,mode=0700";
+/// How long the manager may take to say whether it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Ports are taken from here: below those that the kernel gives to outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -45,6 +48,13 @@ impl Daemon {
         *self.pid.borrow()
     }
 
+    /// Waits until its process has ended. Cancel safe.
+    pub(crate) async fn ended(&self) {
+        let mut pid = self.pid.clone();
+        // Nobody starts it again once its task is gone.
+        let _ = pid.wait_for(Option::is_none).await;
+    }
+
     /// Ends it with a signal; it is started again so many milliseconds after its end.
     pub(crate) fn end(&self, signal: Signal, down_ms: u64) {
         self.down_ms.store(down_ms, Ordering::Relaxed);
@@ -62,6 +72,7 @@ pub(crate) struct Site {
     pub(crate) manager: Daemon,
     pub(crate) stations: Vec<Daemon>,
     address: String,
+    http: String,
     mounts: Vec<PathBuf>,
 }
 
@@ -114,7 +125,8 @@ impl Site {
             let task = tokio::spawn(keep(command, sender, down_ms.clone()));
             Ok(Daemon { data, group, slow_disk, pid, down_ms, task })
         };
-        let listen = ["--listen", &address, "--http", &format!("127.0.0.1:{http}")];
+        let http = format!("127.0.0.1:{http}");
+        let listen = ["--listen", &address, "--http", &http];
         let manager = daemon("manager", "quilt-manager", &listen)?;
         let stations = (0..stations).map(|number| {
             // Some know the manager by a name, which takes a look-up.
@@ -123,7 +135,7 @@ impl Site {
             daemon(&name, "quilt-station", &["--manager", &format!("{host}:{protocol}"), "--name", &name])
         });
         let stations = stations.collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { folder: folder.to_owned(), groups, manager, stations, address, mounts })
+        Ok(Self { folder: folder.to_owned(), groups, manager, stations, address, http, mounts })
     }
 
     /// Its folder.
@@ -156,6 +168,18 @@ impl Site {
         command.args(["--manager", &self.address, "--timeout", "5"]).args(arguments);
         command.env("QUILT_CFG_DIR", self.folder.join("config")).stdin(Stdio::null()).kill_on_drop(true);
         Ok(command)
+    }
+
+    /// Whether the manager says that it is ready.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let asked = async {
+            let mut stream = tokio::net::TcpStream::connect(&self.http).await?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
+        };
+        matches!(tokio::time::timeout(READY_TIMEOUT, asked).await, Ok(Ok(true)))
     }
 
     /// Ends everything. With `keep`, what is in data folders is kept beside the logs.

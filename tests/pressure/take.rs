@@ -105,9 +105,11 @@ pub(crate) async fn take(site: &Site, shortage: &Shortage) -> anyhow::Result<Str
     match (shortage.of, daemon) {
         (Resource::Descriptors, _) => descriptors(site, shortage, time).await,
         (Resource::Processor, _) => processor(site, shortage, time).await,
-        (Resource::Tasks, Some(Daemon { group: Some(group), .. })) => tasks(group, shortage.amount, time).await,
-        (Resource::Space, Some(daemon)) => space(&daemon.data, shortage.amount, time).await,
-        (Resource::Disk, Some(daemon)) => disk(&daemon.slow_disk, shortage.amount, time).await,
+        (Resource::Tasks, Some(Daemon { group: Some(group), .. })) => {
+            tasks(group, shortage.amount.unsigned_abs(), time).await
+        }
+        (Resource::Space, Some(daemon)) => space(&daemon.data, shortage.amount.unsigned_abs(), time).await,
+        (Resource::Disk, Some(daemon)) => disk(&daemon.slow_disk, shortage.amount.unsigned_abs(), time).await,
         _ => Ok("there is nothing to take".into()),
     }
 }
@@ -125,11 +127,12 @@ fn process(site: &Site, target: &Target) -> Option<Process> {
 async fn descriptors(site: &Site, shortage: &Shortage, time: Duration) -> anyhow::Result<String> {
     let Some(process) = process(site, &shortage.from) else { return Ok("there is no such process".into()) };
     let pid = rustix::process::Pid::from_raw(process.pid as i32);
-    let open = fs::read_dir(format!("/proc/{}/fd", process.pid)).map(Iterator::count).unwrap_or(0) as u64;
+    let open = fs::read_dir(format!("/proc/{}/fd", process.pid)).map(Iterator::count).unwrap_or(0);
+    let left = u64::try_from(open)?.saturating_add_signed(shortage.amount);
     let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid))?;
     let (current, maximum) = open_files(&limits).context("limits of open files")?;
     let limit = |current| Rlimit { current: Some(current), maximum };
-    prlimit(pid, Limited::Nofile, limit(open + shortage.amount))?;
+    prlimit(pid, Limited::Nofile, limit(left))?;
     tokio::time::sleep(time).await;
     if process.is_there() {
         prlimit(pid, Limited::Nofile, limit(current))?;

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::expected::{Expected, Order};
-use crate::fleet::{Fleet, Mark, station_name};
+use crate::fleet::{Fleet, Kind, Mark, station_name};
 
 /// What there is at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
+    /// Whether the manager says that it is ready.
+    pub(crate) is_ready: bool,
     /// Programs that run, with their pids.
     pub(crate) programs: Vec<(Mark, u32)>,
     /// Processes that programs started: whose, the pid of that program, their own pid.
@@ -44,6 +46,9 @@ fn number(instance: &str) -> Option<usize> {
 pub(crate) fn judge(expected: &Expected, seen: &Seen) -> Vec<String> {
     let stations = expected.candidates().next().map_or(0, |fleet| fleet.stations.len());
     let mut wrong = Vec::new();
+    if !seen.is_ready {
+        wrong.push("the manager: /readyz does not answer 200".into());
+    }
     for station in 0..stations {
         judge_station(expected, seen, station, &mut wrong);
     }
@@ -103,7 +108,9 @@ fn judge_programs(
             Some(_) => {}
         }
     }
-    for instance in programs.keys() {
+    // One that fails is there only where nobody watched the apply, and does not run for long.
+    let runnable = programs.iter().filter(|(_, program)| program.kind != Kind::Fails);
+    for instance in runnable.map(|(name, _)| name) {
         let name = format!("{}/{instance}", station_name(station));
         let pids: Vec<_> = here.iter().filter(|(mark, _)| mark.instance == *instance).map(|(_, pid)| *pid).collect();
         let (state, shown_pid) = shown.instances.get(&format!("process/{instance}")).cloned().unwrap_or_default();
@@ -169,7 +176,7 @@ pub(crate) fn judge_settled(seen: &[(Mark, u32)], fleet: &Fleet) -> Vec<String> 
 mod tests {
     use super::*;
     use crate::expected::Outcome;
-    use crate::fleet::{Kind, Program};
+    use crate::fleet::Program;
     use crate::schedule::Action;
 
     fn fleet(number: usize, programs: &[&str]) -> Fleet {
@@ -197,6 +204,7 @@ mod tests {
             history: vec![vec!["counter/a1".into(), "process/p0".into()], vec!["counter/a0".into()]],
         };
         let seen = Seen {
+            is_ready: true,
             programs: vec![(mark("p0", 1), 10), (mark("p1", 1), 11)],
             children: vec![],
             stations: BTreeMap::from([("s0".to_owned(), shown)]),
@@ -223,12 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_fails_need_not_run_where_nobody_watched_its_apply() {
+        let (mut expected, mut seen) = good();
+        let mut fleet = fleet(1, &["p0", "p1"]);
+        fleet.stations[0].get_mut("p1").unwrap().kind = Kind::Fails;
+        expected.applied(fleet, true, Outcome::Unwatched);
+        seen.programs.pop();
+        shown(&mut seen).instances.insert("process/p1".into(), ("failed".into(), None));
+        assert_eq!(judge(&expected, &seen), Vec::<String>::new());
+    }
+
+    #[test]
     fn every_broken_promise_is_seen() {
         is_wrong(|_, seen| drop(seen.programs.pop()), "s0/p1: expected to be run once, runs as []");
         is_wrong(|_, seen| seen.programs.push((mark("p1", 1), 12)), "runs as [11, 12]");
         is_wrong(|_, seen| seen.programs.push((mark("p2", 0), 12)), "nobody wants it");
         is_wrong(|_, seen| seen.programs[0].0.version = 0, "expected version 1");
         is_wrong(|_, seen| seen.children.push((mark("p2", 0), 9, 12)), "its program 9 is gone");
+        is_wrong(|_, seen| seen.is_ready = false, "/readyz");
         is_wrong(|_, seen| shown(seen).state = "unknown".into(), "is unknown");
         is_wrong(|_, seen| shown(seen).has_desired = false, "has not applied");
         is_wrong(|_, seen| drop(shown(seen).history.pop()), "apply 0 was acknowledged and is not in the history");
