@@ -122,14 +122,23 @@ pub(super) fn count_descendants() -> usize {
     descendants(std::process::id()).map_or(0, |found| found.len())
 }
 
-/// Kills all descendants of this process.
+/// Kills all descendants of this process. Waits as long as it cannot look or cannot reach one: this process is the last that knows
+/// them, and they would run on for ever.
 pub(super) fn kill_descendants() {
-    for _ in 0..ROUNDS {
-        match descendants(std::process::id()) {
+    kill_until_gone(|| descendants(std::process::id()), kill_all);
+}
+
+/// Kills what each look shows until nothing is left. What fails is repeated: the machine is short of something.
+fn kill_until_gone(
+    mut look: impl FnMut() -> io::Result<Vec<ProcessStat>>,
+    mut kill: impl FnMut(&[ProcessStat]) -> io::Result<()>,
+) {
+    let mut rounds = 0;
+    while rounds < ROUNDS {
+        match look() {
             Ok(left) if left.is_empty() => return,
-            Ok(left) => left.iter().for_each(|seen| drop(end(seen))),
-            // The machine is short of something, for longer than a moment.
-            Err(_) => drop(poll(&mut [], PollTimeout::from(LOOK_PAUSE_MS))),
+            Ok(left) if kill(&left).is_ok() => rounds += 1,
+            _ => drop(poll(&mut [], PollTimeout::from(LOOK_PAUSE_MS))),
         }
     }
 }
@@ -201,5 +210,21 @@ mod tests {
         assert_eq!(pids(&[member, other, stranger], &[103], &[]), [101, 103]);
         // The mark is enough anywhere.
         assert_eq!(pids(&[leader, stranger], &[102], &[]), [100, 102]);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_or_reached_for_a_while_is_killed_afterwards() {
+        let short = || io::Error::from_raw_os_error(nix::libc::EMFILE);
+        let (mut looks, mut kills) = (0, 0);
+        let look = || {
+            looks += 1;
+            if looks <= ROUNDS { Err(short()) } else { Ok(vec![seen(101, 101, 60)]) }
+        };
+        let kill = |left: &[ProcessStat]| {
+            kills += left.len();
+            if kills <= ROUNDS { Err(short()) } else { Ok(()) }
+        };
+        kill_until_gone(look, kill);
+        assert_eq!(kills, 2 * ROUNDS, "the kills that failed were not repeated");
     }
 }
