@@ -10,6 +10,7 @@
 //! that output has shown the run to be ready.
 
 mod reader;
+mod shared;
 mod writer;
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use self::reader::Reader;
@@ -164,8 +166,8 @@ impl Position {
 }
 
 /// Opens one of the log's files; returns it with its inode.
-fn open(folder: &Path, name: &str) -> io::Result<Option<(File, u64)>> {
-    match File::open(folder.join(name)) {
+fn open(folder: &Path, name: &str) -> io::Result<Option<(Arc<File>, u64)>> {
+    match shared::open(&folder.join(name)) {
         Ok(file) => {
             let inode = file.metadata()?.ino();
             Ok(Some((file, inode)))

@@ -32,12 +32,9 @@ pub fn is_reserved(descriptor: &impl AsFd) -> bool {
         .is_ok_and(|(soft, _)| descriptor.as_fd().as_raw_fd() as u64 >= soft.saturating_sub(DESCRIPTORS_RESERVED))
 }
 
-/// Whether only the last [`DESCRIPTORS_RESERVED`] descriptors are free, or fewer. `open` is any descriptor of this process.
-pub fn is_short_of_descriptors(open: &impl AsFd) -> bool {
-    match open.as_fd().try_clone_to_owned() {
-        Ok(copy) => is_reserved(&copy),
-        Err(_) => true,
-    }
+/// Whether only the last [`DESCRIPTORS_RESERVED`] descriptors are free, or fewer.
+pub fn is_short_of_descriptors() -> bool {
+    File::open("/dev/null").map_or(true, |file| is_reserved(&file))
 }
 
 /// Says what keeps this process from working in `folder`, if anything does: no descriptors, no tasks, or a disk that takes nothing.

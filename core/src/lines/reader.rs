@@ -1,16 +1,15 @@
 //! Reading a log.
 
 use std::fs::{self, File};
-use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::Stream as _;
-use inotify::{EventMask, EventStream, Inotify, WatchMask};
+use tokio::sync::watch;
 
+use super::shared::FolderWatch;
 use super::{CURRENT, FileId, Line, OLDER, Position, QUILT, open, parse, parse_head};
 use crate::{files, time};
 
@@ -20,7 +19,7 @@ pub(super) const READ_SIZE: usize = 64 << 10;
 /// How many of a file's first bytes identify it, in bytes: they hold the time of its first record.
 const HEAD_LENGTH: usize = 64;
 
-/// How often a reader looks at the log if it cannot have an inotify instance.
+/// How often a reader looks at the log if it cannot have a watch, and how long it waits before it tries to have another one.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Reads a log from near its end on, and follows it. It reads a bounded amount at a time, so its memory does not depend on the
@@ -37,7 +36,7 @@ pub struct Reader {
 
 /// The file that is read.
 struct Source {
-    file: File,
+    file: Arc<File>,
     inode: u64,
     /// How much of it has been read, in bytes.
     at: u64,
@@ -47,13 +46,16 @@ struct Source {
 
 /// How a reader notices new lines.
 enum Watch {
-    Inotify(Box<EventStream<[u8; 1024]>>),
+    Folder {
+        _watch: Arc<FolderWatch>,
+        changes: watch::Receiver<()>,
+    },
     /// The machine is out of inotify instances (128 a user by default): look from time to time.
     Poll,
 }
 
 impl Source {
-    fn new(file: File, inode: u64, at: u64) -> io::Result<Self> {
+    fn new(file: Arc<File>, inode: u64, at: u64) -> io::Result<Self> {
         let mut source = Self { file, inode, at, beginning: Vec::new() };
         source.beginning = source.read(0, HEAD_LENGTH)?;
         Ok(source)
@@ -216,15 +218,13 @@ impl Reader {
             match &mut self.watch {
                 None => self.watch = Some(watch(&self.folder)?),
                 Some(Watch::Poll) => tokio::time::sleep(POLL_INTERVAL).await,
-                Some(Watch::Inotify(watch)) => match poll_fn(|cx| Pin::new(&mut **watch).poll_next(cx)).await {
-                    Some(event) => {
-                        if event?.mask.contains(EventMask::IGNORED) {
-                            // Somebody removed the folder, and the kernel the watch with it.
-                            self.watch = None;
-                        }
+                Some(Watch::Folder { changes, .. }) => {
+                    if changes.changed().await.is_err() {
+                        // Somebody removed the folder, and the kernel the watch with it.
+                        self.watch = None;
+                        tokio::time::sleep(POLL_INTERVAL).await;
                     }
-                    None => return Err(io::ErrorKind::UnexpectedEof.into()),
-                },
+                }
             }
         }
     }
@@ -236,12 +236,11 @@ fn notice(text: &str) -> Line {
 
 fn watch(folder: &Path) -> io::Result<Watch> {
     files::create_private_dir(folder)?;
-    let wanted = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-    let watch = Inotify::init().and_then(|inotify| {
-        inotify.watches().add(folder, wanted)?;
-        inotify.into_event_stream([0; 1024])
+    let watch = FolderWatch::of(folder).map(|watch| {
+        let changes = watch.changes();
+        Watch::Folder { _watch: watch, changes }
     });
-    Ok(watch.map_or(Watch::Poll, |watch| Watch::Inotify(Box::new(watch))))
+    Ok(watch.unwrap_or(Watch::Poll))
 }
 
 /// Finds where the last `count` lines of a file begin, reading backwards from its end, and how many there are: `count`, or fewer if
