@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quilt_core::files;
@@ -14,7 +15,9 @@ use quilt_protocol::Digest;
 use quilt_protocol::control::{AddToFile, BeginFile, FILE_MAX, FilePiece, FileProgress, PIECE_MAX, ReadFile};
 use tokio::sync::Mutex;
 
-/// How many bytes all files together may have.
+/// How long a file that is not whole is kept for the tool that brings it to go on.
+const PART_KEPT: Duration = Duration::from_secs(7 * 86_400);
+/// How many bytes all files together may have, those that are not whole yet included.
 const TOTAL_MAX: u64 = 8 << 30;
 
 /// Why a file is not taken or given.
@@ -22,8 +25,8 @@ const TOTAL_MAX: u64 = 8 << 30;
 pub(crate) enum BlobError {
     #[error("{size} bytes; the manager keeps files of at most {FILE_MAX}")]
     TooLong { size: u64 },
-    #[error("the manager keeps {TOTAL_MAX} bytes of files at most, and has {there}; remove some from {folder}")]
-    Full { there: u64, folder: String },
+    #[error("the manager keeps {max} bytes of files at most, and has {there}; remove some from {folder}")]
+    Full { there: u64, max: u64, folder: String },
     #[error("a piece of {0} bytes; at most {PIECE_MAX} are taken")]
     LongPiece(usize),
     #[error("what arrived has another hash than {0}; push it again")]
@@ -40,12 +43,22 @@ pub(crate) struct Blobs {
     folder: Arc<Path>,
     /// One change at a time.
     changing: Arc<Mutex<()>>,
+    total_max: u64,
 }
 
 impl Blobs {
+    /// Opens the folder. Removes what was begun long ago and never became whole.
     pub(crate) fn open(folder: PathBuf) -> io::Result<Self> {
         files::create_private_dir(&folder)?;
-        Ok(Self { folder: folder.into(), changing: Arc::default() })
+        for entry in fs::read_dir(&folder)?.flatten() {
+            let is_part = entry.path().extension().is_some_and(|kind| kind == "part");
+            let age =
+                entry.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed().unwrap_or_default());
+            if is_part && age.is_ok_and(|age| age > PART_KEPT) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(Self { folder: folder.into(), changing: Arc::default(), total_max: TOTAL_MAX })
     }
 
     /// How much of a file is there. One that has all its bytes is checked, and counts from then on.
@@ -70,6 +83,7 @@ impl Blobs {
             if there > FILE_MAX {
                 return Err(BlobError::TooLong { size: there });
             }
+            this.check_room(piece.len() as u64)?;
             OpenOptions::new().append(true).create(true).open(&part)?.write_all(&piece)?;
             Ok(FileProgress { there, whole: false })
         })
@@ -96,17 +110,18 @@ impl Blobs {
     fn begin_now(&self, sha256: Digest, size: u64) -> Result<FileProgress, BlobError> {
         let (whole, part) = (self.whole(sha256), self.part(sha256));
         if whole.exists() {
-            return Ok(FileProgress { there: size, whole: true });
+            if Digest(files::sha256_of(&whole)?) == sha256 {
+                return Ok(FileProgress { there: size, whole: true });
+            }
+            tracing::error!(file = %whole.display(), "a file for stations is damaged; it is taken anew");
+            fs::remove_file(&whole)?;
         }
         if size > FILE_MAX {
             return Err(BlobError::TooLong { size });
         }
         let there = length(&part)?;
         if there < size {
-            let all = self.total()?;
-            if all + size - there > TOTAL_MAX {
-                return Err(BlobError::Full { there: all, folder: self.folder.display().to_string() });
-            }
+            self.check_room(size - there)?;
             return Ok(FileProgress { there, whole: false });
         }
         // Checked before it counts, and on disk before anybody is told.
@@ -121,9 +136,14 @@ impl Blobs {
         Ok(FileProgress { there, whole: true })
     }
 
-    fn total(&self) -> io::Result<u64> {
+    /// Checks that so many bytes more are not too many, with the files that are not whole yet.
+    fn check_room(&self, more: u64) -> Result<(), BlobError> {
         let sizes = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.metadata()?.len()));
-        sizes.sum()
+        let there = sizes.sum::<io::Result<u64>>()?;
+        if there + more <= self.total_max {
+            return Ok(());
+        }
+        Err(BlobError::Full { there, max: self.total_max, folder: self.folder.display().to_string() })
     }
 
     fn whole(&self, sha256: Digest) -> PathBuf {
@@ -155,6 +175,31 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn uploads_that_are_under_way_count_and_those_of_long_ago_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut blobs = Blobs::open(folder.path().join("blobs")).unwrap();
+        blobs.total_max = 100;
+        let digests = [b"a", b"b"].map(|text| Digest::of(text));
+        for sha256 in digests {
+            assert!(!blobs.begin(BeginFile { sha256, size: 60 }).await.unwrap().whole, "each fits by itself");
+        }
+        let add = |sha256, offset| {
+            let piece = Bytes::from_static(&[7; 30]);
+            blobs.add(AddToFile { sha256, offset, piece })
+        };
+        add(digests[0], 0).await.unwrap();
+        add(digests[1], 0).await.unwrap();
+        add(digests[0], 30).await.unwrap();
+        assert!(matches!(add(digests[1], 30).await, Err(BlobError::Full { there: 90, .. })));
+
+        let old = std::time::SystemTime::now() - 2 * PART_KEPT;
+        let part = std::fs::File::options().write(true).open(blobs.part(digests[0])).unwrap();
+        part.set_modified(old).unwrap();
+        drop(Blobs::open(folder.path().join("blobs")).unwrap());
+        assert_eq!((blobs.part(digests[0]).exists(), blobs.part(digests[1]).exists()), (false, true));
+    }
+
+    #[tokio::test]
     async fn a_file_is_there_once_all_of_it_is_and_has_its_hash() {
         let folder = tempfile::tempdir().unwrap();
         let blobs = Blobs::open(folder.path().join("blobs")).unwrap();
@@ -180,6 +225,12 @@ mod tests {
         blobs.add(AddToFile { sha256: wrong.sha256, offset: 0, piece: Bytes::from_static(b"abc") }).await.unwrap();
         assert!(matches!(blobs.begin(wrong.clone()).await, Err(BlobError::WrongHash(_))));
         assert_eq!(blobs.begin(wrong).await.unwrap().there, 0, "what was wrong is gone");
+        // Damaged since: pushing it again heals it.
+        std::fs::write(blobs.whole(sha256), b"a file of a few pigeons").unwrap();
+        assert_eq!(begin().await.unwrap(), FileProgress { there: 0, whole: false });
+        add(0, text.len()).await.unwrap();
+        assert!(begin().await.unwrap().whole);
+        assert_eq!(&blobs.read(ReadFile { sha256, offset: 0 }).await.unwrap().piece[..], text);
         let long = BeginFile { sha256, size: FILE_MAX + 1 };
         assert!(blobs.begin(BeginFile { sha256: Digest::of(b"x"), ..long }).await.is_err());
     }

@@ -1,6 +1,6 @@
 //! Health, readiness, version and metrics over HTTP, for probes and scrapers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,13 +18,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use quilt_protocol::control::StationState;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::Core;
 
 /// How long a client may take to send its request.
 const HEADERS: Duration = Duration::from_secs(2);
-/// How many HTTP connections are served at once: probes and scrapers, not the public.
+/// How many HTTP connections are served at once: probes and scrapers, not the public. One more, and the oldest is closed: those that
+/// do not send their request must not keep the others waiting.
 const CONNECTIONS_MAX: usize = 64;
 
 /// What the manager counts.
@@ -114,16 +116,22 @@ impl Server {
 
     /// Serves until told to stop.
     pub(crate) async fn serve(self: Arc<Self>, core: Arc<Core>, stop: CancellationToken) {
-        let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+        let mut open = VecDeque::new();
         loop {
-            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
             let Some(accepted) = stop.run_until_cancelled(self.listener.accept()).await else { return };
             let Ok((stream, _)) = accepted else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
+            open.retain(|task: &AbortHandle| !task.is_finished());
+            if open.len() >= CONNECTIONS_MAX
+                && let Some(oldest) = open.pop_front()
+            {
+                // Whoever sends a whole request is answered at once, so this one has not.
+                oldest.abort();
+            }
             let (core_of_task, stop) = (core.clone(), stop.clone());
-            core.spawn(async move {
+            let serving = core.spawn(async move {
                 let answer = service_fn(|request: Request<Incoming>| {
                     let response = answer(&core_of_task, request.method(), request.uri().path());
                     async move { Ok::<_, Infallible>(response) }
@@ -134,8 +142,8 @@ impl Server {
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), answer);
                 let _ = stop.run_until_cancelled(connection).await;
-                drop(place);
             });
+            open.push_back(serving);
         }
     }
 }

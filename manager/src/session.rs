@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use quilt_core::time;
+use quilt_core::{shortage, time};
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept, done};
 use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, PERSON, Refusal};
@@ -32,9 +32,13 @@ static WATCH: LazyLock<Duration> = LazyLock::new(|| match std::thread::available
 /// How many characters of a person's name are kept.
 const PERSON_MAX: usize = 100;
 
+/// How often a manager without descriptors to spare looks whether it has some.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Takes connections until told to stop.
 pub(crate) async fn listen(core: Arc<Core>, listener: Arc<Listener>, stop: CancellationToken) {
     while let Some((stream, peer, ungreeted)) = stop.run_until_cancelled(listener.accept()).await {
+        let is_last = shortage::is_reserved(&stream);
         let task = ungreeted.task();
         let session = take(&core, stream, peer, Some(ungreeted));
         let serving = core.spawn(async move {
@@ -42,6 +46,13 @@ pub(crate) async fn listen(core: Arc<Core>, listener: Arc<Listener>, stop: Cance
             tracing::debug!(%peer, %why, "connection ended");
         });
         task.set(serving).expect("nobody else sets it");
+        if is_last {
+            let kept = shortage::DESCRIPTORS_RESERVED;
+            tracing::warn!(
+                "{kept} descriptors are left, which are kept for the sessions that there are; new connections wait"
+            );
+            while shortage::is_short_of_descriptors() && core.pause(ACCEPT_PAUSE).await {}
+        }
     }
 }
 

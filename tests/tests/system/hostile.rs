@@ -248,3 +248,21 @@ async fn stations_that_say_too_much_of_themselves_are_told_the_limit_and_spoil_n
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn probes_are_answered_while_hundreds_of_half_requests_hold_connections() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = World::new().await;
+    let mut halves = Vec::new();
+    for _ in 0..300 {
+        let mut half = tokio::net::TcpStream::connect(&world.http).await.unwrap();
+        half.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
+        halves.push(half);
+    }
+    let asked = tokio::time::Instant::now();
+    for _ in 0..10 {
+        assert!(world.get("/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+    // A half request is given 2 s.
+    assert!(asked.elapsed() < std::time::Duration::from_secs(1), "{:?}", asked.elapsed());
+}
