@@ -94,6 +94,11 @@ pub fn begin(name: &CStr) {
     let _ = nix::sys::prctl::set_name(name);
 }
 
+/// Makes what this process creates its own user's alone, whatever umask it inherited. Call it in `main` of a daemon.
+pub fn create_privately() {
+    umask(Mode::from_bits_truncate(0o077));
+}
+
 /// Makes sure that a daemon does not pass on what it inherited: marks all descriptors above 2 close-on-exec and resets ignored
 /// and blocked signals. The descriptors stay open in the daemon itself, with their locks and pipes.
 ///

@@ -105,6 +105,42 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the folder `name` of a daemon in `data_dir`, unless it is there, and gives it. What is in it is what the daemon runs, so nobody
+/// else may be able to change it.
+///
+/// # Errors
+///
+/// What the operating system says, or that one of the two folders belongs to another user or can be changed by others.
+pub fn create_data_dir(data_dir: &Path, name: &str) -> io::Result<PathBuf> {
+    let folder = data_dir.join(name);
+    create_private_dir(&folder)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", folder.display())))?;
+    let ours = nix::unistd::geteuid().as_raw();
+    for path in [data_dir, &folder] {
+        let (metadata, path) = (fs::metadata(path)?, path.display());
+        let refuse = |text: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{path} {text}")));
+        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+        if owner != ours && owner != 0 {
+            return refuse(format!("belongs to user {owner}, expected root or user {ours}; use a folder of its own"));
+        }
+        // A folder for all, as /tmp, is safe with its sticky bit.
+        if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+            return refuse(format!(
+                "can be changed by others, its mode is {mode:04o}; `chmod go-w` it if nobody else has"
+            ));
+        }
+    }
+    let metadata = fs::metadata(&folder)?;
+    if metadata.uid() == ours && metadata.mode() & 0o077 != 0 {
+        // Who may open it may lock it, and keep the daemon out.
+        match fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)) {
+            Err(error) if error.kind() != io::ErrorKind::ReadOnlyFilesystem => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(folder)
+}
+
 /// Where data goes unless `--data-dir` says otherwise: `/var/lib/quilt` for root, `$XDG_STATE_HOME/quilt` or
 /// `~/.local/state/quilt` for others.
 pub fn default_data_dir() -> PathBuf {
@@ -152,7 +188,10 @@ pub enum LockError {
         /// The pid in it.
         holder: String,
     },
-    /// The file cannot be opened, locked or written.
+    /// The file cannot be opened; the text names it.
+    #[error("{0}")]
+    Opening(io::Error),
+    /// The file cannot be locked or written.
     #[error("{path}: {error}")]
     Io {
         /// The file.
@@ -189,16 +228,33 @@ impl PidFile {
 
     fn try_take(path: &Path) -> Result<Self, LockError> {
         let failed = |error: io::Error| LockError::Io { path: path.to_owned(), error };
+        let named = |error: io::Error| LockError::Opening(error);
         let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(metadata) = fs::metadata(path)
+        if let Ok(metadata) = fs::symlink_metadata(path)
             && held.contains(&inode(&metadata))
         {
             return Err(LockError::Held { path: path.to_owned(), holder: std::process::id().to_string() });
         }
         // Not truncated on open: until the lock is ours the content is somebody else's.
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
-        let mut file = options.map_err(failed)?;
+        let mut options = OpenOptions::new();
+        let mut file = open_regular(path, options.read(true).write(true).create(true).truncate(false).mode(0o600))
+            .map_err(named)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.uid() != nix::unistd::geteuid().as_raw() {
+            let text = format!("it belongs to user {}; remove it or use another file", metadata.uid());
+            return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, text)));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            // Who may read it may lock it, and keep this process out.
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        }
         if let Err(error) = lock_whole(&file) {
+            if is_read_locked(&file).unwrap_or(false) {
+                // No daemon: those write. Its file is left to it.
+                fs::remove_file(path).map_err(failed)?;
+                drop(held);
+                return Self::try_take(path);
+            }
             if matches!(error, nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) {
                 let mut holder = String::new();
                 let _ = file.take(32).read_to_string(&mut holder);
@@ -255,6 +311,13 @@ pub fn is_locked(file: &impl AsFd) -> nix::Result<bool> {
     Ok(lock.l_type != nix::libc::F_UNLCK as nix::libc::c_short)
 }
 
+/// Whether another process has a lock on the file with which others may share it.
+fn is_read_locked(file: &impl AsFd) -> nix::Result<bool> {
+    let mut lock = whole_file();
+    fcntl(file.as_fd(), FcntlArg::F_GETLK(&mut lock))?;
+    Ok(lock.l_type == nix::libc::F_RDLCK as nix::libc::c_short)
+}
+
 fn whole_file() -> nix::libc::flock {
     nix::libc::flock {
         l_type: nix::libc::F_WRLCK as nix::libc::c_short,
@@ -294,7 +357,7 @@ mod tests {
         let held = PidFile::take(&path).unwrap();
         // Also by another name, and to ask does not drop the lock.
         let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
+        fs::hard_link(&path, &link).unwrap();
         for name in [&path, &link] {
             match PidFile::take(name) {
                 Err(LockError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
@@ -305,6 +368,57 @@ mod tests {
         drop(held);
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         PidFile::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_pid_file_is_private_and_neither_a_reader_of_it_nor_a_link_in_its_place_keeps_a_daemon_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.pid");
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let script = "import fcntl, sys; file = open(sys.argv[1], 'r'); fcntl.lockf(file, fcntl.LOCK_SH); print(flush=True); sys.stdin.read()";
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", script]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut reader = command.spawn().unwrap();
+        reader.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let held = PidFile::take(&path);
+        drop(reader.stdin.take());
+        reader.wait().unwrap();
+        held.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let error = PidFile::take(&link).unwrap_err().to_string();
+        assert!(error.contains("link: expected a regular file, found a link"), "{error}");
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn a_folder_that_another_can_change_is_refused_and_one_that_others_can_read_is_closed() {
+        let world = tempfile::tempdir().unwrap();
+        let folder = world.path().join("data");
+        create_data_dir(&folder, "station").unwrap();
+        let own = folder.join("station");
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set(&own, 0o755);
+        fs::write(own.join("id"), "").unwrap();
+        create_data_dir(&folder, "station").unwrap();
+        assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
+        for path in [&folder, &own] {
+            set(path, 0o770);
+            let error = create_data_dir(&folder, "station").unwrap_err().to_string();
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("0770"), "{error}");
+            set(path, 0o700);
+        }
+        // As /tmp is.
+        set(&folder, 0o1777);
+        create_data_dir(&folder, "station").unwrap();
+        set(&folder, 0o700);
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&own, Some(12345), None).unwrap();
+            let error = create_data_dir(&folder, "station").unwrap_err().to_string();
+            assert!(error.contains("belongs to user 12345"), "{error}");
+        }
     }
 
     /// As another process sees it.

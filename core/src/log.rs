@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -49,7 +50,13 @@ struct LogFile {
 
 impl LogFile {
     fn open(&self) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&self.path)?;
+        // A link is not followed: where this user is root, another could have it write into any file.
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        let file = options.open(&self.path).map_err(|error| match error.raw_os_error() {
+            Some(nix::libc::ELOOP) => io::Error::new(error.kind(), "it is a link; name the file that it leads to"),
+            _ => error,
+        })?;
         *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
         Ok(())
     }

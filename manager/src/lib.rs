@@ -141,8 +141,7 @@ impl Manager {
     /// The data folder is in use or damaged, an address cannot be bound.
     pub async fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
         shortage::raise_descriptor_limit();
-        let folder = config.data_dir.join("manager");
-        files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
+        let folder = files::create_data_dir(&config.data_dir, "manager").context("the data folder")?;
         let lock = FolderLock::take(&folder)?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("fleet.db"))?);
         let loaded = store.load().await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use quilt_core::files::PidFile;
-use quilt_core::{args, log, runtime, signals};
+use quilt_core::{args, clean_start, log, runtime, signals};
 use quilt_manager::{Manager, ManagerArgs};
 use tokio::runtime::Builder;
 
@@ -20,6 +20,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    clean_start::create_privately();
     match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -30,6 +31,9 @@ pub struct StationArgs {
     /// A role that this station refuses
     #[arg(long, env = "QUILT_BLOCK", value_name = "ROLE", value_delimiter = ',')]
     pub block: Vec<String>,
+    /// How long the folder of a removed instance is kept, with its log and state; 30 days unless given
+    #[arg(long, env = "QUILT_KEEP_REMOVED", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub keep_removed: Option<Duration>,
     /// A folder of plugins, watched; by default `plugins` in the configuration folder
     #[arg(long, env = "QUILT_PLUGIN_DIR", value_name = "DIR", value_delimiter = ',')]
     pub plugin_dir: Vec<PathBuf>,
@@ -37,6 +41,9 @@ pub struct StationArgs {
     #[arg(long, env = "QUILT_PLUGIN_TRUST", value_name = "any|owner|SHA256", value_delimiter = ',')]
     pub plugin_trust: Vec<String>,
 }
+
+/// How long the folder of a removed instance is kept unless something else is said.
+const KEEP_REMOVED: Duration = Duration::from_secs(30 * 86_400);
 
 /// `[station]` of a configuration file.
 #[derive(Deserialize, Debug, Default)]
@@ -49,6 +56,8 @@ struct Section {
     block: Vec<Name>,
     plugin_dir: Vec<PathBuf>,
     plugin_trust: Vec<String>,
+    #[serde(with = "humantime_serde")]
+    keep_removed: Option<Duration>,
     log_file: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     #[serde(deserialize_with = "quilt_core::log::deserialize_level")]
@@ -95,6 +104,8 @@ pub struct StationConfig {
     pub plugin_dirs: Vec<PathBuf>,
     /// Which plugins are loaded.
     pub trust: Trust,
+    /// How long the folder of a removed instance is kept.
+    pub keep_removed: Duration,
     /// File for the log.
     pub log_file: Option<PathBuf>,
     /// File for the process id.
@@ -156,6 +167,7 @@ impl StationArgs {
             blocked: if blocked.is_empty() { file.block } else { blocked },
             plugin_dirs,
             trust: Trust::read(&trust)?,
+            keep_removed: self.keep_removed.or(file.keep_removed).unwrap_or(KEEP_REMOVED),
             log_file: self.daemon.log_file.or(file.log_file),
             pid_file: self.daemon.pid_file.or(file.pid_file),
             log_level: self.daemon.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quilt_protocol::control::InstanceFolder;
 
 use crate::instance::instance_dir;
 use crate::spec::Key;
+
+/// How many bytes the folders of all removed instances may have.
+const REMOVED_BYTES_MAX: u64 = 1 << 30;
 
 /// The folders of all instances that there are or were, in the order of their names. Reads them whole.
 pub(crate) fn list(folder: &Path, is_used: impl Fn(&Key) -> bool) -> Vec<InstanceFolder> {
@@ -46,6 +49,21 @@ fn look(folder: &Path, key: Key, is_used: impl Fn(&Key) -> bool) -> InstanceFold
     InstanceFolder { role: key.role, instance: key.instance, used, bytes, changed_ms }
 }
 
+/// Which folders of removed instances are to be deleted: those that nothing has changed for `keep`, and the oldest of the others as far
+/// as all together have more than [`REMOVED_BYTES_MAX`].
+pub(crate) fn expired(all: &[InstanceFolder], keep: Duration, now_ms: u64) -> Vec<Key> {
+    let mut removed: Vec<_> = all.iter().filter(|folder| !folder.used).collect();
+    removed.sort_by_key(|folder| std::cmp::Reverse(folder.changed_ms));
+    let mut bytes = 0;
+    let is_expired = |folder: &&InstanceFolder| {
+        bytes += folder.bytes;
+        let age = Duration::from_millis(now_ms.saturating_sub(folder.changed_ms));
+        age >= keep || bytes > REMOVED_BYTES_MAX
+    };
+    let expired = removed.into_iter().filter(is_expired);
+    expired.map(|folder| Key { role: folder.role.clone(), instance: folder.instance.clone() }).collect()
+}
+
 /// When a role changed what it keeps in an instance's state folder; nothing if there is nothing in it.
 pub(crate) fn last_state(folder: &Path, key: &Key) -> Option<SystemTime> {
     let entries = fs::read_dir(instance_dir(folder, key).join("state")).ok()?;
@@ -70,6 +88,32 @@ pub(crate) fn set_aside(folder: &Path, key: &Key) -> std::io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_removed_instances_are_kept_for_a_time_and_up_to_a_size_and_those_in_use_for_ever() {
+        const DAY: u64 = 86_400_000;
+        let folder = |instance: &str, used, days, bytes| InstanceFolder {
+            role: "process".parse().unwrap(),
+            instance: instance.parse().unwrap(),
+            used,
+            bytes,
+            changed_ms: 100 * DAY - days * DAY,
+        };
+        let gigabyte = REMOVED_BYTES_MAX;
+        let all = [
+            folder("used", true, 99, 9 * gigabyte),
+            folder("old", false, 31, 1),
+            folder("yesterday", false, 1, gigabyte / 2),
+            folder("today", false, 0, gigabyte / 2),
+            folder("before", false, 2, 1),
+        ];
+        let expired = |keep| {
+            let keys = expired(&all, Duration::from_millis(keep), 100 * DAY).into_iter();
+            keys.map(|key| key.instance.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(expired(30 * DAY), ["before", "old"]);
+        assert_eq!(expired(0), ["today", "yesterday", "before", "old"]);
+    }
 
     #[test]
     fn folders_are_listed_with_what_is_in_them_and_what_is_set_aside_is_not_found_any_more() {

@@ -13,11 +13,13 @@ use quilt_protocol::control::Facts;
 use quilt_protocol::control::bounds::{FACT_MAX, cut};
 
 const FILE: &str = "id";
+/// The longest such file, in bytes.
+const FILE_MAX: u64 = 1024;
 
 /// Reads the station's identity, or makes one on its first start.
 pub(crate) fn load(folder: &Path) -> anyhow::Result<StationId> {
     let path = folder.join(FILE);
-    match fs::read_to_string(&path) {
+    match files::read_regular(&path, FILE_MAX).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
         Ok(text) => text.trim().parse().with_context(|| {
             format!("{} is not a station's identity; restore it, or remove it to become a new station", path.display())
         }),

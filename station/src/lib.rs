@@ -55,14 +55,17 @@ use quilt_role_process as _;
 /// How long the last records of instances may take to be written.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
+/// The station's own folder in its data folder.
+const FOLDER: &str = "station";
+
 /// A running station.
 pub struct Station {
     supervisor: supervisor::Handle,
     push: Arc<push::Push>,
     session: tokio::task::JoinHandle<()>,
     stop_session: tokio_util::sync::CancellationToken,
-    /// Looks at the plugin folders, and follows what they bring.
-    plugins: [tokio::task::JoinHandle<()>; 2],
+    /// Looks at the plugin folders, follows what they bring, and deletes the folders of removed instances.
+    plugins: [tokio::task::JoinHandle<()>; 3],
     _lock: FolderLock,
 }
 
@@ -74,8 +77,7 @@ impl Station {
     /// The data folder is in use or cannot be written.
     pub async fn start(config: StationConfig) -> anyhow::Result<Self> {
         shortage::raise_descriptor_limit();
-        let folder = folder(&config);
-        files::create_private_dir(&folder).with_context(|| format!("the data folder {}", folder.display()))?;
+        let folder = files::create_data_dir(&config.data_dir, FOLDER).context("the data folder")?;
         let lock = FolderLock::take(&folder)?;
         let identity = identity::load(&folder)?;
         let link = Arc::new(session::Link::new(identity, config.name.clone()));
@@ -119,6 +121,7 @@ impl Station {
             link: link.clone(),
             identity_folder: folder,
             plugins: plugins.clone(),
+            log_streams: Arc::default(),
         });
         #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
         let follow = tokio::spawn({
@@ -126,6 +129,13 @@ impl Station {
             runtime::keep_running("plugins", move || follow_plugins(plugins.clone(), push.clone(), board.clone()))
         });
         let push = service.push.clone();
+        #[allow(clippy::disallowed_methods, reason = "owned here and ended by stop")]
+        let sweep = tokio::spawn({
+            let (push, around, keep) = (push.clone(), service.around(), config.keep_removed);
+            runtime::keep_running("folders of removed instances", move || {
+                push.clone().sweep_folders(around.clone(), keep)
+            })
+        });
         #[allow(clippy::disallowed_methods, reason = "the session's task is owned here and awaited by stop")]
         let session = tokio::spawn({
             let (config, stop) = (Arc::new(config), stop_session.clone());
@@ -133,7 +143,7 @@ impl Station {
                 session::keep(config.clone(), link.clone(), service.clone(), board.clone(), stop.clone())
             })
         });
-        Ok(Self { supervisor, push, session, stop_session, plugins: [watch, follow], _lock: lock })
+        Ok(Self { supervisor, push, session, stop_session, plugins: [watch, follow, sweep], _lock: lock })
     }
 
     /// Reads the drop-in files of local instances again, from the folder that `config` names, and goes for what they say now. If one
@@ -173,5 +183,5 @@ async fn follow_plugins(plugins: Arc<plugins::Catalog>, push: Arc<push::Push>, b
 
 /// The folder of a station's data, which one station at a time holds.
 fn folder(config: &StationConfig) -> PathBuf {
-    config.data_dir.join("station")
+    config.data_dir.join(FOLDER)
 }

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     quilt_role_process::keeper::become_keeper_if_asked();
     quilt_station::become_plugin_host_if_asked();
     clean_start::seal_inherited();
+    clean_start::create_privately();
     init::become_init_if_pid_1();
     match run(args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,8 +5,9 @@ mod offers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use quilt_core::disk;
+use quilt_core::{disk, time};
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Applied, Document, Owner, Problem, ProblemCode, instance_digest};
 use tokio::sync::{Mutex, MutexGuard};
@@ -21,6 +22,10 @@ use crate::saved::Saved;
 use crate::session::Link;
 use crate::spec::{Key, Spec};
 use crate::supervisor::{self, FORGOTTEN_STOP, Impossible, Offering, Target};
+
+/// When the folders of removed instances are looked at after the start of the station, and then again and again.
+const FIRST_SWEEP: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
@@ -297,6 +302,25 @@ impl Push {
         });
         let keys = keys.collect();
         (saved, keys)
+    }
+
+    /// Deletes folders of removed instances for ever, as [`folders::expired`] says.
+    pub(crate) async fn sweep_folders(self: Arc<Self>, around: Surroundings, keep: Duration) {
+        let mut pause = FIRST_SWEEP;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = SWEEP_INTERVAL;
+            let configured = self.configured().await.1;
+            let (folder, board) = (around.folder.clone(), around.board.clone());
+            let is_used = move |key: &Key| configured.contains(key) || board.get(key).is_some();
+            let all = disk::run(move || folders::list(&folder, is_used)).await;
+            for key in folders::expired(&all, keep, time::now_ms()) {
+                // What cannot be known to be unused is left alone, and tried again.
+                if let Err(why) = self.purge(&around, vec![key]).await {
+                    tracing::warn!(why, "the folder of a removed instance is not deleted");
+                }
+            }
+        }
     }
 
     /// Deletes the folders of instances that were removed, and ends what may be left of them; all or none.

@@ -1,6 +1,7 @@
 //! What the manager, and tools through it, ask of a station.
 
 mod calls;
+mod log_streams;
 mod logs;
 
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ use crate::session::Link;
 use crate::spec::Key;
 use crate::supervisor;
 
+pub(crate) use self::log_streams::LogStreams;
+
 /// Answers requests.
 pub(crate) struct Requests {
     pub(crate) roles: Arc<RoleTable>,
@@ -42,6 +45,7 @@ pub(crate) struct Requests {
     pub(crate) link: Arc<Link>,
     pub(crate) identity_folder: PathBuf,
     pub(crate) plugins: Arc<Catalog>,
+    pub(crate) log_streams: Arc<LogStreams>,
 }
 
 impl Service for Requests {
@@ -167,7 +171,7 @@ async fn aside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 impl Requests {
-    fn around(&self) -> Surroundings {
+    pub(crate) fn around(&self) -> Surroundings {
         Surroundings {
             folder: self.folder.clone(),
             roles: self.roles.clone(),

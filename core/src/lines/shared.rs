@@ -78,7 +78,7 @@ async fn pass_on(mut events: EventStream<[u8; 1024]>, tell: watch::Sender<()>) {
         };
         match event {
             // The kernel removes the watch with its folder.
-            Some(Ok(event)) if !event.mask.contains(EventMask::IGNORED) => drop(tell.send_replace(())),
+            Some(Ok(event)) if !event.mask.contains(EventMask::IGNORED) => tell.send_replace(()),
             _ => return,
         }
     }

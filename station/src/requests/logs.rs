@@ -16,6 +16,7 @@ impl Requests {
         let (folder, board, plugins) = (self.folder.clone(), self.board.clone(), self.plugins.clone());
         let mut items = inbound.responder.items();
         let streaming = inbound.head.terms.credit > 0;
+        let place = self.log_streams.begin(inbound.head.terms.principal.clone().unwrap_or_default());
         inbound.answer(move |Logs { role, instance, lines, follow, after }: Logs| async move {
             let key = Key { role, instance };
             let mut log = instance::log_dir(&folder, &key);
@@ -33,6 +34,7 @@ impl Requests {
             if !streaming {
                 return Err((Outcome::Refused, "logs are a stream; ask for one".into()));
             }
+            let _place = place.map_err(|limit| (Outcome::Overloaded, limit))?;
             let failed = |error: std::io::Error| (Outcome::Refused, error.to_string());
             let removed = async { while changes.changed().await.is_ok() && is_there() {} };
             let mut removed = std::pin::pin!(removed);

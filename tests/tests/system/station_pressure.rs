@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
+use quilt_client::control::Logs;
 use quilt_tests::{Fleet, World, is_alive};
 
 /// A control group that bounds how many tasks there are in it, gone when this is dropped.
@@ -205,4 +206,75 @@ async fn on_a_full_disk_a_stop_works_and_what_had_no_room_is_taken_once_there_is
     world.until_state("cam-1/process/new", "active").await;
     world.eventually("the stop is on record", async |_| disk.join("station/stopped.json").exists()).await;
     assert!(world.show("cam-1").await.rejected.is_none());
+}
+
+#[tokio::test]
+async fn logs_leave_a_station_the_descriptors_that_its_programs_need_and_one_that_many_follow_takes_two() {
+    let mut world = World::new().await;
+    // As a service manager sets it; the soft limit is raised to the hard one.
+    world.station_from_shell("cam-1", "ulimit -Sn 80; ulimit -Hn 140; exec \"$@\"").await;
+    let counters: Vec<_> = (0..80).map(|number| format!("c{number}")).collect();
+    let fleet = counters.iter().fold(Fleet::new().shell("cam-1/process/p", "exec sleep 1000"), |fleet, name| {
+        fleet.with(&format!("cam-1/counter/{name}"), "start = 1")
+    });
+    world.apply(fleet.text()).await.with_code(0);
+    for name in &counters {
+        let log = world.station_folder("cam-1").join(format!("station/instances/counter/{name}/log"));
+        fs::create_dir_all(&log).unwrap();
+        fs::write(log.join("log"), "2026-01-01T00:00:00.000Z out a line\n").unwrap();
+    }
+    let station = world.station_pid("cam-1");
+    let open = || fs::read_dir(format!("/proc/{station}/fd")).unwrap().count();
+    let client = world.client().await;
+    let follow = |instance: &str| {
+        let (role, instance) = ("counter".parse().unwrap(), instance.parse().unwrap());
+        client.logs("cam-1".parse().unwrap(), &Logs { role, instance, lines: 1, follow: true, after: None })
+    };
+
+    let before = open();
+    let mut same: Vec<_> = (0..40).map(|_| follow("c0")).collect();
+    for stream in &mut same {
+        stream.next().await.expect("the line that is there");
+    }
+    assert!(open() < before + 10, "{before} descriptors, and {} with 40 followers of one log", open());
+    drop(same);
+
+    let (mut followed, mut refused) = (Vec::new(), Vec::new());
+    for name in &counters {
+        let mut stream = follow(name);
+        match stream.next().await {
+            Some(_) => followed.push(stream),
+            None => refused.push(stream.end().await.unwrap_err().to_string()),
+        }
+    }
+    let limit = refused.first().expect("there are more logs than descriptors");
+    assert!(limit.contains("64 descriptors left, which are kept for its programs"), "{limit}");
+    assert!(open() <= 140 - 60, "{} are open", open());
+    let pid = world.pid("cam-1/process/p").await;
+    world.ctl(&["restart", "cam-1/process/p"]).await.with_code(0);
+    world.eventually_other_pid("cam-1/process/p", pid).await;
+    world.until_state("cam-1/process/p", "active").await;
+}
+
+#[tokio::test]
+async fn a_station_whose_disk_can_only_be_read_starts_and_runs_what_it_can() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/c", "start = 1").text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    let folder = world.station_folder("cam-1");
+    let disk = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+    let folder = folder.display();
+    let script = format!("exec unshare --mount --propagation private sh -c '{disk}' {folder} \"$@\"");
+    world.station_from_shell("cam-1", &script).await;
+    world.until_state("cam-1/counter/c", "active").await;
+    let more = Fleet::new().with("cam-1/counter/c", "start = 1").shell("cam-1/process/p", "exec sleep 1000");
+    let path = world.fleet_file("f.toml", more.text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    world
+        .eventually("it says why it takes nothing", async |world| {
+            let refused = world.show("cam-1").await.rejected;
+            refused.is_some_and(|refused| refused.rejection.message.contains("Read-only file system"))
+        })
+        .await;
 }

@@ -207,7 +207,7 @@ impl Catalog {
         }
         for entry in fs::read_dir(&self.setup.folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            let is_copy = path.extension().is_some_and(|kind| kind == "so" || kind == "json");
+            let is_copy = path.extension().is_some_and(|kind| kind == "so" || kind == "json" || kind == "part");
             let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
             if is_copy && name.len() == 64 && !keep.contains(name) && !asked.contains(name) {
                 let _ = fs::remove_file(&path);
