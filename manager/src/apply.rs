@@ -39,6 +39,8 @@ pub(crate) struct Target {
     pub(crate) saying: Arc<Saying>,
     /// What was desired before.
     pub(crate) before: Option<Desired>,
+    /// Whether that is not known, because it was damaged in the store.
+    pub(crate) was_damaged: bool,
     /// What is to become desired; none if that does not change.
     pub(crate) desired: Option<Desired>,
     /// Whether it was connected when the apply began.
@@ -74,6 +76,7 @@ pub(crate) struct Applied {
 ///
 /// The store did not take it. Nothing was changed.
 pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &str) -> Result<Applied, String> {
+    refuse_on_damage(core, request)?;
     let mut asked = Asked::default();
     // One at a time: each is prepared against what the one before left. Stations are asked between, so that one that thinks for
     // long holds nobody up; if something else was applied meanwhile that changes what they would have, they are asked again.
@@ -148,6 +151,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &s
     {
         let mut state = core.state();
         state.fleet = Arc::clone(&after);
+        state.damaged_entries.clear();
         take_desired(&mut state, &targets);
         for target in targets.iter().filter(|target| target.refused) {
             // What it answers now counts, not what it answered when it was last asked.
@@ -175,12 +179,38 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &s
     Ok(Applied { reply, targets, before, after, keys })
 }
 
+/// A file is merged with what other files said. Where that is damaged only a file that says it again can be applied.
+///
+/// # Errors
+///
+/// It does not say all of it again; names what is damaged.
+fn refuse_on_damage(core: &Core, request: &Apply) -> Result<(), String> {
+    let is_put = |key: &Option<EntryKey>| match key {
+        Some(EntryKey::Station(reference)) => request.fleet.station.contains_key(reference),
+        Some(EntryKey::Group(group)) => request.fleet.group.contains_key(group),
+        None => false,
+    };
+    let state = core.state();
+    let left: Vec<_> = state.damaged_entries.iter().filter(|entry| !is_put(&entry.key)).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    let places = left.iter().map(|entry| entry.place.as_str()).collect::<Vec<_>>().join("; ");
+    let way_out = match left.iter().all(|entry| entry.key.is_some()) {
+        true => "apply a file with all of these entries, or restore a backup with `quilt-manager restore`",
+        false => "restore a backup with `quilt-manager restore`",
+    };
+    Err(format!(
+        "fleet entries are damaged in the store, so what stations should run is not known whole: {places}; {way_out}"
+    ))
+}
+
 pub(crate) fn take_desired(state: &mut State, targets: &[Target]) {
     for target in targets {
         if let Some(desired) = &target.desired
             && let Some(station) = state.stations.get_mut(&target.id)
         {
-            station.desired = Some(desired.clone());
+            station.set_desired(desired.clone());
         }
     }
 }

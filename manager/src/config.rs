@@ -22,6 +22,9 @@ pub struct ManagerArgs {
     pub http: Option<String>,
 }
 
+/// The manager's own folder in the data folder.
+pub(crate) const FOLDER: &str = "manager";
+
 /// `[manager]` of a configuration file.
 #[derive(Deserialize, Debug, Default)]
 #[serde(default, deny_unknown_fields)]
@@ -60,6 +63,13 @@ pub struct ManagerConfig {
     pub pid_file: Option<PathBuf>,
     /// What to log.
     pub log_level: String,
+}
+
+impl ManagerConfig {
+    /// The manager's own folder.
+    pub fn folder(&self) -> PathBuf {
+        self.data_dir.join(FOLDER)
+    }
 }
 
 impl ManagerArgs {

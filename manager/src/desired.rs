@@ -52,7 +52,7 @@ pub(crate) async fn set_desired(
     core.store.commit(vec![change]).await.map_err(|error| error.to_string())?;
     let revision = desired.revision;
     if let Some(station) = core.state().stations.get_mut(&id) {
-        station.desired = Some(desired);
+        station.set_desired(desired);
     }
     push::offer(core, id);
     core.note_change();
@@ -112,6 +112,9 @@ async fn made_anew(core: &Core, id: StationId) -> Result<Option<Arc<str>>, (Name
     let Some(said) = said_of(core, id).await else { return Ok(None) };
     let state = core.state();
     let Some(station) = state.stations.get(&id) else { return Ok(None) };
+    if station.damage.is_some() || !state.damaged_entries.is_empty() {
+        return Ok(None);
+    }
     let saying = &said.saying;
     if !saying.conflicts.is_empty() {
         let text = saying.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -129,6 +132,6 @@ pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name)
     state.last_revision = Revision(state.last_revision.0 + 1);
     let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
     (desired.who, desired.source) = ("manager".into(), format_smolstr!("renamed from {before}"));
-    state.stations.get_mut(&id)?.desired = Some(desired.clone());
+    state.stations.get_mut(&id)?.set_desired(desired.clone());
     Some(Change::PutDesired(id, Box::new(desired)))
 }

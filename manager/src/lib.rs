@@ -4,9 +4,10 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`.
+//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
 
 mod apply;
+pub mod backup;
 mod blobs;
 mod config;
 mod desired;
@@ -19,6 +20,7 @@ mod register;
 mod remarks;
 mod rollout;
 mod route;
+mod saving;
 mod schemas;
 pub mod selector;
 mod session;
@@ -42,7 +44,7 @@ use quilt_net::Listener;
 use quilt_protocol::session::Budget;
 use quilt_protocol::{FleetId, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,7 +53,7 @@ pub use config::{ManagerArgs, ManagerConfig};
 
 use events::EventLog;
 use state::State;
-use store::{SqliteStore, Store};
+use store::{STORE_FILE, SqliteStore, Store};
 
 /// At most so many heartbeats a second from the whole fleet, unless that would be fewer than one in 5 s each.
 const BEATS_PER_SECOND: usize = 1000;
@@ -84,6 +86,8 @@ pub(crate) struct Core {
     pub(crate) changed: watch::Sender<u64>,
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
+    /// Wakes what stores records of stations.
+    pub(crate) save: Notify,
     /// Stations that come in take turns.
     pub(crate) registering: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
@@ -114,6 +118,11 @@ impl Core {
         self.tasks.spawn(work).abort_handle()
     }
 
+    /// Awaits something; none if the manager stops meanwhile.
+    pub(crate) async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.stop.run_until_cancelled(work).await
+    }
+
     /// Waits; false if the manager stops meanwhile.
     pub(crate) async fn pause(&self, time: Duration) -> bool {
         self.stop.run_until_cancelled(tokio::time::sleep(time)).await.is_some()
@@ -141,11 +150,11 @@ impl Manager {
     /// The data folder is in use or damaged, an address cannot be bound.
     pub async fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
         shortage::raise_descriptor_limit();
-        let folder = files::create_data_dir(&config.data_dir, "manager").context("the data folder")?;
+        let folder = files::create_data_dir(&config.data_dir, config::FOLDER).context("the data folder")?;
         let lock = FolderLock::take(&folder)?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("fleet.db"))?);
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join(STORE_FILE))?);
         let loaded = store.load().await?;
-        let (fleet, last_event) = (loaded.fleet, loaded.last_event);
+        let (fleet, last_event, damage) = (loaded.fleet, loaded.last_event, loaded.damage.clone());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let core = Arc::new(Core {
@@ -157,6 +166,7 @@ impl Manager {
             state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
+            save: Notify::new(),
             registering: Arc::new(Semaphore::new(register::REGISTERING)),
             tasks: tasks.clone(),
             heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
@@ -187,8 +197,18 @@ impl Manager {
         tasks.spawn(runtime::keep_running("heartbeats", move || {
             adapt_heartbeats(beating.clone(), stop_beating.clone())
         }));
-        rollout::halt_interrupted(&core).await?;
+        let saving = core.clone();
+        tasks.spawn(runtime::keep_running("station records", move || saving::keep_saving(saving.clone())));
+        let halting = core.clone();
+        tasks.spawn(runtime::keep_running("interrupted rollouts", move || rollout::halt_interrupted(halting.clone())));
+        if let Some(trouble) = core.store.trouble() {
+            tracing::error!(trouble, "started read-only: stations come in and run what they have, changes are refused");
+        }
         core.events.add("manager.started", None, None, format!("fleet {fleet}"));
+        for damage in damage {
+            tracing::error!(place = damage.place, "a row of the store is damaged; nothing is pushed from it");
+            core.events.add("store.damaged", None, None, damage.place);
+        }
         Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
     }
 
@@ -237,6 +257,9 @@ impl Manager {
         self.tasks.close();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(left = self.tasks.len(), "stopped without waiting for all connections");
+        }
+        if let Err(error) = saving::save_all(&self.core).await {
+            tracing::warn!(%error, "what was last heard of stations is not stored");
         }
         // Everything asked of the store before this is on disk after it.
         if let Err(error) = self.core.store.close().await {

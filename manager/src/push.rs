@@ -26,7 +26,7 @@ const AFTER_FAULT: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 pub(crate) fn offer(core: &Arc<Core>, id: StationId) {
     let session = {
         let mut state = core.state();
-        if state.is_held(id) {
+        if !state.may_be_offered(id) {
             return;
         }
         let Some(live) = state.stations.get_mut(&id).and_then(|station| station.live.as_mut()) else { return };
@@ -121,12 +121,12 @@ struct Next {
 /// What to push next, if anything; otherwise the station counts as not being pushed to.
 fn next(core: &Core, id: StationId, session: &quilt_net::Handle) -> Option<Next> {
     let mut state = core.state();
-    let (epoch, held) = (state.epoch, state.is_held(id));
+    let (epoch, may_be_offered) = (state.epoch, state.may_be_offered(id));
     let station = state.stations.get_mut(&id)?;
     let adopted = station.record.adopted;
     let live = station.live.as_mut().filter(|live| live.handle == *session)?;
     let wanted = std::mem::take(&mut live.push_again);
-    let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted && !held) else {
+    let Some(desired) = station.desired.as_ref().filter(|_| wanted && adopted && may_be_offered) else {
         live.pushing = false;
         return None;
     };

@@ -18,12 +18,15 @@ use crate::fleet::{document_of, instances_of};
 use crate::session::Session;
 use crate::state::{Healthy, Live, Newcomer, State, Station};
 use crate::store::{Change, Desired, StationRecord};
-use crate::{Core, desired, push, workers};
+use crate::{Core, desired, push, saving, workers};
 
 /// How many stations are taken into the fleet at a time. What that needs for a moment is free again when the next are: with
 /// all at once it would lie between what stays, and memory would have holes that nobody can be given. Fewer would make a slow
 /// disk's waits too many.
 pub(crate) const REGISTERING: usize = 128;
+
+/// How long a registration waits for what the store says of a station's past.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long an older session of the same identity gets to show a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -78,7 +81,7 @@ fn take(
             }
         };
         drop(registration);
-        core.store.commit(changes).await.map_err(|error| (Outcome::Overloaded, error.to_string()))?;
+        saving::save(&core, id, changes).await;
         drop(turn);
         core.note_change();
         if registered.adopted {
@@ -110,9 +113,16 @@ async fn knows_past(core: &Core, id: StationId, applied: Option<Applied>) -> boo
     if newest.is_none_or(|newest| newest <= applied.revision) {
         return true;
     }
-    let Ok(history) = core.store.history(id).await else { return true };
-    let forgotten = history.last().is_some_and(|oldest| oldest.revision > applied.revision);
-    forgotten || history.iter().any(|desired| desired.digest == applied.digest && desired.revision == applied.revision)
+    // A disk that hangs does not keep a station away; whether it is of another copy is then not looked at.
+    let Ok(Ok(history)) = tokio::time::timeout(HISTORY_PATIENCE, core.store.history(id)).await else { return true };
+    let forgotten = history.desired.last().is_some_and(|oldest| oldest.revision > applied.revision);
+    let is_damaged = history.damaged.iter().any(|(revision, _)| *revision == applied.revision);
+    forgotten
+        || is_damaged
+        || history
+            .desired
+            .iter()
+            .any(|desired| desired.digest == applied.digest && desired.revision == applied.revision)
 }
 
 fn older_session(core: &Core, id: StationId, newer: &Handle) -> Option<Handle> {
@@ -226,6 +236,7 @@ pub(crate) fn admit(
         Box::new(Station {
             record: record.clone(),
             desired: None,
+            damage: None,
             live: None,
             rejected: None,
             labels: Labels::default(),
@@ -259,6 +270,9 @@ fn is_ours(core: &Core, state: &State, station: &Station, applied: Option<Applie
         Some(format!("it belongs to fleet {}, this is {}", applied.fleet, core.fleet))
     } else if applied.epoch > state.epoch {
         Some(format!("it has seen epoch {} of the store, this is {}: an older copy", applied.epoch, state.epoch))
+    } else if station.damage.is_some() {
+        // Nothing is known to compare with, and nothing is pushed.
+        None
     } else if desired.is_none_or(|desired| applied.revision > desired.revision) {
         Some(format!("it runs revision {}, which this store does not know", applied.revision))
     } else if desired.is_some_and(|desired| applied.revision == desired.revision && applied.digest != desired.digest) {
@@ -314,7 +328,6 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
             core.events.add("station.roles", Some(&name), None, names.join(", "));
             let mut record = station.record.clone();
             record.roles = roles.into_iter().map(|offer| offer.role).collect();
-            drop(core.store.commit(vec![Change::PutStation(Box::new(record.clone()))]));
             station.record = record;
             offered_again = true;
         }
@@ -345,6 +358,7 @@ fn take_report(core: &Arc<Core>, id: StationId, handle: &Handle, report: Report)
         }
     }
     if offered_again {
+        saving::save_soon(core, id);
         // What was refused for want of a role may be taken now; groups that match by role may match now.
         let core_of_task = core.clone();
         core.spawn(async move {
@@ -460,7 +474,7 @@ pub(crate) fn left(core: &Core, id: StationId, handle: &Handle, why: &Closed) {
     let kind = if record.said_goodbye { "station.left" } else { "station.lost" };
     tracing::info!(station = %record.name, %why, "{kind}");
     core.events.add(kind, Some(record.name.as_str()), None, why.to_string());
-    drop(core.store.commit(vec![Change::PutStation(Box::new(record))]));
+    saving::save_soon(core, id);
     core.note_change();
 }
 

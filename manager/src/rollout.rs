@@ -332,21 +332,43 @@ impl<'a> Rollout<'a> {
     }
 }
 
-/// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it.
-///
-/// # Errors
-///
-/// The store did not take it.
-pub(crate) async fn halt_interrupted(core: &Arc<Core>) -> anyhow::Result<()> {
-    let held: Vec<_> = core.state().held.drain().collect();
+/// How often a rollout that was cut short is halted again, if the store does not take that.
+const HALT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it. Until
+/// that is stored nothing is pushed to these stations.
+pub(crate) async fn halt_interrupted(core: Arc<Core>) {
+    while let Err(error) = try_halt(&core).await {
+        tracing::warn!(%error, "a rollout that was cut short is not halted yet");
+        if !core.pause(HALT_RETRY_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+async fn try_halt(core: &Arc<Core>) -> anyhow::Result<()> {
+    let held: Vec<_> = core.state().held.iter().map(|(id, revision)| (*id, *revision)).collect();
     for (id, revision) in held {
+        let _one_at_a_time = core.applying.lock().await;
+        if !core.state().is_held(id) {
+            // It was given something newer meanwhile.
+            continue;
+        }
         let history = core.store.history(id).await?;
-        let document = history.into_iter().find(|desired| desired.revision < revision && !desired.held);
+        let document = history.desired.into_iter().find(|desired| desired.revision < revision && !desired.held);
+        let found = document.as_ref().map(|desired| desired.revision);
+        if let Some((_, place)) =
+            history.damaged.iter().find(|(damaged, _)| *damaged < revision && Some(*damaged) > found)
+        {
+            tracing::error!(station = %id, place, "what it had before a rollout that was cut short is damaged; it waits for an apply");
+            continue;
+        }
         let document = document.map_or_else(|| Document::default().to_json().into(), |desired| desired.document);
         let source = format!("revision {revision} was halted: the manager ended during its rollout");
         desired::set_desired(core, id, document, Origin::Pinned, "manager", &source)
             .await
             .map_err(anyhow::Error::msg)?;
+        core.state().held.remove(&id);
         let name = core.state().stations.get(&id).map(|station| station.record.name.to_string());
         core.events.add("fleet.halted", name.as_deref(), None, source);
     }

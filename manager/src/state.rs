@@ -12,7 +12,7 @@ use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
 
 use crate::fleet::{Fleet, Instances, Subject, document_of, instances_of};
 use crate::selector::Selector;
-use crate::store::{Desired, Loaded, StationRecord};
+use crate::store::{DamagedRow, Desired, EntryKey, Loaded, StationRecord};
 use crate::workers::LONG;
 
 pub(crate) use views::SharedMacs;
@@ -33,12 +33,30 @@ pub(crate) struct State {
     pub(crate) instances: KnownInstances,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
+    /// Stations whose record is to be stored soon.
+    pub(crate) unsaved: BTreeSet<StationId>,
+    /// Revisions that are not stored yet: they are not offered, because a manager that starts again would not know them.
+    pub(crate) unsaved_desired: HashMap<StationId, Revision>,
+    /// Fleet entries that are damaged in the store. Until each was applied again nothing is made from the others: what a station
+    /// should run would lack what these say.
+    pub(crate) damaged_entries: Vec<DamagedEntry>,
+}
+
+/// A fleet entry that is damaged in the store.
+pub(crate) struct DamagedEntry {
+    /// Which it was, if that can be told.
+    pub(crate) key: Option<EntryKey>,
+    /// Where it lies, for people.
+    pub(crate) place: String,
 }
 
 /// A known station.
 pub(crate) struct Station {
     pub(crate) record: StationRecord,
     pub(crate) desired: Option<Desired>,
+    /// Where its desired configuration lies in the store, if that is damaged: none is known then, and nothing is pushed until it
+    /// is given one again.
+    pub(crate) damage: Option<String>,
     pub(crate) live: Option<Live>,
     pub(crate) rejected: Option<Rejected>,
     /// Labels with the fleet file's over the station's own.
@@ -106,6 +124,12 @@ impl Newcomer {
 }
 
 impl Station {
+    /// Gives it another desired configuration.
+    pub(crate) fn set_desired(&mut self, desired: Desired) {
+        self.desired = Some(desired);
+        self.damage = None;
+    }
+
     /// As fleet entries and selectors look at it.
     pub(crate) fn subject(&self) -> Subject<'_> {
         Subject::new(&self.record, self.state().name())
@@ -217,7 +241,19 @@ impl State {
             said: HashSet::new(),
             instances: KnownInstances::default(),
             held: HashMap::new(),
+            unsaved: BTreeSet::new(),
+            unsaved_desired: HashMap::new(),
+            damaged_entries: Vec::new(),
         };
+        let mut damage = HashMap::new();
+        for crate::store::Damage { row, place } in loaded.damage {
+            match row {
+                // It is not known any more; it comes back unadopted.
+                DamagedRow::Station => {}
+                DamagedRow::Desired(id) => drop(damage.insert(id, place)),
+                DamagedRow::Entry(key) => state.damaged_entries.push(DamagedEntry { key, place }),
+            }
+        }
         for record in loaded.stations {
             state.names.insert(record.name.clone(), record.id);
             let desired = desired.remove(&record.id);
@@ -225,7 +261,8 @@ impl State {
                 state.held.insert(record.id, held.revision);
             }
             let labels = record.labels.clone();
-            let station = Station { record, desired, live: None, rejected: None, labels };
+            let damage = damage.remove(&record.id).filter(|_| desired.is_none());
+            let station = Station { record, desired, damage, live: None, rejected: None, labels };
             state.stations.insert(station.record.id, Box::new(station));
         }
         for id in state.stations.keys().copied().collect::<Vec<_>>() {
@@ -250,6 +287,13 @@ impl State {
         let Some(held) = self.held.get(&id) else { return false };
         let desired = self.stations.get(&id).and_then(|station| station.desired.as_ref());
         desired.is_some_and(|desired| desired.revision == *held)
+    }
+
+    /// Whether a station's desired configuration may be offered to it now.
+    pub(crate) fn may_be_offered(&self, id: StationId) -> bool {
+        let desired = self.stations.get(&id).and_then(|station| station.desired.as_ref());
+        let is_unsaved = |revision: &Revision| desired.is_some_and(|desired| desired.revision == *revision);
+        !self.is_held(id) && !self.unsaved_desired.get(&id).is_some_and(is_unsaved)
     }
 
     /// A free name as close to `wished` as can be.

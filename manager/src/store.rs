@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
 pub use memory::MemoryStore;
-pub use sqlite::SqliteStore;
+pub use sqlite::{SqliteStore, Summary, back_up, restore};
 
+/// The store's file in a manager's folder.
+pub const STORE_FILE: &str = "fleet.db";
 /// How many desired configurations are kept of each station, besides the newest.
 pub const HISTORY_MAX: usize = 50;
 /// How many events are kept.
@@ -29,7 +31,10 @@ pub const EVENTS_MAX: u64 = 100_000;
 
 /// Durable state. `commit` is the only way to change it.
 pub trait Store: Send + Sync + 'static {
-    /// Everything a manager starts from. The first call ever makes the fleet's identity; each raises the epoch.
+    /// Everything a manager starts from. The first call ever makes the fleet's identity; each raises the epoch. A store that can
+    /// be read and not written is loaded all the same: [`Store::trouble`] then tells why it takes no changes.
+    ///
+    /// Rows that are damaged are left out and named in [`Loaded::damage`].
     ///
     /// # Errors
     ///
@@ -47,12 +52,12 @@ pub trait Store: Send + Sync + 'static {
     /// Once called the changes are made, whether or not the future is awaited.
     fn commit(&self, changes: Vec<Change>) -> BoxFuture<'static, Result<(), StoreError>>;
 
-    /// A station's desired configurations, newest first.
+    /// A station's desired configurations.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>>;
+    fn history(&self, station: StationId) -> BoxFuture<'static, Result<History, StoreError>>;
 
     /// Puts everything that was asked for on disk, in one file, before the manager ends.
     ///
@@ -61,13 +66,14 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     fn close(&self) -> BoxFuture<'static, Result<(), StoreError>>;
 
-    /// Why the last commit failed, if it did.
+    /// Why the store takes no changes, if it does not: the last commit failed, or has waited for the disk for long. The store
+    /// itself tries again and again whether it takes changes, so this heals without a commit.
     fn trouble(&self) -> Option<String>;
 
     /// How many commits wait for the disk.
     fn backlog(&self) -> usize;
 
-    /// At most `limit` events after number `after`, oldest first.
+    /// At most `limit` events after number `after`, oldest first. An event that is damaged says so in its text.
     ///
     /// # Errors
     ///
@@ -97,6 +103,37 @@ pub struct Loaded {
     pub desired: BTreeMap<StationId, Desired>,
     /// What fleet files say, by entry.
     pub entries: BTreeMap<EntryKey, Entry>,
+    /// Rows that do not verify. What they held is not among the above.
+    pub damage: Vec<Damage>,
+}
+
+/// A row that is not what was written: its checksum or the digest of its document says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What the row holds.
+    pub row: DamagedRow,
+    /// Where it lies, for people: the file, the table and the key.
+    pub place: String,
+}
+
+/// What a damaged row holds, as far as its key can still be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DamagedRow {
+    /// The record of a station.
+    Station,
+    /// The newest desired configuration of a station.
+    Desired(StationId),
+    /// A fleet entry; without its key if that cannot be read.
+    Entry(Option<EntryKey>),
+}
+
+/// A station's desired configurations, newest first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct History {
+    /// Those that verify.
+    pub desired: Vec<Desired>,
+    /// Those that do not, each with the place of its row.
+    pub damaged: Vec<(Revision, String)>,
 }
 
 /// A station as it is remembered.

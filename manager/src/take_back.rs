@@ -58,7 +58,8 @@ pub(crate) async fn take_back(
     let earlier_documents = read(core, which).await;
     {
         let mut state = core.state();
-        for target in which.iter().filter(|target| target.desired.is_some()) {
+        // What a station had is not known if it was damaged in the store: that station stays with what it was given.
+        for target in which.iter().filter(|target| target.desired.is_some() && !target.was_damaged) {
             let earlier = target.before.as_ref();
             let current = state.stations.get(&target.id).and_then(|station| station.desired.as_ref());
             if current.map(|desired| desired.revision) != target.desired.as_ref().map(|desired| desired.revision) {
@@ -80,8 +81,18 @@ pub(crate) async fn take_back(
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
             let (name, before) = (target.name.clone(), target.desired.clone());
             let (was_live, desired) = (target.was_live, Some(desired));
-            let (id, refused, unhealthy_before) = (target.id, false, BTreeSet::new());
-            targets.push(Target { id, name, saying, before, desired, was_live, refused, unhealthy_before });
+            let (id, was_damaged, refused, unhealthy_before) = (target.id, false, false, BTreeSet::new());
+            targets.push(Target {
+                id,
+                name,
+                saying,
+                before,
+                was_damaged,
+                desired,
+                was_live,
+                refused,
+                unhealthy_before,
+            });
         }
     }
     core.store.commit(writes).await.map_err(|error| error.to_string())?;

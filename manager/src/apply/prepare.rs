@@ -129,8 +129,9 @@ pub(super) fn prepare(snapshot: &Snapshot, request: &Apply) -> Result<Prepared, 
             false => BTreeSet::new(),
         };
         contradictions.extend(saying.conflicts.iter().cloned());
-        let (id, name, was_live) = (record.id, record.name.clone(), *is_live);
-        targets.push(Target { id, name, saying, before, desired, was_live, refused, unhealthy_before });
+        let (id, name) = (record.id, record.name.clone());
+        let (was_live, was_damaged) = (*is_live, station.is_damaged);
+        targets.push(Target { id, name, saying, before, was_damaged, desired, was_live, refused, unhealthy_before });
     }
     reply.notes.extend(remarks::of_targets(request.known_as(), &targets));
     reply.targets = targets.len() + unadopted;

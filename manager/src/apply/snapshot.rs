@@ -28,6 +28,8 @@ pub(crate) struct StationSnapshot {
     pub(crate) record: StationRecord,
     state: &'static str,
     pub(crate) desired: Option<Desired>,
+    /// Whether what is desired is not known, because it is damaged in the store.
+    pub(crate) is_damaged: bool,
     pub(crate) is_live: bool,
     pub(crate) refuses_desired: bool,
     /// Instances of the fleet that are not as wanted.
@@ -42,6 +44,7 @@ impl StationSnapshot {
             record: station.record.clone(),
             state: station.state().name(),
             desired: station.desired.clone(),
+            is_damaged: station.damage.is_some(),
             is_live: station.live.is_some(),
             refuses_desired: station.refuses_desired(),
             unhealthy: unhealthy.map(|(key, report)| (key.clone(), report.clone())).collect(),

@@ -63,7 +63,7 @@ impl State {
     }
 
     fn view(&self, station: &Station, macs: &SharedMacs) -> StationView {
-        let Station { record, desired, live, rejected, labels } = station;
+        let Station { record, desired, live, rejected, labels, damage: _ } = station;
         let applied = live.as_ref().and_then(|live| live.applied);
         StationView {
             id: record.id,
@@ -92,6 +92,12 @@ impl State {
     fn flags(&self, station: &Station, macs: &SharedMacs) -> Vec<String> {
         let record = &station.record;
         let mut flags = Vec::new();
+        if let Some(place) = &station.damage {
+            flags.push(format!(
+                "what it should run is damaged in the store, and nothing is pushed to it: {place}; apply a file that names it, \
+                 or restore a backup with `quilt-manager restore`"
+            ));
+        }
         if !record.adopted {
             flags.extend(station.live.as_ref().and_then(|live| live.unadopted.clone()));
         }

@@ -8,7 +8,7 @@ use quilt_protocol::{Digest, Revision, StationId};
 
 use super::*;
 
-fn record(name: &str) -> StationRecord {
+pub(super) fn record(name: &str) -> StationRecord {
     StationRecord {
         id: StationId::random(),
         name: name.parse().unwrap(),
@@ -21,7 +21,7 @@ fn record(name: &str) -> StationRecord {
     }
 }
 
-fn desired(revision: u64) -> Desired {
+pub(super) fn desired(revision: u64) -> Desired {
     let document = format!("{{\"roles\":{{}},\"n\":{revision}}}");
     Desired {
         revision: Revision(revision),
@@ -36,7 +36,7 @@ fn desired(revision: u64) -> Desired {
     }
 }
 
-fn event(number: u64) -> FleetEvent {
+pub(super) fn event(number: u64) -> FleetEvent {
     FleetEvent {
         number,
         at: "2026-01-01T00:00:00.000Z".into(),
@@ -82,7 +82,7 @@ async fn suite<S: Store>(open: impl Fn() -> S) {
     for revision in 3..100 {
         store.commit(vec![Change::PutDesired(one.id, Box::new(desired(revision)))]).await.unwrap();
     }
-    let history = store.history(one.id).await.unwrap();
+    let history = store.history(one.id).await.unwrap().desired;
     assert_eq!(history.len(), HISTORY_MAX + 1);
     assert_eq!((history[0].clone(), history[1].revision), (desired(99), Revision(98)));
 
@@ -96,7 +96,8 @@ async fn suite<S: Store>(open: impl Fn() -> S) {
     assert_eq!((third.stations.len(), third.desired.len(), third.last_event), (1, 0, 20));
     assert_eq!(third.last_revision, Revision(99), "a number is never given twice");
     assert_eq!(third.epoch, 71);
-    assert!(store.history(one.id).await.unwrap().is_empty());
+    assert_eq!(store.history(one.id).await.unwrap(), History::default());
+    assert!(third.damage.is_empty() && store.trouble().is_none());
 }
 
 #[tokio::test]

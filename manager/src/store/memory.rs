@@ -7,7 +7,7 @@ use quilt_net::BoxFuture;
 use quilt_protocol::control::FleetEvent;
 use quilt_protocol::{FleetId, Revision, StationId};
 
-use super::{Change, Desired, EVENTS_MAX, HISTORY_MAX, Loaded, Store, StoreError};
+use super::{Change, Desired, EVENTS_MAX, HISTORY_MAX, History, Loaded, Store, StoreError};
 
 /// Keeps everything in maps.
 #[derive(Default)]
@@ -38,6 +38,7 @@ impl Inner {
             stations: Vec::new(),
             desired: BTreeMap::new(),
             entries: BTreeMap::new(),
+            damage: Vec::new(),
         })
     }
 
@@ -118,9 +119,9 @@ impl Store for MemoryStore {
         0
     }
 
-    fn history(&self, station: StationId) -> BoxFuture<'static, Result<Vec<Desired>, StoreError>> {
-        let history = self.inner().history.get(&station).cloned().unwrap_or_default();
-        Box::pin(async { Ok(history) })
+    fn history(&self, station: StationId) -> BoxFuture<'static, Result<History, StoreError>> {
+        let desired = self.inner().history.get(&station).cloned().unwrap_or_default();
+        Box::pin(async { Ok(History { desired, damaged: Vec::new() }) })
     }
 
     fn events(&self, after: u64, limit: usize) -> BoxFuture<'static, Result<Vec<FleetEvent>, StoreError>> {

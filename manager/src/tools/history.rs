@@ -20,7 +20,7 @@ pub(super) async fn history(core: Arc<Core>, request: OneStation, mut list: List
 async fn add_history(core: &Core, request: &OneStation, list: &mut ListReply) -> Result<(), Failure> {
     let id = find(core, &request.station)?;
     let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
-    for desired in history {
+    for desired in history.desired {
         let (instances, desired) = core.compute(move || (instances_of(&desired), desired)).await;
         let entry = HistoryEntry {
             revision: desired.revision,
@@ -48,14 +48,17 @@ pub(super) async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) ->
     let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
     let history = core.store.history(id).await.map_err(|error| refused(error.to_string()))?;
-    let current = history.first().map(|desired| desired.digest);
+    let current = core.state().stations[&id].desired.as_ref().map(|desired| desired.digest);
     let earlier = match request.to {
-        Some(to) => history.iter().find(|desired| desired.revision == to),
-        None => history.iter().skip(1).find(|desired| desired.good && Some(desired.digest) != current),
+        Some(to) => history.desired.iter().find(|desired| desired.revision == to),
+        None => history.desired.iter().find(|desired| desired.good && Some(desired.digest) != current),
     };
     let Some(earlier) = earlier else {
         let text = match request.to {
-            Some(to) => format!("{} has no revision {to}; `quiltctl history {0}` lists them", request.station),
+            Some(to) => match history.damaged.iter().find(|(revision, _)| *revision == to) {
+                Some((_, place)) => format!("revision {to} of {} is damaged in the store: {place}", request.station),
+                None => format!("{} has no revision {to}; `quiltctl history {0}` lists them", request.station),
+            },
             None => format!("{} has no earlier revision that ran well; name one with --to", request.station),
         };
         return Err(refused(text));

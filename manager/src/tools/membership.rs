@@ -7,7 +7,7 @@ use quilt_protocol::{Address, Encoding, Outcome, Revision};
 
 use super::{Failure, STATION, failure, find, refused};
 use crate::store::{Change, Origin};
-use crate::{Core, desired, push, register};
+use crate::{Core, desired, push, register, saving};
 
 /// The highest epoch or revision that a store can hold.
 const NUMBER_MAX: u64 = i64::MAX as u64 / 2;
@@ -112,7 +112,7 @@ pub(super) async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Em
         return Err(refused(format!("another session of {} came meanwhile; look again", request.station)));
     };
     core.state().quarantined.retain(|one| one.handle != newcomer.handle);
-    core.store.commit(changes).await.map_err(|error| refused(error.to_string()))?;
+    saving::save(core, id, changes).await;
     if registered.adopted {
         desired::refresh(core, id).await;
         push::offer(core, id);

@@ -32,3 +32,4 @@ mod refusal;
 mod size;
 mod station_crash;
 mod station_pressure;
+mod store_faults;
