@@ -103,8 +103,18 @@ impl World {
 
     /// Starts the manager, or starts it again: at the same address, with what its data folder has.
     pub async fn start_manager(&mut self) {
+        let command = self.command("quilt-manager");
+        self.run_manager(command).await;
+    }
+
+    /// The same from a shell script, which ends with `exec .. "$@"`. It inherits what the script leaves it.
+    pub async fn start_manager_from_shell(&mut self, script: &str) {
+        let command = self.shell(script, "quilt-manager");
+        self.run_manager(command).await;
+    }
+
+    async fn run_manager(&mut self, mut command: Command) {
         let folder = self.folder().join("manager");
-        let mut command = self.command("quilt-manager");
         command.arg("--data-dir").arg(folder).args(["--listen", &self.address, "--http", &self.http]);
         let mut daemon = Daemon::start(command).await;
         self.address = daemon.line_after("listening protocol ").await;
@@ -199,11 +209,17 @@ impl World {
     /// Starts a station from a shell script, which ends with `exec .. "$@"`, and does not wait for the manager. It inherits
     /// what the script leaves it.
     pub async fn station_from_shell(&mut self, name: &str, script: &str) {
-        let mut command = Command::new("sh");
-        command.env("QUILT_CFG_DIR", self.folder().join("config")).stdin(Stdio::null()).kill_on_drop(true);
-        command.args(["-c", script, "sh"]).arg(binary_path("quilt-station"));
+        let mut command = self.shell(script, "quilt-station");
         self.station_arguments(&mut command, name);
         self.run_station(name, command).await;
+    }
+
+    /// A command of a shell script that is given one of quilt's binaries.
+    fn shell(&self, script: &str, binary: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.env("QUILT_CFG_DIR", self.folder().join("config")).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(["-c", script, "sh"]).arg(binary_path(binary));
+        command
     }
 
     fn station_arguments<'a>(&self, command: &'a mut Command, name: &str) -> &'a mut Command {

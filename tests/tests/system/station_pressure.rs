@@ -75,23 +75,28 @@ async fn a_station_without_a_task_to_spare_finds_its_manager_by_name_and_starts_
     world.until_state("cam-1/process/p", "active").await;
 }
 
-/// A library that makes `fsync` and the like hang as long as the file in `HANG` exists. It says so by a file beside it.
-fn hanging_disk(world: &World) -> (PathBuf, PathBuf) {
+/// A library that makes `fsync` and the like hang as long as the file in `HANG` exists, and fail as long as there is one with the
+/// suffix `.fails`. It says by a file with the suffix `.hangs` that something waits.
+pub(super) fn hanging_disk(world: &World) -> (PathBuf, PathBuf) {
     let source = r#"
         #define _GNU_SOURCE
         #include <dlfcn.h>
+        #include <errno.h>
         #include <fcntl.h>
         #include <stdio.h>
         #include <stdlib.h>
         #include <unistd.h>
         static int hang(const char *name, int fd) {
             const char *file = getenv("HANG");
-            char hangs[4096];
+            char hangs[4096], fails[4096];
             snprintf(hangs, sizeof hangs, "%s.hangs", file);
+            snprintf(fails, sizeof fails, "%s.fails", file);
             while (access(file, F_OK) == 0) {
                 close(open(hangs, O_CREAT | O_WRONLY, 0600));
                 usleep(10000);
             }
+            if (access(fails, F_OK) == 0)
+                return errno = EIO, -1;
             int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
             return real(fd);
         }

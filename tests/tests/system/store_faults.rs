@@ -1,10 +1,17 @@
 //! The manager's store is damaged, old, gone, or on a disk that is full, slow or broken: nothing acknowledged is lost without a word, and
 //! stations do not care.
 
+use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use quilt_tests::{Fleet, Output, World, clock};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::station_pressure::hanging_disk;
 
 fn store(world: &World) -> PathBuf {
     world.folder().join("manager/manager/fleet.db")
@@ -96,22 +103,22 @@ async fn case_14_a_store_that_is_cut_or_gone_is_refused_by_name_and_a_backup_bri
     world.end_manager(Signal::SIGKILL).await;
 
     let (database, log) = (store(&world), store(&world).with_extension("db-wal"));
-    let whole = std::fs::read(&log).unwrap();
-    std::fs::write(&log, &whole[..whole.len() / 3]).unwrap();
+    let whole = fs::read(&log).unwrap();
+    fs::write(&log, &whole[..whole.len() / 3]).unwrap();
     let refused = manager(&world, &[]).await.with_code(1);
     for part in ["older than what was acknowledged", "fleet.db-wal", "revision 2", "quilt-manager restore"] {
         assert!(refused.err.contains(part), "{refused:?}");
     }
     // Only copied whole is it whole.
-    std::fs::write(&log, &whole).unwrap();
+    fs::write(&log, &whole).unwrap();
     world.start_manager().await;
     world.until_state("cam-1/counter/two", "active").await;
     world.end_manager(Signal::SIGTERM).await;
-    let bytes = std::fs::read(&database).unwrap();
-    std::fs::write(&database, &bytes[..bytes.len() / 2]).unwrap();
+    let bytes = fs::read(&database).unwrap();
+    fs::write(&database, &bytes[..bytes.len() / 2]).unwrap();
     let refused = manager(&world, &[]).await.with_code(1);
     assert!(refused.err.contains("fleet.db") && refused.err.contains("restore"), "{refused:?}");
-    std::fs::remove_file(&database).unwrap();
+    fs::remove_file(&database).unwrap();
     let refused = manager(&world, &[]).await.with_code(1);
     assert!(refused.err.contains("it is gone") && refused.err.contains("up to revision 2"), "{refused:?}");
 
@@ -135,7 +142,7 @@ async fn a_store_that_is_deleted_under_its_manager_acknowledges_nothing_more() {
     world.station("cam-1", &[]).await;
     world.apply(Fleet::new().with("cam-1/counter/one", "").text()).await.with_code(0);
     let (folder, aside) = (world.folder().join("manager/manager"), world.folder().join("aside"));
-    std::fs::rename(&folder, &aside).unwrap();
+    fs::rename(&folder, &aside).unwrap();
     let file = world.fleet_file("two.toml", Fleet::new().with("cam-1/counter/two", "").text());
     let refused = world.ctl(&["apply", "-f", &file]).await.with_code(4);
     assert!(refused.err.contains("fleet.db: it was removed while the manager runs"), "{refused:?}");
@@ -146,7 +153,7 @@ async fn a_store_that_is_deleted_under_its_manager_acknowledges_nothing_more() {
     world.until_state("cam-1/counter/one", "active").await;
     // So is a new one.
     world.station("cam-2", &[]).await;
-    std::fs::rename(&aside, &folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
     world.eventually("it is ready again", async |world| world.get("/readyz").await.starts_with("HTTP/1.1 200")).await;
     world.ctl(&["apply", "-f", &file]).await.with_code(0);
     world.until_state("cam-1/counter/two", "active").await;
@@ -155,8 +162,159 @@ async fn a_store_that_is_deleted_under_its_manager_acknowledges_nothing_more() {
         .eventually("cam-2 is stored", async |world| {
             let backup = world.folder().join("backup.db");
             let made = manager(world, &["backup", backup.to_str().unwrap()]).await.with_code(0);
-            std::fs::remove_file(backup).unwrap();
+            fs::remove_file(backup).unwrap();
             made.out.contains("2 stations")
         })
         .await;
+}
+
+/// A small disk that is mounted at a folder, for processes that enter it. Gone when this is dropped or the test is killed.
+struct Disk {
+    folder: PathBuf,
+    /// Ends when its input does.
+    _mounter: Child,
+    pid: String,
+}
+
+impl Disk {
+    async fn mount(folder: &Path) -> Self {
+        fs::create_dir_all(folder).unwrap();
+        let script = "read -r pid rest < /proc/self/stat && mount -t tmpfs -o size=2m,mode=700 disk \"$0\" && echo \"$pid\" && exec cat";
+        let mut mounter = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("`unshare`, of util-linux");
+        let mut lines = BufReader::new(mounter.stdout.take().unwrap()).lines();
+        let pid = lines.next_line().await.unwrap().expect("a disk is mounted; this test needs root");
+        Self { folder: folder.to_owned(), _mounter: mounter, pid }
+    }
+
+    /// A shell script that runs its arguments where the disk is.
+    fn script(&self) -> String {
+        format!("exec nsenter --mount --target {} \"$@\"", self.pid)
+    }
+
+    /// The folder as it is seen from here.
+    fn seen(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid)).join(self.folder.strip_prefix("/").unwrap())
+    }
+
+    fn fill(&self) {
+        let mut filler = fs::OpenOptions::new().append(true).create(true).open(self.seen().join("filler")).unwrap();
+        assert_eq!(filler.write_all(&[1; 4 << 20]).unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.seen().join("filler")).unwrap();
+    }
+}
+
+async fn until_connected(world: &World, stations: usize) {
+    world
+        .eventually("the stations are connected", async |world| {
+            world.stations().await.iter().filter(|station| station.state.name() == "connected").count() == stations
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn case_13_a_manager_on_a_full_disk_takes_stations_in_refuses_changes_and_recovers_by_itself() {
+    let mut world = World::empty();
+    let disk = Disk::mount(&world.folder().join("manager")).await;
+    world.start_manager_from_shell(&disk.script()).await;
+    world.station("cam-1", &[]).await;
+    let fleet = Fleet::new().with("cam-1/counter/one", "start = 1\n");
+    world.apply(fleet.text()).await.with_code(0);
+    disk.fill();
+    // More than may still fit into the write-ahead log as it is.
+    let much = "x".repeat(100_000);
+    let much = format!("command = [\"true\"]\nenv = {{ MUCH = {much:?}, MORE = {much:?} }}");
+    let much = world.fleet_file("much.toml", fleet.with("cam-1/process/much", &much).text());
+    let is_refused = async |world: &World| {
+        let refused = world.ctl(&["apply", "-f", &much]).await.with_code(4);
+        assert!(refused.err.contains("fleet.db: database or disk is full"), "{refused:?}");
+    };
+    is_refused(&world).await;
+    // Stations that come back are taken in and run what they have, and so are new ones.
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    world.station("cam-1", &[]).await;
+    world.station("cam-2", &[]).await;
+    world.until_state("cam-1/counter/one", "active").await;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        world.end_manager(signal).await;
+        disk.fill();
+        world.start_manager_from_shell(&disk.script()).await;
+        until_connected(&world, 2).await;
+        world.ctl(&["call", "cam-1/counter/one", "increment", "{\"by\":1}"]).await.with_code(0);
+        is_refused(&world).await;
+    }
+    let not_ready = world.get("/readyz").await;
+    assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("fleet.db: "), "{not_ready}");
+    world.ctl(&["rollback", "cam-1"]).await.with_code(4);
+    let value = world.ctl(&["call", "cam-1/counter/one", "value"]).await.with_code(0).out;
+    assert!(value.contains('3'), "it was restarted: {value}");
+
+    disk.free();
+    world.eventually("it is ready again", async |world| world.get("/readyz").await.starts_with("HTTP/1.1 200")).await;
+    world.ctl(&["apply", "-f", &much]).await.with_code(0);
+    let more = world.fleet_file("more.toml", Fleet::new().with("cam-2/counter/two", "").text());
+    world.ctl(&["apply", "-f", &more, "--wait", "20", "--settle", "0"]).await.with_code(0);
+    // Others can read it again too.
+    let backup = world.folder().join("backup.db");
+    let mut command = Command::new("nsenter");
+    command.args(["--mount", "--target", &disk.pid]).arg(world.binary("quilt-manager"));
+    let made = command.arg("backup").arg(&backup).arg("--data-dir").arg(&disk.folder).output().await.unwrap();
+    assert!(made.status.success(), "{made:?}");
+    // Nothing is damaged.
+    world.end_manager(Signal::SIGKILL).await;
+    world.start_manager_from_shell(&disk.script()).await;
+    until_connected(&world, 2).await;
+    world.until_state("cam-2/counter/two", "active").await;
+}
+
+#[tokio::test]
+async fn a_manager_whose_disk_hangs_or_fails_goes_on_with_all_that_needs_no_disk() {
+    let mut world = World::empty();
+    let (library, hang) = hanging_disk(&world);
+    let script = format!("HANG={} LD_PRELOAD={} exec \"$@\"", hang.display(), library.display());
+    world.start_manager_from_shell(&script).await;
+    for name in ["cam-1", "cam-2"] {
+        world.station(name, &[]).await;
+    }
+    let fleet = Fleet::new().with("cam-1/counter/one", "start = 1\n");
+    world.apply(fleet.text()).await.with_code(0);
+
+    fs::write(&hang, "").unwrap();
+    let file = world.fleet_file("two.toml", fleet.clone().with("cam-1/counter/two", "").text());
+    let mut apply = world.command("quiltctl");
+    apply.args(["--manager", &world.address, "apply", "-f", &file]).stderr(Stdio::null());
+    let mut apply = apply.spawn().unwrap();
+    world.eventually("the apply hangs in the disk", async |_| hang.with_extension("hangs").exists()).await;
+    world.ctl(&["--timeout", "5s", "call", "cam-1/counter/one", "increment", "{\"by\":1}"]).await.with_code(0);
+    world.ctl(&["stop", "cam-1/counter/one"]).await.with_code(0);
+    // A station that comes back is taken in, and so is a new one.
+    world.end_station("cam-2", Signal::SIGKILL).await;
+    for name in ["cam-2", "cam-3"] {
+        world.station(name, &[]).await;
+    }
+    until_connected(&world, 3).await;
+    assert!(apply.try_wait().unwrap().is_none(), "it is acknowledged before it is on disk");
+    assert!(world.instance("cam-1/counter/two").await.is_none(), "it is pushed before it is on disk");
+    fs::remove_file(&hang).unwrap();
+    assert!(apply.wait().await.unwrap().success());
+    world.until_state("cam-1/counter/two", "active").await;
+
+    let fails = hang.with_extension("fails");
+    fs::write(&fails, "").unwrap();
+    let file = world.fleet_file("three.toml", fleet.with("cam-1/counter/three", "").text());
+    let refused = world.ctl(&["apply", "-f", &file]).await.with_code(4);
+    assert!(refused.err.contains("fleet.db: disk I/O error"), "{refused:?}");
+    assert!(world.get("/readyz").await.starts_with("HTTP/1.1 503"));
+    fs::remove_file(&fails).unwrap();
+    world.eventually("it is ready again", async |world| world.get("/readyz").await.starts_with("HTTP/1.1 200")).await;
+    world.ctl(&["apply", "-f", &file, "--wait", "20", "--settle", "0"]).await.with_code(0);
 }
