@@ -15,9 +15,9 @@ use smol_str::SmolStr;
 use crate::desired::{is_outdated, refresh};
 use crate::fleet::{self, Apply, Fleet, Saying, Sayings, document_of};
 use crate::state::{InstanceKey, State};
-use crate::store::{Change, Desired, EntryKey};
+use crate::store::{Change, Desired, EntryKey, Trial};
 use crate::workers::Apart;
-use crate::{Core, push, remarks};
+use crate::{Core, push, remarks, trial};
 use planning::{Asked, plan_all};
 use prepare::{Prepared, prepare};
 use snapshot::Snapshot;
@@ -68,6 +68,8 @@ pub(crate) struct Applied {
     pub(crate) after: Apart<Arc<Fleet>>,
     /// The entries that the file changed.
     pub(crate) keys: Vec<EntryKey>,
+    /// What is stored of it, if it is to be taken back when it fails.
+    pub(crate) trial: Option<Arc<Trial>>,
 }
 
 /// Plans and stores; pushes nothing yet.
@@ -127,16 +129,26 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &s
     let after = Apart::new(changed.fleet.clone());
     let keys: Vec<_> = changed.put.iter().chain(&changed.removed).cloned().collect();
     reply.entries = keys.iter().map(remarks::entry).collect();
-    let (mut targets, changes, notes) = changes_of(core, targets).await;
+    let (targets, changes, notes) = changes_of(core, targets).await;
     reply.changes = changes;
     // Entries that contradict each other cannot be forced: nobody could say what they mean.
     if request.dry_run || contradicts || (reply.rejection.is_some() && !request.force) {
         reply.notes.extend(notes);
         reply.changes.iter_mut().for_each(|change| change.revision = None);
-        return Ok(Applied { reply, targets: Apart::default(), before, after, keys });
+        return Ok(Applied { reply, targets: Apart::default(), before, after, keys, trial: None });
     }
 
-    let mut writes = core.compute(move || changed.take().writes()).await;
+    let (mut writes, trial, mut targets) = {
+        let (asks, who, keys) = (request.clone(), who.to_owned(), keys.clone());
+        let (before, after) = (Arc::clone(&before), Arc::clone(&after));
+        let write = move || {
+            let trial = trial::of(&asks, &who, &keys, (&before, &after), &targets);
+            let mut writes = changed.take().writes();
+            writes.extend(trial.clone().map(|trial| Change::PutTrial(Box::new(trial))));
+            (writes, trial.map(Arc::new), targets)
+        };
+        core.compute(write).await
+    };
     let (who_said, source) = (SmolStr::from(who), SmolStr::from(request.known_as()));
     for target in targets.iter_mut() {
         if let Some(desired) = &mut target.desired {
@@ -176,7 +188,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &s
     };
     core.events.add("fleet.applied", None, None, text);
     core.note_change();
-    Ok(Applied { reply, targets, before, after, keys })
+    Ok(Applied { reply, targets, before, after, keys, trial })
 }
 
 /// A file is merged with what other files said. Where that is damaged only a file that says it again can be applied.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quilt_core::files;
+use quilt_core::{disk, files};
 use quilt_protocol::Digest;
 use quilt_protocol::control::{AddToFile, BeginFile, FILE_MAX, FilePiece, FileProgress, PIECE_MAX, ReadFile};
 use tokio::sync::Mutex;
@@ -64,13 +64,13 @@ impl Blobs {
     /// How much of a file is there. One that has all its bytes is checked, and counts from then on.
     pub(crate) async fn begin(&self, BeginFile { sha256, size }: BeginFile) -> Result<FileProgress, BlobError> {
         let (this, _changing) = (self.clone(), self.changing.lock().await);
-        blocking(move || this.begin_now(sha256, size)).await
+        self.on_disk(move || this.begin_now(sha256, size)).await
     }
 
     /// Adds a piece. One that does not follow what is there is not taken; the answer says what would.
     pub(crate) async fn add(&self, AddToFile { sha256, offset, piece }: AddToFile) -> Result<FileProgress, BlobError> {
         let (this, _changing) = (self.clone(), self.changing.lock().await);
-        blocking(move || {
+        self.on_disk(move || {
             if piece.len() > PIECE_MAX {
                 return Err(BlobError::LongPiece(piece.len()));
             }
@@ -93,7 +93,7 @@ impl Blobs {
     /// A piece of a file.
     pub(crate) async fn read(&self, ReadFile { sha256, offset }: ReadFile) -> Result<FilePiece, BlobError> {
         let this = self.clone();
-        blocking(move || {
+        self.on_disk(move || {
             let mut file = match File::open(this.whole(sha256)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BlobError::NotThere(sha256)),
                 file => file?,
@@ -105,6 +105,20 @@ impl Blobs {
             Ok(FilePiece { size, piece: Bytes::from(piece) })
         })
         .await
+    }
+
+    /// Does disk work where nobody waits for it but whoever asked, and names the folder if the disk refuses it.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        disk::run(work).await.map_err(|error| match error {
+            BlobError::Io(error) => {
+                let text = format!("{}: {error}", self.folder.display());
+                BlobError::Io(io::Error::new(error.kind(), text))
+            }
+            other => other,
+        })
     }
 
     fn begin_now(&self, sha256: Digest, size: u64) -> Result<FileProgress, BlobError> {
@@ -153,13 +167,6 @@ impl Blobs {
     fn part(&self, sha256: Digest) -> PathBuf {
         self.folder.join(format!("{sha256}.part"))
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
-) -> Result<T, BlobError> {
-    let working = tokio::task::spawn_blocking(work);
-    working.await.unwrap_or_else(|error| Err(BlobError::Io(io::Error::other(error))))
 }
 
 fn length(path: &Path) -> io::Result<u64> {

@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
+//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `trial`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
 
 mod apply;
 pub mod backup;
@@ -28,6 +28,7 @@ mod state;
 pub mod store;
 mod take_back;
 mod tools;
+mod trial;
 mod unhealthy;
 mod workers;
 
@@ -154,7 +155,8 @@ impl Manager {
         let lock = FolderLock::take(&folder)?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join(STORE_FILE))?);
         let loaded = store.load().await?;
-        let (fleet, last_event, damage) = (loaded.fleet, loaded.last_event, loaded.damage.clone());
+        let (fleet, last_event) = (loaded.fleet, loaded.last_event);
+        let (damage, trials) = (loaded.damage.clone(), loaded.trials.clone());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let core = Arc::new(Core {
@@ -208,6 +210,9 @@ impl Manager {
         for damage in damage {
             tracing::error!(place = damage.place, "a row of the store is damaged; nothing is pushed from it");
             core.events.add("store.damaged", None, None, damage.place);
+        }
+        for trial in trials {
+            core.spawn(rollout::resume(core.clone(), Arc::new(trial)));
         }
         Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use quilt_core::words::{count, list};
 use quilt_net::ItemSink;
-use quilt_protocol::StationId;
 use quilt_protocol::control::{
-    ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, ProblemCode, Progress, State as InstanceState,
-    Wait,
+    ApplyReply, Document, InstanceReport, Owner, PLUGIN_SOURCE, Phase, ProblemCode, Progress, Share,
+    State as InstanceState, Wait,
 };
+use quilt_protocol::{Revision, StationId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -18,10 +18,10 @@ use crate::Core;
 use crate::apply::{self, Applied, Target};
 use crate::fleet::{Apply, Instances};
 use crate::state::Station;
-use crate::store::{Change, Origin};
+use crate::store::{Change, Origin, Trial};
 use crate::take_back::{self, TakeBack};
 use crate::workers::Apart;
-use crate::{desired, register};
+use crate::{desired, register, trial};
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
 ///
@@ -35,7 +35,7 @@ pub(crate) async fn run(
     items: Option<ItemSink>,
 ) -> Result<ApplyReply, String> {
     // Following the effect, which can take long, holds nobody up.
-    let mut applied = apply::apply(core, request, who).await?;
+    let applied = apply::apply(core, request, who).await?;
     if !applied.reply.stored {
         return Ok(applied.reply);
     }
@@ -47,15 +47,73 @@ pub(crate) async fn run(
         apply::push_all(core, applied.targets.iter()).await;
         return Ok(applied.reply);
     };
+    let trial = applied.trial.clone();
+    let terms = Terms { source: request.known_as(), batch: request.batch, wait, who };
+    let followed = follow(core, &terms, applied, items).await;
+    if let Some(trial) = trial.filter(|_| followed.is_err()) {
+        // The store did not take the way back. What was promised is carried out when it does.
+        core.spawn(resume(core.clone(), trial));
+    }
+    followed
+}
+
+/// How an apply is followed.
+struct Terms<'a> {
+    source: &'a str,
+    batch: Option<Share>,
+    wait: Wait,
+    who: &'a str,
+}
+
+/// Goes on with an apply that is to be taken back if it fails, where the manager before this one left it, or where the store did not
+/// take the way back.
+pub(crate) async fn resume(core: Arc<Core>, trial: Arc<Trial>) {
+    let text = format!("{} by {}, which is to be taken back if it fails", trial.source, trial.who);
+    core.events.add("fleet.resumed", None, None, text);
+    let terms = Terms { source: &trial.source, batch: trial.batch, wait: trial.wait, who: &trial.who };
+    loop {
+        let followed = match trial::applied(&core, &trial).await {
+            Ok(applied) => follow(&core, &terms, applied, None).await,
+            Err(error) => Err(error),
+        };
+        match followed {
+            Ok(reply) => {
+                let failed =
+                    reply.failures.iter().map(|(station, why)| format!("{station}: {why}")).collect::<Vec<_>>();
+                tracing::info!(source = trial.source, failed = failed.join("; "), "an apply on trial has ended");
+                return;
+            }
+            Err(error) => tracing::warn!(error, "an apply on trial cannot be ended yet"),
+        }
+        if !core.pause(STORE_RETRY_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+/// Follows an apply to its end, and goes back if that was asked for and it failed.
+async fn follow(
+    core: &Arc<Core>,
+    terms: &Terms<'_>,
+    mut applied: Applied,
+    items: Option<ItemSink>,
+) -> Result<ApplyReply, String> {
+    let Terms { source, batch, wait, who } = *terms;
     let mut rollout = Rollout::new(core, wait, items, &applied.targets);
-    rollout.misses_roles = !request.known_as().starts_with(PLUGIN_SOURCE);
-    let followed = rollout.follow(request, &mut applied, who).await;
+    rollout.misses_roles = !source.starts_with(PLUGIN_SOURCE);
+    let followed = rollout.follow(batch, &mut applied, who).await;
     if followed.is_err() {
         rollout.release(applied.targets.iter());
         apply::push_all(core, applied.targets.iter()).await;
     }
     followed?;
-    if wait.rollback && (!applied.reply.failures.is_empty() || applied.reply.timed_out) {
+    let has_failed = !applied.reply.failures.is_empty() || applied.reply.timed_out;
+    if let Some(trial) = applied.trial.as_ref().filter(|_| !has_failed)
+        && core.store.commit(vec![Change::EndTrial(trial.id)]).await.is_err()
+    {
+        core.spawn(end_trial(core.clone(), trial.id));
+    }
+    if wait.rollback && has_failed {
         let _one_at_a_time = core.applying.lock().await;
         let all: Vec<_> = applied.targets.iter().collect();
         let spared = rollout.spared(&applied.targets);
@@ -79,9 +137,14 @@ pub(crate) async fn run(
             rollout.show(target.name.as_str(), Phase::RolledBack, "");
         }
     }
-    tell_unhealthy(core, request.known_as(), &mut applied);
+    tell_unhealthy(core, source, &mut applied);
     rollout.finish().await;
     Ok(applied.reply)
+}
+
+/// Forgets that an apply was on trial, as soon as the store takes that.
+async fn end_trial(core: Arc<Core>, id: Revision) {
+    while core.store.commit(vec![Change::EndTrial(id)]).await.is_err() && core.pause(STORE_RETRY_INTERVAL).await {}
 }
 
 /// Tells of instances that were not healthy before the apply, which did not change them, and still are not. Those of the file itself
@@ -122,6 +185,9 @@ struct Rollout<'a> {
     misses_roles: bool,
 }
 
+/// How often what the store did not take is tried again.
+const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Stations and why they failed.
 type Failures = BTreeMap<String, String>;
 
@@ -159,8 +225,8 @@ impl<'a> Rollout<'a> {
         let _ = tokio::time::timeout(PASSED_ON, self.passed_on).await;
     }
 
-    async fn follow(&mut self, request: &Apply, applied: &mut Applied, who: &str) -> Result<(), String> {
-        let size = request.batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
+    async fn follow(&mut self, batch: Option<Share>, applied: &mut Applied, who: &str) -> Result<(), String> {
+        let size = batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
         for batch in applied.targets.chunks(size) {
             let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
             self.release(batch.iter());
@@ -332,22 +398,23 @@ impl<'a> Rollout<'a> {
     }
 }
 
-/// How often a rollout that was cut short is halted again, if the store does not take that.
-const HALT_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it. Until
-/// that is stored nothing is pushed to these stations.
+/// What a rollout in batches had not reached when the manager ended keeps what it had: nobody watches over the rest of it, unless it
+/// is on trial and goes on. Until that is stored nothing is pushed to these stations.
 pub(crate) async fn halt_interrupted(core: Arc<Core>) {
     while let Err(error) = try_halt(&core).await {
         tracing::warn!(%error, "a rollout that was cut short is not halted yet");
-        if !core.pause(HALT_RETRY_INTERVAL).await {
+        if !core.pause(STORE_RETRY_INTERVAL).await {
             return;
         }
     }
 }
 
 async fn try_halt(core: &Arc<Core>) -> anyhow::Result<()> {
-    let held: Vec<_> = core.state().held.iter().map(|(id, revision)| (*id, *revision)).collect();
+    let held: Vec<_> = {
+        let state = core.state();
+        let held = state.held.iter().map(|(id, revision)| (*id, *revision));
+        held.filter(|held| !state.resumed.contains(held)).collect()
+    };
     for (id, revision) in held {
         let _one_at_a_time = core.applying.lock().await;
         if !core.state().is_held(id) {

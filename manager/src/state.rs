@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(crate) instances: KnownInstances,
     /// Revisions whose push waits for its batch. A station that gets a newer one is not held any more.
     pub(crate) held: HashMap<StationId, Revision>,
+    /// Revisions whose rollout goes on where the manager before this one left it.
+    pub(crate) resumed: HashSet<(StationId, Revision)>,
     /// Stations whose record is to be stored soon.
     pub(crate) unsaved: BTreeSet<StationId>,
     /// Revisions that are not stored yet: they are not offered, because a manager that starts again would not know them.
@@ -241,15 +243,20 @@ impl State {
             said: HashSet::new(),
             instances: KnownInstances::default(),
             held: HashMap::new(),
+            resumed: HashSet::new(),
             unsaved: BTreeSet::new(),
             unsaved_desired: HashMap::new(),
             damaged_entries: Vec::new(),
         };
+        let on_trial = loaded.trials.iter().flat_map(|trial| &trial.targets);
+        state.resumed = on_trial.filter_map(|target| Some((target.id, target.desired?))).collect();
         let mut damage = HashMap::new();
         for crate::store::Damage { row, place } in loaded.damage {
             match row {
                 // It is not known any more; it comes back unadopted.
                 DamagedRow::Station => {}
+                // Nobody knows what was to be taken back: it stays as it was applied.
+                DamagedRow::Trial => {}
                 DamagedRow::Desired(id) => drop(damage.insert(id, place)),
                 DamagedRow::Entry(key) => state.damaged_entries.push(DamagedEntry { key, place }),
             }

@@ -10,11 +10,11 @@ mod sqlite;
 #[cfg(test)]
 mod conformance;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quilt_net::BoxFuture;
-use quilt_protocol::control::{Facts, FleetEvent};
+use quilt_protocol::control::{Facts, FleetEvent, Share, Wait};
 use quilt_protocol::{Digest, FleetId, Labels, Name, Revision, StationId};
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
@@ -103,6 +103,8 @@ pub struct Loaded {
     pub desired: BTreeMap<StationId, Desired>,
     /// What fleet files say, by entry.
     pub entries: BTreeMap<EntryKey, Entry>,
+    /// Applies that are to be taken back if they fail and have neither settled nor failed.
+    pub trials: Vec<Trial>,
     /// Rows that do not verify. What they held is not among the above.
     pub damage: Vec<Damage>,
 }
@@ -125,6 +127,8 @@ pub enum DamagedRow {
     Desired(StationId),
     /// A fleet entry; without its key if that cannot be read.
     Entry(Option<EntryKey>),
+    /// An apply that was to be taken back if it failed.
+    Trial,
 }
 
 /// A station's desired configurations, newest first.
@@ -211,12 +215,60 @@ impl EntryKey {
 }
 
 /// What a fleet file says under one key, as JSON.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// The file.
     pub source: String,
     /// The entry as JSON.
     pub json: String,
+}
+
+/// An apply that is to be taken back if it fails. It is stored with what it changes, so that a manager that starts again keeps what
+/// was promised.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The lowest revision that it gave: identifies it.
+    pub id: Revision,
+    /// Who applied it.
+    pub who: String,
+    /// Which fleet file.
+    pub source: String,
+    /// How it is followed.
+    pub wait: Wait,
+    /// How many stations at a time.
+    pub batch: Option<Share>,
+    /// The entries that it changed.
+    pub entries: Vec<TrialEntry>,
+    /// The stations that it concerns, in the order in which they get it.
+    pub targets: Vec<TrialTarget>,
+}
+
+/// An entry that an apply on trial changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialEntry {
+    /// Which.
+    pub key: EntryKey,
+    /// What it said before; none if it was not there.
+    pub before: Option<Entry>,
+    /// What it says since; none if it is gone.
+    pub after: Option<Entry>,
+}
+
+/// A station that an apply on trial concerns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialTarget {
+    /// Its identity.
+    pub id: StationId,
+    /// Its name.
+    pub name: Name,
+    /// The revision that was desired before.
+    pub before: Option<Revision>,
+    /// The revision that the apply gave; none if nothing changes.
+    pub desired: Option<Revision>,
+    /// Whether it was connected when the apply began.
+    pub was_live: bool,
+    /// Role and instance of what was not healthy before, by which the apply is not judged.
+    pub unhealthy_before: BTreeSet<(Name, Name)>,
 }
 
 /// One change.
@@ -236,6 +288,10 @@ pub enum Change {
     PutEntry(EntryKey, Entry),
     /// Forgets a fleet entry.
     RemoveEntry(EntryKey),
+    /// Remembers that an apply is to be taken back if it fails.
+    PutTrial(Box<Trial>),
+    /// Forgets that: it has settled, or was taken back.
+    EndTrial(Revision),
     /// Raises the epoch to at least this.
     RaiseEpoch(u64),
     /// Adds an event. Those older than [`EVENTS_MAX`] go.

@@ -95,6 +95,7 @@ pub(crate) async fn take_back(
             });
         }
     }
+    writes.extend(applied.trial.as_ref().filter(|_| how == TakeBack::Whole).map(|trial| Change::EndTrial(trial.id)));
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     {
         let mut state = core.state();

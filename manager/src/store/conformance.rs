@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use quilt_protocol::control::FleetEvent;
+use quilt_protocol::control::{FleetEvent, Wait};
 use quilt_protocol::{Digest, Revision, StationId};
 
 use super::*;
@@ -76,7 +76,7 @@ async fn suite<S: Store>(open: impl Fn() -> S) {
     assert!(second.epoch > first.epoch, "each start raises the epoch");
     assert_eq!(second.stations, [one.clone(), two.clone()]);
     assert_eq!(second.desired, BTreeMap::from([(one.id, Desired { good: true, ..desired(2) })]));
-    assert_eq!(second.entries, BTreeMap::from([(group, entry)]));
+    assert_eq!(second.entries, BTreeMap::from([(group, entry.clone())]));
     assert_eq!(second.last_revision, Revision(2));
 
     for revision in 3..100 {
@@ -91,12 +91,25 @@ async fn suite<S: Store>(open: impl Fn() -> S) {
     assert_eq!(events.iter().map(|event| event.number).collect::<Vec<_>>(), [6, 7, 8]);
     assert!(store.events(u64::MAX, 3).await.unwrap().is_empty());
 
+    let trial = |id| Trial {
+        id: Revision(id),
+        who: "tool:test".into(),
+        source: "fleet.toml".into(),
+        wait: Wait { within_ms: 1, settle_ms: 2, rollback: true },
+        batch: None,
+        entries: vec![TrialEntry { key: EntryKey::Station("one".into()), before: None, after: Some(entry.clone()) }],
+        targets: Vec::new(),
+    };
+    store.commit([1, 2].map(|id| Change::PutTrial(Box::new(trial(id)))).into()).await.unwrap();
+    store.commit(vec![Change::EndTrial(Revision(1))]).await.unwrap();
+
     store.commit(vec![Change::ForgetStation(one.id), Change::RaiseEpoch(70)]).await.unwrap();
     let third = store.load().await.unwrap();
     assert_eq!((third.stations.len(), third.desired.len(), third.last_event), (1, 0, 20));
     assert_eq!(third.last_revision, Revision(99), "a number is never given twice");
     assert_eq!(third.epoch, 71);
     assert_eq!(store.history(one.id).await.unwrap(), History::default());
+    assert_eq!(third.trials, [trial(2)], "what was promised is kept until it is carried out");
     assert!(third.damage.is_empty() && store.trouble().is_none());
 }
 

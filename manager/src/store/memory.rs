@@ -38,6 +38,7 @@ impl Inner {
             stations: Vec::new(),
             desired: BTreeMap::new(),
             entries: BTreeMap::new(),
+            trials: Vec::new(),
             damage: Vec::new(),
         })
     }
@@ -79,6 +80,8 @@ impl Inner {
             }
             Change::PutEntry(key, entry) => drop(self.loaded().entries.insert(key, entry)),
             Change::RemoveEntry(key) => drop(self.loaded().entries.remove(&key)),
+            Change::PutTrial(trial) => self.loaded().trials.push(*trial),
+            Change::EndTrial(id) => self.loaded().trials.retain(|trial| trial.id != id),
             Change::RaiseEpoch(epoch) => {
                 let loaded = self.loaded();
                 loaded.epoch = loaded.epoch.max(epoch);

@@ -204,3 +204,57 @@ async fn a_rollout_in_batches_that_loses_its_manager_halts_where_it_was() {
     world.apply(fleet(2).text()).await.with_code(0);
     assert_eq!(world.show("cam-3").await.desired_digest, world.show("cam-1").await.desired_digest);
 }
+
+#[tokio::test]
+async fn what_apply_rollback_promised_is_carried_out_by_the_manager_that_starts_next() {
+    let mut world = World::new().await;
+    for name in ["cam-1", "cam-2"] {
+        world.station(name, &[]).await;
+    }
+    let earlier = Fleet::new().with("cam-1/counter/main", "start = 1\n").with("cam-2/counter/main", "start = 1\n");
+    let file = world.fleet_file("fleet.toml", earlier.text());
+    // One that has settled is not on trial any more.
+    world.ctl(&["apply", "-f", &file, "--wait", "20", "--settle", "0", "--rollback"]).await.with_code(0);
+    world.end_manager(Signal::SIGKILL).await;
+    world.start_manager().await;
+    let resumed = async |world: &World| {
+        let events = world.ctl(&["events", "-o", "jsonl"]).await.with_code(0).out;
+        events.lines().filter(|event| event.contains("fleet.resumed")).count()
+    };
+    assert_eq!(resumed(&world).await, 0);
+    world
+        .eventually("both are back", async |world| {
+            world.stations().await.iter().filter(|station| station.state.name() == "connected").count() == 2
+        })
+        .await;
+
+    // Starting until it fails, which is after the manager's end.
+    let fails = world.folder().join("fails");
+    let script = format!("until [ -e {} ]; do sleep 0.05; done; exit 1", fails.display());
+    let keys = format!(
+        "command = [\"sh\", \"-c\", {script:?}]\nrestart = {{ policy = \"temporary\" }}\nready = {{ log = \"never\", within = \"60s\" }}"
+    );
+    let later = Fleet::new().with("cam-1/process/new", &keys).with("cam-2/counter/other", "");
+    let file = world.fleet_file("fleet.toml", later.text());
+    let mut apply = world.command("quiltctl");
+    apply.args(["--manager", &world.address, "apply", "-f", &file, "--wait", "60", "--rollback"]);
+    let mut apply = apply.stderr(std::process::Stdio::null()).spawn().unwrap();
+    world.until_state("cam-1/process/new", "starting").await;
+    world.until_state("cam-2/counter/other", "active").await;
+    world.end_manager(Signal::SIGKILL).await;
+    apply.wait().await.unwrap();
+    world.start_manager().await;
+    world.until_state("cam-1/process/new", "starting").await;
+    assert_eq!(resumed(&world).await, 1);
+    std::fs::write(&fails, "").unwrap();
+    for name in ["cam-1", "cam-2"] {
+        world.until_state(&format!("{name}/counter/main"), "active").await;
+    }
+    world.eventually("the new is gone", async |world| world.instance("cam-1/process/new").await.is_none()).await;
+    world.eventually("the new is gone", async |world| world.instance("cam-2/counter/other").await.is_none()).await;
+    let history = world.ctl(&["history", "cam-2", "-o", "json"]).await.with_code(0).json();
+    assert!(history[0]["source"].as_str().unwrap().contains("rollback of a failed apply"), "{history}");
+    // What the file said is taken back too.
+    let file = world.fleet_file("fleet.toml", earlier.text());
+    world.ctl(&["diff", "-f", &file]).await.with_code(0);
+}

@@ -9,7 +9,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::mark::Mark;
-use crate::store::{Damage, DamagedRow, Desired, Entry, EntryKey, History, Loaded, StationRecord};
+use crate::store::{Damage, DamagedRow, Desired, Entry, EntryKey, History, Loaded, StationRecord, Trial};
 
 /// What an operator does about rows that no apply writes again.
 const WAY_OUT: &str = "restore a backup with `quilt-manager restore`";
@@ -138,9 +138,10 @@ pub(super) fn loaded(connection: &Connection) -> rusqlite::Result<Loaded> {
     let stations = stations(connection, &mut damage)?;
     let desired = newest(connection, &mut damage)?;
     let entries = entries(connection, &mut damage)?;
+    let trials = trials(connection, &mut damage)?;
     let last_event = meta(connection, "last_event")?;
     let last_revision = Revision(last_revision);
-    Ok(Loaded { fleet, epoch, last_revision, last_event, stations, desired, entries, damage })
+    Ok(Loaded { fleet, epoch, last_revision, last_event, stations, desired, entries, trials, damage })
 }
 
 fn stations(connection: &Connection, damage: &mut Vec<Damage>) -> rusqlite::Result<Vec<StationRecord>> {
@@ -174,6 +175,20 @@ fn entries(connection: &Connection, damage: &mut Vec<Damage>) -> rusqlite::Resul
         }
     }
     Ok(entries)
+}
+
+fn trials(connection: &Connection, damage: &mut Vec<Damage>) -> rusqlite::Result<Vec<Trial>> {
+    let sql = "SELECT sum IS row_sum('trial', id, trial), id, trial FROM trial ORDER BY id";
+    let (mut statement, mut trials) = (connection.prepare(sql)?, Vec::new());
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if row.get(0)? {
+            trials.push(from_json(&row.get::<_, String>(2)?)?);
+        } else {
+            damage.push(Damage { row: DamagedRow::Trial, place: place(connection, "trial", &shown(row, 1)) });
+        }
+    }
+    Ok(trials)
 }
 
 /// The newest desired configuration of each station.

@@ -22,6 +22,7 @@ const TABLES: &str = "
     CREATE INDEX desired_by_digest ON desired (digest);
     -- Which desired configuration of a station is the newest: a damaged key would otherwise make the one before it the newest.
     CREATE TABLE newest (station TEXT PRIMARY KEY, revision INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE trial (id INTEGER PRIMARY KEY, trial TEXT NOT NULL, sum INTEGER NOT NULL) STRICT;
 ";
 const NEW_TABLES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, sum INTEGER NOT NULL) STRICT;

@@ -90,6 +90,7 @@ async fn a_row_that_does_not_verify_is_left_out_and_named_and_no_other_is_concer
         match row {
             DamagedRow::Station => assert!(!loaded.stations.contains(&one)),
             DamagedRow::Desired(_) => assert!(!loaded.desired.contains_key(&one.id), "{sql}"),
+            DamagedRow::Trial => unreachable!("there is none"),
             DamagedRow::Entry(_) => assert_eq!(loaded.entries.len(), 1),
         }
         // A note about a damaged row does not make it whole again; what is put again does.

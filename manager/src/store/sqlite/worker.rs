@@ -103,10 +103,23 @@ impl Health {
 pub(super) fn start(opened: Opened, inbox: Receiver<Job>, health: Arc<Health>) -> Result<(), StoreError> {
     let Opened { connection, mark, files, is_exclusive } = opened;
     let connection = Some(connection);
+    let ending = NoteEnd(health.clone());
     let mut worker = Worker { connection, mark, files, is_exclusive, health, owes_epoch: None, owes_mark: None };
     let named = thread::Builder::new().name("quilt-store".into());
-    let started = named.spawn(move || worker.run(&inbox));
+    let started = named.spawn(move || {
+        let _ending = ending;
+        worker.run(&inbox);
+    });
     started.map(drop).map_err(|error| StoreError(format!("its thread does not start: {error}")))
+}
+
+/// Notes that the thread has ended, also by a panic: the manager is not ready any more then.
+struct NoteEnd(Arc<Health>);
+
+impl Drop for NoteEnd {
+    fn drop(&mut self) {
+        self.0.state().trouble = Some("its thread has ended; restart the manager".into());
+    }
 }
 
 struct Worker {

@@ -142,6 +142,11 @@ pub(super) fn make(transaction: &Transaction<'_>, change: &Change, totals: &mut 
             run("DELETE FROM entry WHERE key = ?1", &[&text(key)])?;
             totals.is_marked = true;
         }
+        Change::PutTrial(trial) => {
+            let sql = "INSERT INTO trial VALUES (?1, ?2, row_sum('trial', ?1, ?2))";
+            run(sql, params![trial.id.0 as i64, text(trial)])?;
+        }
+        Change::EndTrial(id) => run("DELETE FROM trial WHERE id = ?1", params![id.0 as i64])?,
         Change::RaiseEpoch(epoch) => totals.raise_epoch(transaction, *epoch)?,
         Change::AddEvent(event) => {
             let sql = "INSERT INTO event VALUES (?1, ?2, row_sum('event', ?1, ?2))";

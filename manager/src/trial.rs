@@ -1,0 +1,117 @@
+//! Applies that are to be taken back if they fail, as they are stored: put together when one is made, and read again by the
+//! manager that starts next.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use quilt_protocol::control::ApplyReply;
+
+use crate::Core;
+use crate::apply::{Applied, Target};
+use crate::fleet::{Apply, Fleet, Saying};
+use crate::store::{Desired, Entry, EntryKey, Trial, TrialEntry, TrialTarget};
+use crate::workers::Apart;
+
+/// What is stored of an apply; none if it is not to be taken back, or changes nothing.
+pub(crate) fn of(
+    request: &Apply,
+    who: &str,
+    keys: &[EntryKey],
+    (before, after): (&Fleet, &Fleet),
+    targets: &[Target],
+) -> Option<Trial> {
+    let wait = request.wait.filter(|wait| wait.rollback)?;
+    let revision = |desired: &Option<Desired>| desired.as_ref().map(|desired| desired.revision);
+    let id = targets.iter().filter_map(|target| revision(&target.desired)).min()?;
+    let entry = |key: &EntryKey| TrialEntry { key: key.clone(), before: before.entry(key), after: after.entry(key) };
+    let target = |target: &Target| TrialTarget {
+        id: target.id,
+        name: target.name.clone(),
+        before: revision(&target.before),
+        desired: revision(&target.desired),
+        was_live: target.was_live,
+        unhealthy_before: target.unhealthy_before.clone(),
+    };
+    Some(Trial {
+        id,
+        who: who.into(),
+        source: request.known_as().into(),
+        wait,
+        batch: request.batch,
+        entries: keys.iter().map(entry).collect(),
+        targets: targets.iter().map(target).collect(),
+    })
+}
+
+/// The apply that was stored, as far as it is still what its stations should run.
+///
+/// # Errors
+///
+/// The store does not say what they had before.
+pub(crate) async fn applied(core: &Arc<Core>, trial: &Arc<Trial>) -> Result<Applied, String> {
+    let mut left = Vec::new();
+    for (number, target) in trial.targets.iter().enumerate() {
+        let current = core.state().stations.get(&target.id).and_then(|station| station.desired.clone());
+        let revision = current.as_ref().map(|desired| desired.revision);
+        if revision != target.desired.or(target.before) {
+            // Forgotten, or given something newer since.
+            continue;
+        }
+        let earlier = match target.desired {
+            Some(_) => earlier(core, target).await?,
+            None => current.clone(),
+        };
+        left.push(Left { number, current, earlier });
+    }
+    let trial = trial.clone();
+    // Long documents and entries take long to read; see `workers`.
+    core.compute(move || put_together(trial, left)).await
+}
+
+/// A target of an apply on trial that still has what that gave it.
+struct Left {
+    /// Which of the targets.
+    number: usize,
+    current: Option<Desired>,
+    earlier: Option<Desired>,
+}
+
+fn put_together(trial: Arc<Trial>, left: Vec<Left>) -> Result<Applied, String> {
+    let fleet = |side: fn(&TrialEntry) -> &Option<Entry>| {
+        let entries = trial.entries.iter().filter_map(|entry| Some((entry.key.clone(), side(entry).clone()?)));
+        Fleet::from_entries(&entries.collect::<BTreeMap<_, _>>()).map(|fleet| Apart::new(Arc::new(fleet)))
+    };
+    // What many stations have is read once.
+    let mut known = HashMap::new();
+    let targets = left.into_iter().map(|Left { number, current, earlier }| {
+        let target = &trial.targets[number];
+        let digest = current.as_ref().map(|current| current.digest);
+        let saying = known.entry(digest).or_insert_with(|| Arc::new(Saying::of_desired(current.as_ref()))).clone();
+        Target {
+            id: target.id,
+            name: target.name.clone(),
+            saying,
+            was_damaged: target.before.is_some() && earlier.is_none(),
+            before: earlier,
+            desired: current.filter(|_| target.desired.is_some()),
+            was_live: target.was_live,
+            refused: false,
+            unhealthy_before: target.unhealthy_before.clone(),
+        }
+    });
+    Ok(Applied {
+        reply: ApplyReply::default(),
+        targets: Apart::new(targets.collect()),
+        before: fleet(|entry| &entry.before)?,
+        after: fleet(|entry| &entry.after)?,
+        keys: trial.entries.iter().map(|entry| entry.key.clone()).collect(),
+        trial: Some(trial.clone()),
+    })
+}
+
+/// What a station had before; none if it had nothing, or nobody knows any more.
+async fn earlier(core: &Core, target: &TrialTarget) -> Result<Option<Desired>, String> {
+    let Some(before) = target.before else { return Ok(None) };
+    let history = core.store.history(target.id).await.map_err(|error| error.to_string())?;
+    Ok(history.desired.into_iter().find(|desired: &Desired| desired.revision == before))
+}
