@@ -32,11 +32,10 @@ fn noted(world: &World, name: &str) -> bool {
     world.folder().join(name).exists()
 }
 
-/// Limits the descriptors of a station to those that it has, or sets it free again.
+/// Sets the soft limit of a station's descriptors, as a shell spells it.
 async fn limit_descriptors(world: &World, limit: &str) {
-    let pid = world.station_pid("cam-1").to_string();
-    let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status().await.unwrap();
-    assert!(limited.success());
+    let command = format!("prlimit --pid {} --nofile={limit}:", world.station_pid("cam-1"));
+    assert!(Command::new("sh").args(["-c", &command]).status().await.unwrap().success());
 }
 
 #[tokio::test]
@@ -67,7 +66,7 @@ async fn a_station_without_descriptors_ends_what_is_to_go_and_shows_what_it_cann
     };
     world.eventually("it is shown that nobody can look", shown).await;
     assert!(apply.try_wait().unwrap().is_none(), "it did not wait until they were seen to be gone");
-    limit_descriptors(&world, "20000").await;
+    limit_descriptors(&world, "$(ulimit -Hn)").await;
     assert!(apply.wait().await.unwrap().success());
     assert!(world.show("cam-1").await.instances.is_empty());
 }
