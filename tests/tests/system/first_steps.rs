@@ -181,7 +181,7 @@ async fn exit_codes_tell_usage_from_refusal_from_silence() {
     let settings = world.folder().join("config/quilt.toml");
     std::fs::write(&settings, "[client]\ntimeout = '0s'\n").unwrap();
     let wrong = world.ctl(&["stations"]).await.with_code(1).err;
-    assert!(wrong.contains("quilt.toml:2:11: expected a time"), "{wrong}");
+    assert!(wrong.contains("quilt.toml:2:11: [client] timeout: expected a time"), "{wrong}");
     std::fs::remove_file(settings).unwrap();
     world.ctl(&["station", "show", "nobody"]).await.with_code(4);
     let error = world.ctl(&["apply", "-f", "/no/such/file"]).await.with_code(1).err;

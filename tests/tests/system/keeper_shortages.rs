@@ -169,7 +169,7 @@ async fn a_frozen_keeper_keeps_no_program_alive_beyond_its_stop_timeout() {
     let (pid, keeper) = (world.pid(MAIN).await, keeper(&world).await);
     send(keeper, Signal::SIGSTOP);
     let signalled = world.ctl(&["call", MAIN, "signal", "{\"signal\":\"USR1\"}"]).await.with_code(4);
-    assert!(signalled.out.contains("does not answer"), "{signalled:?}");
+    assert!(signalled.err.contains("does not answer"), "{signalled:?}");
     world.ctl(&["stop", MAIN]).await.with_code(0);
     assert!(!is_alive(pid) && !is_alive(keeper));
 }
