@@ -326,7 +326,7 @@ async fn a_storm_of_calls_that_are_given_up_leaves_the_others_answered_and_the_p
                 world.ctl(&["restart", TARGET]).await.code == 0 && client.call(TARGET, &Build {}).await.is_ok()
             })
             .await;
-        assert_eq!(world.instance(TARGET).await.unwrap().pid, child, "{isolation}");
+        assert_eq!(world.until_state(TARGET, "active").await.pid, child, "{isolation}");
     }
 }
 
