@@ -6,7 +6,7 @@
 //!    \____ unix socket, JSON lines ____/  \__ pipes: out, err __ log folder
 //! ```
 //!
-//! The keeper is blocking code on two threads: one waits for everything that happens ([`events`]), the other copies output, which a
+//! The keeper is blocking code on two threads: one waits for everything that happens (`events`), the other copies output, which a
 //! disk may hold up. Both are there before the program begins, so that a keeper at work needs no thread that the machine may refuse.
 //! What it knows is on disk before it matters: who runs (`Run`) before the program begins, how it ended (`Exit`) before anybody is
 //! told. A lock on the instance's state folder makes sure that an instance has one keeper: whatever removes old
