@@ -34,9 +34,9 @@ use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
 use crate::catch::catch;
 use crate::commands::Commands;
-use crate::plan::RoleTable;
 use crate::ready;
 use crate::restarts::{Next, Restarts};
+use crate::role_table::RoleTable;
 use crate::session::Link;
 use crate::spec::{Key, Spec};
 

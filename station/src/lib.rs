@@ -5,7 +5,7 @@
 //! the only caller of the other.
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
-//! `config`, `identity`, `plugins`, `spec`, `endpoint`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
+//! `config`, `identity`, `plugins`, `spec`, `endpoint`, `role_table`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
 //! `commands`, `board`, `session`, `requests`, `listing`, `folders`.
 
 mod board;
@@ -27,6 +27,7 @@ mod ready;
 mod requests;
 mod restarts;
 mod role_events;
+mod role_table;
 mod saved;
 mod session;
 mod spec;
@@ -95,7 +96,7 @@ impl Station {
             runtime::keep_running("plugin folders", move || plugins.clone().watch())
         });
         plugins.settled_in().await;
-        let roles = Arc::new(plan::RoleTable::linked(plugins.clone(), config.blocked.clone()));
+        let roles = Arc::new(role_table::RoleTable::linked(plugins.clone(), config.blocked.clone()));
         let saved = saved::Saved::open(&folder)?;
         let local = local::read(&config.roles_dir);
         let board = Arc::new(board::Board::default());

@@ -12,7 +12,7 @@ use quilt_protocol::control::{
 use quilt_protocol::{Digest, Name};
 
 use crate::commands::{Commands, Record, Schema};
-use crate::plan::RoleTable;
+use crate::role_table::RoleTable;
 
 /// About how long the rest of a view is, in bytes.
 const VIEW: usize = 512;

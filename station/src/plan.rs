@@ -1,179 +1,24 @@
 //! What would become of a configuration: pure, complete, and before anything changes.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+mod rules;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_plugin_api::{CommandRecord, Invalid, RoleDescription, RoleFactory, linked_roles};
-use quilt_protocol::control::bounds::{ROLES_MAX, VERSION_MAX, cut};
-use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, RoleOffer, RoleView, instance_digest};
-use quilt_protocol::{Digest, Name};
+use quilt_plugin_api::{Invalid, RoleFactory};
+use quilt_protocol::Digest;
+use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, instance_digest};
 use tokio::task::JoinSet;
 
+pub(crate) use self::rules::{TAKEN_BY_DROP_IN, lost_needs};
+use self::rules::{clashes, over_limit, wrong_needs};
 use crate::catch::catch;
-use crate::plugins::{Carrier, Catalog, Offered, Plugin};
-use crate::spec::{Isolation, KEYS, Key, Policy, Spec};
+use crate::role_table::RoleTable;
+use crate::spec::{Isolation, KEYS, Key, Spec};
 
 /// How long a role may take to judge a configuration.
 const VALIDATE: Duration = Duration::from_secs(6);
-
-/// The roles a station can run, linked in or of plugins, and those it is told to refuse.
-#[derive(Clone)]
-pub(crate) struct RoleTable {
-    linked: BTreeMap<Name, Arc<dyn RoleFactory>>,
-    plugins: Plugins,
-    pub(crate) blocked: BTreeSet<Name>,
-}
-
-/// Whose roles count.
-#[derive(Clone)]
-enum Plugins {
-    /// Those that are offered at the moment of asking.
-    Now(Arc<Catalog>),
-    /// These: what would be offered.
-    Would(Offered),
-}
-
-impl RoleTable {
-    /// All roles linked into this program and those of plugins.
-    pub(crate) fn linked(plugins: Arc<Catalog>, blocked: Vec<Name>) -> Self {
-        Self { plugins: Plugins::Now(plugins), ..Self::new(linked_roles(), blocked) }
-    }
-
-    /// These roles and no plugins.
-    pub(crate) fn new(factories: Vec<Arc<dyn RoleFactory>>, blocked: Vec<Name>) -> Self {
-        let mut linked = BTreeMap::new();
-        for factory in factories {
-            match factory.name().parse::<Name>() {
-                Ok(name) => {
-                    // The first stays; a second must not take over what others count on.
-                    match linked.entry(name) {
-                        Entry::Vacant(free) => {
-                            free.insert(factory);
-                        }
-                        Entry::Occupied(taken) => {
-                            tracing::error!(role = %taken.key(), "two roles of this name are linked in; the first is used");
-                        }
-                    }
-                }
-                Err(error) => tracing::error!(role = factory.name(), %error, "a role cannot be used"),
-            }
-        }
-        Self { linked, plugins: Plugins::Would(Offered::new()), blocked: blocked.into_iter().collect() }
-    }
-
-    /// The same with these plugins.
-    pub(crate) fn with(&self, offered: Offered) -> Self {
-        Self { plugins: Plugins::Would(offered), ..self.clone() }
-    }
-
-    fn offered(&self) -> Offered {
-        match &self.plugins {
-            Plugins::Now(catalog) => catalog.offered(),
-            Plugins::Would(offered) => offered.clone(),
-        }
-    }
-
-    fn plugin(&self, role: &Name) -> Option<Arc<Plugin>> {
-        if self.linked.contains_key(role) {
-            return None;
-        }
-        self.offered().into_values().find(|plugin| plugin.offers(role.as_str()))
-    }
-
-    /// Which build of which plugin carries a role.
-    pub(crate) fn carrier(&self, role: &Name) -> Option<Carrier> {
-        self.plugin(role).map(|plugin| plugin.carrier())
-    }
-
-    /// What makes instances of a role, where the fleet file wants them.
-    pub(crate) fn factory(&self, role: &Name, isolation: Option<Isolation>) -> Option<Arc<dyn RoleFactory>> {
-        let linked = self.linked.get(role).cloned();
-        linked.or_else(|| self.plugin(role)?.factory(role.as_str(), isolation))
-    }
-
-    /// What makes this instance: of the build that it is made for, also while another is being tried.
-    pub(crate) fn factory_of(&self, spec: &Spec) -> Option<Arc<dyn RoleFactory>> {
-        let (role, isolation) = (&spec.key.role, spec.settings.isolation);
-        let build = spec.carrier.as_ref().and_then(|carrier| self.catalog()?.build(carrier));
-        match build {
-            Some(build) => build.factory(role.as_str(), isolation),
-            None => self.factory(role, isolation),
-        }
-    }
-
-    /// The catalog of plugins, where there is one.
-    pub(crate) fn catalog(&self) -> Option<&Arc<Catalog>> {
-        match &self.plugins {
-            Plugins::Now(catalog) => Some(catalog),
-            Plugins::Would(_) => None,
-        }
-    }
-
-    /// Every role, with its limit of instances.
-    fn all(&self) -> BTreeMap<Name, RoleOffer> {
-        let mut all = BTreeMap::new();
-        self.each_described(|role, described| {
-            let (mut version, instances) = (described.version.clone(), described.instances);
-            cut(&mut version, VERSION_MAX);
-            all.insert(role.clone(), RoleOffer { role, version, instances });
-        });
-        all
-    }
-
-    /// The roles that are offered to the manager, as many as it takes.
-    pub(crate) fn offers(&self) -> Vec<RoleOffer> {
-        let all = self.all().into_values().filter(|offer| !self.blocked.contains(&offer.role));
-        let mut offers: Vec<_> = all.collect();
-        if offers.len() > ROLES_MAX {
-            tracing::warn!(roles = offers.len(), "a manager takes at most {ROLES_MAX} roles; the rest is not offered");
-            offers.truncate(ROLES_MAX);
-        }
-        offers
-    }
-
-    /// Hands over what roles say of themselves, as far as they have names that are names. Their schemas are long.
-    fn each_described(&self, mut each: impl FnMut(Name, &RoleDescription)) {
-        for (role, factory) in &self.linked {
-            each(role.clone(), factory.description());
-        }
-        for plugin in self.offered().into_values() {
-            for described in plugin.roles().iter().filter(|role| !self.linked.contains_key(role.name.as_str())) {
-                if let Ok(role) = described.name.parse() {
-                    each(role, described);
-                }
-            }
-        }
-    }
-
-    /// The commands of roles that are not blocked.
-    pub(crate) fn commands(&self) -> Vec<(Name, Vec<CommandRecord>)> {
-        let mut commands = Vec::new();
-        self.each_described(|role, described| {
-            if !self.blocked.contains(&role) {
-                commands.push((role, described.commands.clone()));
-            }
-        });
-        commands
-    }
-
-    pub(crate) fn views(&self) -> Vec<RoleView> {
-        let mut views = Vec::new();
-        self.each_described(|role, described| {
-            views.push(RoleView {
-                blocked: self.blocked.contains(&role),
-                role,
-                version: described.version.clone(),
-                instances: described.instances,
-                doc: described.doc.clone(),
-                config_schema: described.config_schema.clone(),
-            });
-        });
-        views.sort_by(|a, b| a.role.cmp(&b.role));
-        views
-    }
-}
 
 /// What becomes of a configuration.
 pub(crate) struct Plan {
@@ -270,7 +115,7 @@ pub(crate) async fn read(
                     let (config, at) = (own.config.clone(), read.len());
                     judging.spawn(async move { (at, judge(factory, config.as_bytes()).await) });
                 }
-                if isolation.is_some() && roles.linked.contains_key(role) {
+                if isolation.is_some() && roles.is_linked(role) {
                     let expected =
                         format!("no such key: `{role}` is part of the station, only a plugin's role has a choice");
                     let got = whole["isolation"].as_str().map_or_else(String::new, |text| format!("`{text}`"));
@@ -336,138 +181,10 @@ async fn judge(factory: Arc<dyn RoleFactory>, config: &[u8]) -> Vec<Invalid> {
     }
 }
 
-fn over_limit(station: &str, document: &Document, others: &[Spec], roles: &RoleTable) -> Vec<Problem> {
-    let (mut problems, known) = (Vec::new(), roles.all());
-    for (role, instances) in &document.roles {
-        let Some(limit) = known.get(role).map(|offer| offer.instances as usize) else { continue };
-        let count = instances.len() + others.iter().filter(|other| other.key.role == *role).count();
-        if limit > 0 && count > limit {
-            problems.push(Problem {
-                code: ProblemCode::InvalidConfiguration,
-                station: station.into(),
-                role: role.to_string(),
-                instance: instances.keys().nth(limit).or(instances.keys().last()).map(ToString::to_string),
-                key: None,
-                expected: format!("at most {limit} instance{} of it on a station", if limit == 1 { "" } else { "s" }),
-                got: count.to_string(),
-            });
-        }
-    }
-    problems
-}
-
-/// What is wrong with a name that the host configures.
-pub(crate) const TAKEN_BY_DROP_IN: &str = "one that a drop-in file on its host configures";
-
-fn clashes(station: &str, document: &Document, others: &[Spec]) -> Vec<Problem> {
-    let taken = others.iter().filter(|other| {
-        document.roles.get(&other.key.role).is_some_and(|instances| instances.contains_key(&other.key.instance))
-    });
-    let clash = |other: &Spec| Problem {
-        code: ProblemCode::InvalidConfiguration,
-        station: station.into(),
-        role: other.key.role.to_string(),
-        instance: Some(other.key.instance.to_string()),
-        key: None,
-        expected: "a name that is free on this station".into(),
-        got: TAKEN_BY_DROP_IN.into(),
-    };
-    taken.map(clash).collect()
-}
-
-/// Needs that name nothing, or each other in a circle.
-fn wrong_needs(station: &str, document: &Document, specs: &[Spec], others: &[Spec]) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let known: BTreeMap<&Key, &Spec> = specs.iter().chain(others).map(|spec| (&spec.key, spec)).collect();
-    for spec in specs {
-        let problem = |expected: String, got: String| Problem {
-            code: ProblemCode::InvalidConfiguration,
-            station: station.into(),
-            role: spec.key.role.to_string(),
-            instance: Some(spec.key.instance.to_string()),
-            key: Some("needs".into()),
-            expected,
-            got,
-        };
-        for need in &spec.settings.needs {
-            let needed = known.get(&need.key);
-            if needed.is_none() && !contains(document, &need.key) {
-                let got = format!("`{}`, which this station does not have", need.key);
-                problems.push(problem(instances_but(&spec.key, document, others), got));
-            }
-            if need.completed && needed.is_some_and(|needed| needed.settings.restart.policy == Policy::Permanent) {
-                let got = format!("`{}`, which is restarted whenever it ends: its policy is `permanent`", need.key);
-                problems.push(problem("an instance that can be completed".into(), got));
-            }
-        }
-        if reaches(&spec.key, &known) {
-            let needs: Vec<_> = spec.settings.needs.iter().map(|need| format!("`{}`", need.key)).collect();
-            problems.push(problem("needs without a circle".into(), needs.join(", ")));
-        }
-    }
-    problems
-}
-
-/// Whether following needs from `start` leads back to it.
-fn reaches(start: &Key, known: &BTreeMap<&Key, &Spec>) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut open = vec![start];
-    while let Some(key) = open.pop() {
-        for next in known.get(key).into_iter().flat_map(|spec| &spec.settings.needs) {
-            if next.key == *start {
-                return true;
-            }
-            if seen.insert(&next.key) {
-                open.push(&next.key);
-            }
-        }
-    }
-    false
-}
-
-fn contains(document: &Document, key: &Key) -> bool {
-    document.roles.get(&key.role).is_some_and(|instances| instances.contains_key(&key.instance))
-}
-
-/// The instances that one could need, in words.
-fn instances_but(key: &Key, document: &Document, others: &[Spec]) -> String {
-    const SHOWN_MAX: usize = 8;
-    let in_document = document.roles.iter().flat_map(|(role, instances)| {
-        instances.keys().map(|instance| Key { role: role.clone(), instance: instance.clone() })
-    });
-    let all: BTreeSet<Key> = in_document.chain(others.iter().map(|other| other.key.clone())).collect();
-    let shown: Vec<_> =
-        all.iter().filter(|other| *other != key).take(SHOWN_MAX).map(|key| format!("`{key}`")).collect();
-    match shown.len() {
-        0 => "another instance of this station, which has none".into(),
-        _ => format!("another instance of this station, such as {}", shown.join(", ")),
-    }
-}
-
-/// Fleet instances that a document removes although instances of drop-in files need them: their next start would wait for ever.
-/// `accepted` are the fleet's instances so far. A need that is not met now is the host's own affair.
-pub(crate) fn lost_needs(station: &str, document: &Document, local: &[Spec], accepted: &BTreeSet<Key>) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for spec in local {
-        for need in &spec.settings.needs {
-            if accepted.contains(&need.key) && !contains(document, &need.key) {
-                problems.push(Problem {
-                    code: ProblemCode::InvalidConfiguration,
-                    station: station.into(),
-                    role: need.key.role.to_string(),
-                    instance: Some(need.key.instance.to_string()),
-                    key: None,
-                    expected: format!("it to stay as long as `{}` of a drop-in file on its host needs it", spec.key),
-                    got: "its removal".into(),
-                });
-            }
-        }
-    }
-    problems
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use quilt_plugin_api::{RoleContext, RoleError, factory, role};
 
     use super::*;
