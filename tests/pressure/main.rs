@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use schedule::{Resource, Schedule};
@@ -107,11 +108,13 @@ fn drive(rounds: Rounds) -> anyhow::Result<ExitCode> {
     println!("{count} rounds from seed {first}, {} at once: {resources:?}", rounds.at_once);
     let runtime = tokio::runtime::Runtime::new()?;
     let failed = runtime.block_on(async {
-        tokio::select! {
+        let mut terminated = signal(SignalKind::terminate())?;
+        anyhow::Ok(tokio::select! {
             failed = run_all(schedules, Arc::new(abilities), folder.path(), rounds.at_once) => Some(failed),
             _ = tokio::signal::ctrl_c() => None,
-        }
-    });
+            _ = terminated.recv() => None,
+        })
+    })?;
     // What still runs ends with its site.
     runtime.shutdown_timeout(Duration::from_secs(10));
     let Some(failed) = failed else {
