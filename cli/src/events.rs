@@ -15,7 +15,7 @@ pub(crate) struct Events {
     /// Go on with events as they come
     #[arg(short, long)]
     follow: bool,
-    /// Only events after this number; `-o json` shows the numbers
+    /// Only events after this number; `-o jsonl` shows the numbers
     #[arg(long, value_name = "NUMBER", value_parser = number)]
     after: Option<u64>,
 }

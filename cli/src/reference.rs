@@ -47,7 +47,7 @@ pub(crate) async fn name(client: &Client, reference: &str) -> Result<Name, Failu
 ///
 /// # Errors
 ///
-/// There is none.
+/// The target means no instance, or no answer.
 pub(crate) async fn instances(client: &Client, target: &str) -> Result<Vec<InstanceRef>, AskError> {
     let instances = client.resolve(target, None).await?;
     let left_out = if is_selector(target) { client.left_out(target).await? } else { LeftOut::default() };

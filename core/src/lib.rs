@@ -1,7 +1,7 @@
 //! What every quilt daemon does, whatever its purpose: its folders, its settings, its log, its signals.
 //!
-//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`folder_lock`], [`slots`], [`daemon`], [`args`], [`address`],
-//! [`settings`], [`log`], [`runtime`], [`disk`], [`shortage`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`init`], [`time`], [`words`].
+//! Absent on purpose: the wire, roles, stations. Modules in reading order: [`files`], [`folder_lock`], [`slots`], [`daemon`], [`args`],
+//! [`address`], [`settings`], [`log`], [`runtime`], [`disk`], [`shortage`], [`signals`], [`lines`], [`processes`], [`clean_start`], [`init`], [`time`], [`words`].
 
 pub mod address;
 mod append;

@@ -42,10 +42,10 @@ pub fn is_short_of_descriptors() -> bool {
 pub fn find(folder: &Path) -> Option<String> {
     // Two, as most work needs more than one.
     if let Err(error) = File::open("/dev/null").and_then(|file| file.try_clone()) {
-        return Some(format!("this station cannot open files: {error}"));
+        return Some(format!("this process cannot open files: {error}"));
     }
     if let Err(error) = thread::Builder::new().spawn(|| ()) {
-        return Some(format!("this station cannot start tasks: {error}"));
+        return Some(format!("this process cannot start tasks: {error}"));
     }
     let probe = folder.join("probe.new");
     let tried = try_to_write(&probe);

@@ -127,7 +127,7 @@ impl Blobs {
             if Digest(files::sha256_of(&whole)?) == sha256 {
                 return Ok(FileProgress { there: size, whole: true });
             }
-            tracing::error!(file = %whole.display(), "a file for stations is damaged; it is taken anew");
+            tracing::error!(file = %whole.display(), "a file of a plugin is damaged; it is uploaded again");
             fs::remove_file(&whole)?;
         }
         if size > FILE_MAX {

@@ -4,7 +4,8 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `rollout`, `take_back`, `trial`, `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
+//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `unhealthy`, `rollout`, `take_back`, `trial`,
+//! `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
 
 mod apply;
 pub mod backup;
@@ -204,7 +205,10 @@ impl Manager {
         let halting = core.clone();
         tasks.spawn(runtime::keep_running("interrupted rollouts", move || rollout::halt_interrupted(halting.clone())));
         if let Some(trouble) = core.store.trouble() {
-            tracing::error!(trouble, "started read-only: stations come in and run what they have, changes are refused");
+            tracing::error!(
+                trouble,
+                "started read-only: stations register and run what they have, changes are refused"
+            );
         }
         core.events.add("manager.started", None, None, format!("fleet {fleet}"));
         for damage in damage {

@@ -78,7 +78,7 @@ impl ListReply {
         while !text.is_empty() {
             let piece = text.split_to(text.len().min(ITEM_MAX));
             let sent = items.send(piece).await;
-            sent.map_err(|_| (Outcome::Cancelled, "whoever asked is gone".to_owned()))?;
+            sent.map_err(|_| (Outcome::Cancelled, "the caller is gone".to_owned()))?;
         }
         tokio::task::yield_now().await;
         Ok(())

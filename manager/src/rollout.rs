@@ -80,10 +80,10 @@ pub(crate) async fn resume(core: Arc<Core>, trial: Arc<Trial>) {
             Ok(reply) => {
                 let failed =
                     reply.failures.iter().map(|(station, why)| format!("{station}: {why}")).collect::<Vec<_>>();
-                tracing::info!(source = trial.source, failed = failed.join("; "), "an apply on trial has ended");
+                tracing::info!(source = trial.source, failed = failed.join("; "), "a resumed apply has ended");
                 return;
             }
-            Err(error) => tracing::warn!(error, "an apply on trial cannot be ended yet"),
+            Err(error) => tracing::warn!(error, "a resumed apply cannot go on yet; tried again"),
         }
         if !core.pause(STORE_RETRY_INTERVAL).await {
             return;
@@ -402,7 +402,7 @@ impl<'a> Rollout<'a> {
 /// is on trial and goes on. Until that is stored nothing is pushed to these stations.
 pub(crate) async fn halt_interrupted(core: Arc<Core>) {
     while let Err(error) = try_halt(&core).await {
-        tracing::warn!(%error, "a rollout that was cut short is not halted yet");
+        tracing::warn!(%error, "an interrupted rollout is not halted yet; tried again");
         if !core.pause(STORE_RETRY_INTERVAL).await {
             return;
         }
@@ -427,7 +427,7 @@ async fn try_halt(core: &Arc<Core>) -> anyhow::Result<()> {
         if let Some((_, place)) =
             history.damaged.iter().find(|(damaged, _)| *damaged < revision && Some(*damaged) > found)
         {
-            tracing::error!(station = %id, place, "what it had before a rollout that was cut short is damaged; it waits for an apply");
+            tracing::error!(station = %id, place, "the configuration before an interrupted rollout is damaged; apply a file for this station");
             continue;
         }
         let document = document.map_or_else(|| Document::default().to_json().into(), |desired| desired.document);

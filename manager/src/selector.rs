@@ -231,7 +231,7 @@ fn pattern<'i>(
         delimited(quote, take_while(0.., move |c| c != quote), cut_err(quote).context(expected("the closing quote")))
     };
     let bare = take_while(1.., is_plain);
-    let value = fail.context(expected("a value right after the `=`, in quotes if it has spaces"));
+    let value = fail.context(expected("a value right after the `=` or in the list, in quotes if it has spaces"));
     let text = alt((quoted('"'), quoted('\''), bare, value));
     let whole = not(one_of(['"', '\''])).context(expected("the end of the value: quotes go around all of it"));
     terminated(text, whole).verify(move |pattern: &str| !is_state || names_a_state(pattern)).context(expected(STATES))
@@ -311,9 +311,9 @@ mod tests {
         for (bad, at, expected) in [
             ("", 1, "KEY=VALUE, `*`, `not` or `(`, found the end"),
             ("room", 5, "`=` or `!=` right after the key, or ` in (A, B)`, found the end"),
-            ("room=", 6, "a value right after the `=`, in quotes if it has spaces, found the end"),
+            ("room=", 6, "a value right after the `=` or in the list, in quotes if it has spaces, found the end"),
             ("room = a", 5, "`=` or `!=` right after the key, or ` in (A, B)`, found ` `"),
-            ("room==a", 6, "a value right after the `=`, in quotes if it has spaces, found `=`"),
+            ("room==a", 6, "a value right after the `=` or in the list, in quotes if it has spaces, found `=`"),
             ("room=a and", 11, "KEY=VALUE, `*`, `not` or `(`, found the end"),
             ("room=a or ", 11, "KEY=VALUE, `*`, `not` or `(`, found the end"),
             ("not", 4, "KEY=VALUE, `*`, `not` or `(`, found the end"),
@@ -321,7 +321,7 @@ mod tests {
             ("(room=a", 8, "`and`, `or` or `)`, found the end"),
             ("room in a", 9, "`(` after `in`, found `a`"),
             ("room in (a b)", 12, "`,` or `)`, found `b`"),
-            ("room in (a,)", 12, "a value right after the `=`, in quotes if it has spaces, found `)`"),
+            ("room in (a,)", 12, "a value right after the `=` or in the list, in quotes if it has spaces, found `)`"),
             ("**", 3, "`=` or `!=` right after the key, or ` in (A, B)`, found the end"),
             ("room=a room=b", 8, "`and`, `or` or the end, found `r`"),
             ("room=a)", 7, "`and`, `or` or the end, found `)`"),

@@ -42,7 +42,7 @@ pub struct StationArgs {
     pub plugin_trust: Vec<String>,
 }
 
-/// How long the folder of a removed instance is kept unless something else is said.
+/// How long the folder of a removed instance is kept by default.
 const KEEP_REMOVED: Duration = Duration::from_secs(30 * 86_400);
 
 /// `[station]` of a configuration file.

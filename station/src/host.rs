@@ -228,7 +228,7 @@ impl Host for InstanceHost {
             Some(json) if json.len() > ATTRIBUTE_MAX => {
                 self.log(
                     LogLevel::Warn,
-                    &format!("attribute `{name}` is longer than {ATTRIBUTE_MAX} bytes; not published"),
+                    &format!("the value of attribute `{name}` is longer than {ATTRIBUTE_MAX} bytes; not published"),
                 );
             }
             Some(_) if name.len() > ATTRIBUTE_NAME_MAX => {
@@ -250,7 +250,10 @@ impl Host for InstanceHost {
             return self.log(LogLevel::Warn, &text);
         }
         if body.len() > ATTRIBUTE_MAX {
-            self.log(LogLevel::Warn, &format!("event `{topic}` is longer than {ATTRIBUTE_MAX} bytes; not sent"));
+            self.log(
+                LogLevel::Warn,
+                &format!("the body of event `{topic}` is longer than {ATTRIBUTE_MAX} bytes; not sent"),
+            );
             return;
         }
         let Key { role, instance } = self.key.clone();

@@ -5,8 +5,9 @@
 //! the only caller of the other.
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
-//! `config`, `identity`, `plugins`, `spec`, `endpoint`, `role_table`, `plan`, `push`, `saved`, `supervisor`, `instance`, `restarts`, `ready`, `host`,
-//! `commands`, `board`, `session`, `requests`, `listing`, `folders`.
+//! `config`, `identity`, `plugins`, `spec`, `needs`, `endpoint`, `role_table`, `local`, `plan`, `push`, `saved`, `supervisor`,
+//! `instance`, `catch`, `restarts`, `ready`, `host`, `role_events`, `commands`, `board`, `session`, `requests`, `listing`, `folders`,
+//! `stop`.
 
 mod board;
 mod catch;

@@ -29,7 +29,7 @@ const ACCEPTED: &str = "accepted";
 /// Its presence says that the record of what was accepted was lost.
 const LOST: &str = "accepted.lost";
 
-/// The longest file of those that are stopped, in bytes.
+/// The longest list of stopped instances that is read, in bytes.
 const STOPPED_MAX: u64 = 64 << 20;
 /// How long to wait before what could not be written is written again, at first and at most.
 const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -218,7 +218,7 @@ impl Stopped {
                     }
                     Err(error) => {
                         if self.written.borrow().failed.is_none() {
-                            tracing::error!(path = %self.path.display(), %error, "cannot record what is stopped; trying on");
+                            tracing::error!(path = %self.path.display(), %error, "cannot record which instances are stopped; tried again");
                         }
                         self.written.send_modify(|written| written.failed = Some((wanted, error.to_string())));
                         // One that comes meanwhile hears at once how it goes.

@@ -44,7 +44,7 @@ fn to_ask(targets: &[Target]) -> impl Iterator<Item = (StationId, Digest)> {
 }
 
 /// Until when stations are waited for that have not answered, if the last answer of another came after `answered`, counted from when all
-/// were asked. A station that beats and never answers must not hold up the others; one that is alone is waited for.
+/// were asked. A station that sends heartbeats and never answers must not hold up the others; one that is alone is waited for.
 fn patience(answered: Option<Duration>) -> Duration {
     answered.map_or(PLAN, |slowest| (slowest * SLOWER).clamp(PATIENCE, PLAN))
 }
@@ -84,7 +84,7 @@ pub(super) async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
             for (name, task) in std::mem::take(&mut prompt) {
                 task.abort();
                 let text = format!("station {name} did not answer within {} s", waiting.as_secs());
-                notes.push(format!("{text} whether it can take this; it is offered it all the same"));
+                notes.push(format!("{text} whether it can take this; it is offered the configuration all the same"));
             }
             continue;
         };
@@ -103,7 +103,7 @@ pub(super) async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
                 answered = Some(began.elapsed());
             }
             Some(Err(error)) if error.is_cancelled() => {}
-            Some(Err(error)) => tracing::error!(%error, "planning"),
+            Some(Err(error)) => tracing::error!(%error, "the task that asks a station to plan panicked"),
         }
     }
 }

@@ -109,7 +109,10 @@ pub(super) async fn replace(core: &Arc<Core>, request: &OneStation) -> Result<Em
         return Err(refused(format!("the newcomer {} has left meanwhile", request.station)));
     }
     let Some((registered, changes)) = register::admit(core, &newcomer.registration, &newcomer.handle, true) else {
-        return Err(refused(format!("another session of {} came meanwhile; look again", request.station)));
+        return Err(refused(format!(
+            "another session of {} began meanwhile; see `quiltctl stations`",
+            request.station
+        )));
     };
     core.state().quarantined.retain(|one| one.handle != newcomer.handle);
     saving::save(core, id, changes).await;

@@ -41,7 +41,7 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Within<MIN, MAX> 
 impl<const MIN: i64, const MAX: i64> Within<MIN, MAX> {
     /// The number as the type of its field.
     fn number<T: TryFrom<i64>, E: Error>(self) -> Result<T, E> {
-        T::try_from(self.0).map_err(|_| E::custom(format!("{} is not a number of this kind", self.0)))
+        T::try_from(self.0).map_err(|_| E::custom(format!("{}, expected a whole number from {MIN} to {MAX}", self.0)))
     }
 }
 

@@ -57,7 +57,7 @@ impl Runner {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: an order is taken only by whoever gets it.
+    /// Cancel-safe: an order that this did not return stays in the queue.
     pub(super) async fn order(&mut self) -> Option<Order> {
         match self.pending_order.take() {
             Some(order) => Some(order),

@@ -237,7 +237,7 @@ impl Drop for Guard {
         // After `done` this finds an answer and leaves it.
         let under_way = lock(&self.dedupe).abandon(self.head.message_id);
         for joined in under_way {
-            joined.fail(Outcome::Cancelled, "the first ask of this request was given up");
+            joined.fail(Outcome::Cancelled, "the call that this retry waited for was cancelled");
         }
     }
 }

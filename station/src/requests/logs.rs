@@ -10,7 +10,7 @@ use crate::instance;
 use crate::spec::Key;
 
 impl Requests {
-    /// Streams the log of an instance, or as `plugin/NAME` what a plugin's process prints. One who follows is told when the
+    /// Streams the log of an instance, or as `plugin/NAME` what a plugin's process prints. A follower gets a last line when the
     /// instance is removed.
     pub(super) fn logs(&self, inbound: Inbound) -> BoxFuture<'static, ()> {
         let (folder, board, plugins) = (self.folder.clone(), self.board.clone(), self.plugins.clone());

@@ -92,7 +92,7 @@ pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) -> Vec<(Key
         });
     }
     if let Some(error) = error {
-        tracing::error!("not all programs that an earlier station left can be seen: {error}");
+        tracing::error!(%error, "not all programs that an earlier station left can be seen");
     }
     ending.join_all().await.into_iter().flatten().collect()
 }

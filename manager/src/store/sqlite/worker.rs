@@ -20,9 +20,9 @@ use crate::store::{Change, Loaded, StoreError};
 
 /// How many commits share one transaction at most, so that the first of them is not held up for long.
 const GROUP_MAX: usize = 512;
-/// After so long without anything to do, memory is given back,
+/// After so long without a job the thread gives memory back, if there were [`MUCH`] jobs before.
 const REST: Duration = Duration::from_secs(2);
-/// if so many jobs have been done since: what little work needs is soon needed again.
+/// After how many jobs giving memory back is worth it: what a few jobs need is soon needed again.
 const MUCH: usize = GROUP_MAX;
 /// How often a store that took no changes is tried again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -299,7 +299,7 @@ impl Worker {
         self.files.forget_log();
         // The next job tries again.
         if let Err(error) = self.connection() {
-            tracing::warn!(%error, "the store was closed to share it, and does not open");
+            tracing::warn!(%error, "the store was closed to open it in shared mode, and does not open; tried again");
         }
     }
 

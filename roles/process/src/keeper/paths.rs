@@ -92,7 +92,8 @@ impl Paths {
     ///
     /// # Errors
     ///
-    /// This process cannot look now; so of all the methods that return an [`io::Result`]. It does not mean that nothing is there.
+    /// This process cannot look now, which does not mean that nothing is there. The same holds for every method here that returns an
+    /// [`io::Result`].
     pub(crate) fn is_kept(&self) -> io::Result<bool> {
         if self.is_locked()? {
             return Ok(true);
