@@ -118,18 +118,30 @@ async fn follow(
         let all: Vec<_> = applied.targets.iter().collect();
         let spared = rollout.spared(&applied.targets);
         let spared: BTreeSet<_> = spared.iter().map(|target| target.name.clone()).collect();
+        let entries = core.state().fleet.clone();
+        let takes_entries = applied.keys.iter().any(|key| entries.is_same(key, &applied.after));
         let gone_back = take_back::take_back(core, &applied, TakeBack::Whole, &all, who).await;
         rollout.release(applied.targets.iter());
         let gone_back = gone_back?;
         apply::push_all(core, applied.targets.iter()).await;
-        // A station that was given something newer meanwhile stays with that.
+        let has_newer = |target: &&Target| {
+            target.desired.is_some() && !target.was_damaged && gone_back.iter().all(|back| back.id != target.id)
+        };
+        let newer: Vec<_> = applied.targets.iter().filter(has_newer).map(|target| target.name.clone()).collect();
+        if !newer.is_empty() {
+            let without = if takes_entries { ", without what this apply gave" } else { "" };
+            applied
+                .reply
+                .notes
+                .push(format!("{}: something newer was applied meanwhile and stays{without}", list(&newer)));
+        }
         let (spared, gone_back): (Vec<_>, Vec<_>) =
             gone_back.into_iter().partition(|target| spared.contains(&target.name));
         if !spared.is_empty() {
             let spared: Vec<_> = spared.iter().map(|target| &target.name).collect();
             applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
         }
-        applied.reply.rolled_back = !gone_back.is_empty();
+        applied.reply.rolled_back = !gone_back.is_empty() || (takes_entries && !newer.is_empty());
         let (gone_back, changes, notes) = apply::changes_of(core, Apart::new(gone_back)).await;
         applied.reply.taken_back = changes;
         applied.reply.notes.extend(notes);

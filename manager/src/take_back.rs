@@ -33,9 +33,9 @@ async fn read(core: &Core, which: &[&Target]) -> HashMap<Option<Digest>, Arc<Say
     core.compute(read).await
 }
 
-/// Makes what was desired before an apply desired again, good or not, on these of its stations unless they were given something
-/// newer since. An older revision would also undo what other files gave meanwhile. Returns those that went back, with what
-/// is desired now.
+/// Makes what was desired before an apply desired again, good or not, on these of its stations. One that was given something newer
+/// since keeps what other files gave it, without the entries that are taken back. Returns the stations that went back to what they
+/// had, with what is desired now.
 pub(crate) async fn take_back(
     core: &Arc<Core>,
     applied: &Applied,
@@ -106,7 +106,8 @@ pub(crate) async fn take_back(
     }
     if how == TakeBack::Whole {
         relabel_all(core).await;
-        refresh_others(core, &applied.targets).await;
+        // What was given to a station meanwhile came from the entries that are taken back too.
+        refresh_others(core, &targets).await;
     }
     core.events.add("fleet.rolled_back", None, None, count(targets.len(), "station"));
     push_all(core, targets.iter()).await;

@@ -261,6 +261,36 @@ async fn an_apply_answers_for_what_it_changes_and_neither_fails_for_nor_takes_ba
 }
 
 #[tokio::test]
+async fn a_rollback_also_takes_its_part_from_what_another_file_gave_meanwhile() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let group = |name: &str, instances: &[&str]| {
+        let instances: String =
+            instances.iter().map(|instance| format!("[group.{name}.roles.counter.{instance}]\n")).collect();
+        format!("name = '{name}'\n[group.{name}]\nmatch = 'name=cam-1'\n{instances}")
+    };
+    let first = world.fleet_file("first.toml", &group("ours", &["one"]));
+    let second = world.fleet_file("second.toml", &group("ours", &["one", "two"]));
+    let theirs = world.fleet_file("theirs.toml", &group("theirs", &["other"]));
+    world.ctl(&["apply", "-f", &first, "--wait"]).await.with_code(0);
+    let ours = ["apply", "-f", &second, "--rollback", "--wait", "60", "--settle", "50"];
+    let (rolled, ()) = tokio::join!(world.ctl(&ours), async {
+        world.until_state("cam-1/counter/two", "active").await;
+        world.ctl(&["apply", "-f", &theirs]).await.with_code(0);
+    });
+    let rolled = rolled.with_code(4).err;
+    assert!(
+        rolled.contains("rolled back") && rolled.contains("meanwhile and stays, without what this apply gave"),
+        "{rolled}"
+    );
+    world.eventually("our part goes", async |world| world.instance("cam-1/counter/two").await.is_none()).await;
+    world.until_state("cam-1/counter/other", "active").await;
+    for file in [&first, &theirs] {
+        world.ctl(&["diff", "-f", file]).await.with_code(0);
+    }
+}
+
+#[tokio::test]
 async fn operators_stop_start_and_restart_instances() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
