@@ -75,7 +75,9 @@ struct Found {
 
 fn found(core: &Core, selector: Option<&Selector>) -> Found {
     let state = core.state();
-    let stations = state.names.iter().map(|(name, id)| (name.clone(), *id)).collect();
+    let meant = state.stations.values().filter(|station| station.is_meant_by(selector));
+    let mut stations: Vec<_> = meant.map(|station| (station.record.name.clone(), station.record.id)).collect();
+    stations.sort_unstable();
     Found { stations, newcomers: state.newcomers(selector), macs: state.shared_macs() }
 }
 
