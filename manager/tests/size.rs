@@ -95,7 +95,8 @@ async fn a_station_that_beats_and_never_answers_is_told_of_and_the_others_go_on(
     let reply = client.apply(&apply).reply().await.unwrap();
     tokio::time::resume();
     assert!(reply.stored, "{reply:?}");
-    let text = "station c did not answer within 5 s whether it can take this; it is offered it all the same";
+    let text =
+        "station c did not answer within 5 s whether it can take this; it is offered the configuration all the same";
     assert_eq!(reply.notes, [text]);
     let applied = async || {
         let stations = client.stations("").await.unwrap();
