@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! tests/attacks/run                            # all of them, short: in CI
-//! tests/attacks/run long                       # an hour, with the fuzz targets and 1,000 rounds of pressure
+//! tests/attacks/run long                       # hours, with the fuzz targets and 1,000 rounds of pressure
 //! target/debug/quilt-attacks partitions        # one of them
 //! ```
 //!
