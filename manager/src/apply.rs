@@ -17,7 +17,7 @@ use crate::fleet::{self, Apply, Fleet, Saying, Sayings, document_of};
 use crate::state::{InstanceKey, State};
 use crate::store::{Change, Desired, EntryKey, Trial};
 use crate::workers::Apart;
-use crate::{Core, push, remarks, trial};
+use crate::{Core, push, remarks, saving, trial};
 use planning::{Asked, plan_all};
 use prepare::{Prepared, prepare};
 use snapshot::Snapshot;
@@ -157,6 +157,7 @@ pub(crate) async fn apply(core: &Arc<Core>, request: &Arc<Apart<Apply>>, who: &s
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
         }
     }
+    saving::save_all(core).await.map_err(|error| error.to_string())?;
     core.store.commit(writes).await.map_err(|error| error.to_string())?;
     reply.stored = true;
     reply.notes.extend(notes);

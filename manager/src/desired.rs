@@ -10,7 +10,7 @@ use crate::fleet::{Said, Subject};
 use crate::state::State;
 use crate::store::{Change, Desired, Origin};
 use crate::workers::LONG;
-use crate::{Core, push};
+use crate::{Core, push, saving};
 
 pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin) -> Desired {
     let document = document.into();
@@ -49,6 +49,7 @@ pub(crate) async fn set_desired(
         desired
     };
     let change = Change::PutDesired(id, Box::new(desired.clone()));
+    saving::save_all(core).await.map_err(|error| error.to_string())?;
     core.store.commit(vec![change]).await.map_err(|error| error.to_string())?;
     let revision = desired.revision;
     if let Some(station) = core.state().stations.get_mut(&id) {

@@ -88,6 +88,8 @@ pub(crate) struct Core {
     pub(crate) changed: watch::Sender<u64>,
     /// One apply at a time: each is planned against what the one before left.
     pub(crate) applying: tokio::sync::Mutex<()>,
+    /// Held while records of stations are stored.
+    pub(crate) saving: tokio::sync::Mutex<()>,
     /// Wakes what stores records of stations.
     pub(crate) save: Notify,
     /// Stations that come in take turns.
@@ -169,6 +171,7 @@ impl Manager {
             state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
             changed: watch::Sender::new(0),
             applying: tokio::sync::Mutex::new(()),
+            saving: tokio::sync::Mutex::new(()),
             save: Notify::new(),
             registering: Arc::new(Semaphore::new(register::REGISTERING)),
             tasks: tasks.clone(),

@@ -68,12 +68,14 @@ pub(crate) async fn keep_saving(core: Arc<Core>) {
     }
 }
 
-/// Stores all records that are to be stored soon.
+/// Stores all records that are to be stored soon. What an operator changes of stations is stored after it: a configuration without its
+/// station would make that one a stranger at the next start.
 ///
 /// # Errors
 ///
 /// [`StoreError`]; they are still to be stored.
 pub(crate) async fn save_all(core: &Arc<Core>) -> Result<(), StoreError> {
+    let _one_at_a_time = core.saving.lock().await;
     let (ids, changes) = {
         let mut state = core.state();
         let ids = std::mem::take(&mut state.unsaved);
