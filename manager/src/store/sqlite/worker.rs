@@ -145,20 +145,22 @@ enum Failure {
 
 impl Worker {
     fn run(&mut self, inbox: &Receiver<Job>) {
-        let mut jobs = 0;
+        let (mut jobs, mut probed_at) = (0, Instant::now());
         loop {
+            // Also while others read: those jobs tell nothing of whether the store takes changes.
+            if self.health.is_troubled() && probed_at.elapsed() >= PROBE_INTERVAL {
+                self.probe();
+                probed_at = Instant::now();
+            }
             let is_troubled = self.health.is_troubled();
             let patience = match jobs {
-                _ if is_troubled => PROBE_INTERVAL,
+                _ if is_troubled => PROBE_INTERVAL.saturating_sub(probed_at.elapsed()),
                 MUCH.. => REST,
                 _ => Duration::MAX,
             };
             let first = match inbox.recv_timeout(patience) {
                 Ok(first) => first,
-                Err(RecvTimeoutError::Timeout) if is_troubled => {
-                    self.probe();
-                    continue;
-                }
+                Err(RecvTimeoutError::Timeout) if is_troubled => continue,
                 Err(RecvTimeoutError::Timeout) => {
                     self.give_back();
                     jobs = 0;
