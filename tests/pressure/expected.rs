@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Kind};
 use crate::schedule::Action;
 
 /// What the operator knows of something that was asked for.
@@ -38,9 +38,15 @@ pub(crate) struct Expected {
     /// Applies without an answer: each may be stored as late as one likes.
     unanswered: BTreeSet<usize>,
     acknowledged: BTreeSet<usize>,
-    /// Applies that stay although a program of theirs fails, because nobody watched it.
+    /// Applies that stay although a program of theirs fails, because nobody watched it or an operator stopped it.
     unwatched: BTreeSet<usize>,
     orders: BTreeMap<(usize, String), Order>,
+    /// Builds of the plugin one of which every station must have in the end; empty if there is none.
+    builds: BTreeSet<usize>,
+    /// Builds that some push gave, with or without an answer: a rollback may bring any of them back.
+    pushed: BTreeSet<usize>,
+    /// Builds that were pushed without an answer.
+    unanswered_builds: BTreeSet<usize>,
 }
 
 impl Expected {
@@ -54,14 +60,67 @@ impl Expected {
             acknowledged: number,
             unwatched: BTreeSet::new(),
             orders: BTreeMap::new(),
+            builds: BTreeSet::new(),
+            pushed: BTreeSet::new(),
+            unanswered_builds: BTreeSet::new(),
         }
+    }
+
+    /// Takes note of a push of the plugin.
+    pub(crate) fn pushed(&mut self, build: usize, outcome: Outcome) {
+        match outcome {
+            Outcome::Refused => return,
+            Outcome::Unknown => {
+                self.unanswered_builds.insert(build);
+            }
+            Outcome::Done | Outcome::Unwatched | Outcome::RolledBack => self.builds.clone_from(&self.unanswered_builds),
+        }
+        self.builds.insert(build);
+        self.pushed.insert(build);
+    }
+
+    /// Takes note of a rollback of a station. Whether it went back, and how far, is for the manager to know.
+    pub(crate) fn rolled_back(&mut self, station: usize, outcome: Outcome) {
+        if outcome == Outcome::Refused {
+            return;
+        }
+        self.candidates.extend(&self.acknowledged);
+        self.builds.extend(&self.pushed);
+        if outcome == Outcome::Unknown {
+            // It may be carried out after what is asked for next.
+            self.unanswered.extend(&self.acknowledged);
+            self.unanswered_builds.extend(&self.pushed);
+        }
+        self.keep_what_can_stay();
+        for ((at, _), order) in &mut self.orders {
+            if *at == station && *order != Order::Run {
+                *order = Order::Either;
+            }
+        }
+    }
+
+    /// Whether an operator may have stopped all that fails of a fleet: then none of it begins.
+    fn is_failing_stopped(&self, fleet: &Fleet) -> bool {
+        fleet.stations.iter().enumerate().all(|(station, programs)| {
+            let mut failing = programs.iter().filter(|(_, program)| program.kind == Kind::Fails);
+            failing.all(|(name, _)| self.order(station, name) != Order::Run)
+        })
+    }
+
+    /// One that fails is never what stays if it was watched.
+    fn keep_what_can_stay(&mut self) {
+        self.candidates.retain(|number| !self.fleets[number].fails() || self.unwatched.contains(number));
     }
 
     /// Takes note of an apply.
     pub(crate) fn applied(&mut self, fleet: Fleet, rollback: bool, outcome: Outcome) {
-        let (number, fails) = (fleet.number, fleet.fails());
+        let number = fleet.number;
         if outcome == Outcome::Refused {
             return;
+        }
+        let fails = fleet.fails() && !self.is_failing_stopped(&fleet);
+        if fleet.fails() && !fails {
+            self.unwatched.insert(number);
         }
         // What was removed and comes back may have been stopped before and after; whether anybody saw it gone is open.
         for ((station, instance), order) in &mut self.orders {
@@ -95,8 +154,7 @@ impl Expected {
         if outcome == Outcome::Unwatched {
             self.candidates.insert(number);
         }
-        // One that fails is never what stays if it was watched.
-        self.candidates.retain(|number| !self.fleets[number].fails() || self.unwatched.contains(number));
+        self.keep_what_can_stay();
         if outcome == Outcome::RolledBack {
             self.candidates.remove(&number);
         }
@@ -104,6 +162,17 @@ impl Expected {
 
     /// Takes note of an order for an instance.
     pub(crate) fn ordered(&mut self, station: usize, instance: &str, action: Action, outcome: Outcome) {
+        if action == Action::Stop && outcome != Outcome::Refused {
+            // What nobody has answered yet may find it stopped, and then nothing of it fails.
+            let fails = |fleet: &&Fleet| {
+                fleet.stations[station].get(instance).is_some_and(|program| program.kind == Kind::Fails)
+            };
+            for number in self.fleets.values().filter(fails).map(|fleet| fleet.number) {
+                self.unwatched.insert(number);
+                self.candidates.insert(number);
+                self.unanswered.insert(number);
+            }
+        }
         let order = self.orders.entry((station, instance.to_owned())).or_insert(Order::Run);
         *order = match (outcome, action, *order) {
             (Outcome::Refused, ..) => return,
@@ -120,6 +189,11 @@ impl Expected {
         self.candidates.iter().map(|number| &self.fleets[number])
     }
 
+    /// Builds of the plugin one of which every station must have.
+    pub(crate) fn builds(&self) -> &BTreeSet<usize> {
+        &self.builds
+    }
+
     /// Applies that were acknowledged, by number.
     pub(crate) fn acknowledged(&self) -> &BTreeSet<usize> {
         &self.acknowledged
@@ -134,7 +208,7 @@ impl Expected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{Kind, Program};
+    use crate::fleet::Program;
 
     fn fleet(number: usize, kind: Kind) -> Fleet {
         let programs = BTreeMap::from([("p0".to_owned(), Program { version: number, kind })]);
@@ -176,6 +250,43 @@ mod tests {
         assert_eq!(numbers(&expected), [0, 1]);
         expected.applied(fleet(2, Kind::Plain), false, Outcome::Unwatched);
         assert_eq!(numbers(&expected), [2]);
+    }
+
+    #[test]
+    fn one_whose_failing_program_an_operator_stopped_may_stay() {
+        for is_stopped_before in [true, false] {
+            let mut expected = Expected::new(fleet(0, Kind::Plain));
+            let stop = |expected: &mut Expected| expected.ordered(0, "p0", Action::Stop, Outcome::Done);
+            if is_stopped_before {
+                stop(&mut expected);
+            }
+            expected.applied(fleet(1, Kind::Fails), true, Outcome::Unknown);
+            if !is_stopped_before {
+                assert_eq!(numbers(&expected), [0]);
+                stop(&mut expected);
+            }
+            assert_eq!(numbers(&expected), [0, 1], "{is_stopped_before}");
+        }
+    }
+
+    #[test]
+    fn a_rollback_leaves_open_what_a_station_goes_back_to_until_the_next_apply_and_push() {
+        let mut expected = Expected::new(fleet(0, Kind::Plain));
+        expected.pushed(0, Outcome::Done);
+        expected.pushed(1, Outcome::Done);
+        expected.applied(fleet(1, Kind::Plain), false, Outcome::Done);
+        assert_eq!(expected.builds(), &BTreeSet::from([1]));
+        expected.rolled_back(0, Outcome::Refused);
+        assert_eq!(numbers(&expected), [1]);
+        expected.rolled_back(0, Outcome::Done);
+        assert_eq!(numbers(&expected), [0, 1]);
+        assert_eq!(expected.builds(), &BTreeSet::from([0, 1]));
+        expected.applied(fleet(2, Kind::Plain), false, Outcome::Done);
+        expected.pushed(2, Outcome::Done);
+        assert_eq!((numbers(&expected), expected.builds()), (vec![2], &BTreeSet::from([2])));
+        expected.rolled_back(0, Outcome::Unknown);
+        expected.applied(fleet(3, Kind::Plain), false, Outcome::Done);
+        assert_eq!(numbers(&expected), [0, 1, 2, 3], "the one without an answer may come late");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Orphan,
     /// Starts a process in a session of its own, which must not outlive it.
     Forks,
-    /// Ready when it says so.
+    /// Ready when it says so, which takes it a moment.
     Ready,
     /// Exits with 3 at once.
     Fails,
@@ -74,6 +74,11 @@ pub(crate) fn station_name(station: usize) -> String {
     format!("s{station}")
 }
 
+/// The plugin, and its role.
+pub(crate) const PLUGIN: &str = "hello";
+/// Its instance on every station.
+pub(crate) const GREETER: &str = "greeter";
+
 /// The instance that tells which apply a station has: its only use is its name.
 pub(crate) fn marker(number: usize) -> String {
     format!("a{number}")
@@ -85,13 +90,18 @@ impl Fleet {
         self.stations.iter().flat_map(BTreeMap::values).any(|program| program.kind == Kind::Fails)
     }
 
-    /// The fleet file. Programs are run by the binary `program` and keep their journals in the folder `journals`.
-    pub(crate) fn text(&self, program: &Path, journals: &Path) -> String {
+    /// The fleet file. Programs are run by the binary `program` and keep their journals in the folder `journals`. With the plugin every
+    /// station runs an instance of it.
+    pub(crate) fn text(&self, program: &Path, journals: &Path, has_plugin: bool) -> String {
         let mut text = "name = \"pressure\"\n".to_owned();
         let mut add = |line: String| writeln!(text, "{line}").expect("text grows");
         for (number, programs) in self.stations.iter().enumerate() {
             let station = station_name(number);
             add(format!("[station.{station}.roles.counter.{}]", marker(self.number)));
+            if has_plugin {
+                let number = self.number;
+                add(format!("[station.{station}.roles.{PLUGIN}.{GREETER}]\ngreeting = \"apply {number}\""));
+            }
             for (name, Program { version, kind }) in programs {
                 let mark = Mark { station: number, instance: name.clone(), version: *version };
                 let command = [program.to_str(), Some("program"), journals.to_str(), Some(&mark.to_string())];
@@ -146,12 +156,13 @@ mod tests {
     fn every_station_of_a_file_says_which_apply_it_has() {
         let program = Program { version: 3, kind: Kind::Orphan };
         let fleet = Fleet { number: 4, stations: vec![BTreeMap::from([("p0".to_owned(), program)]), BTreeMap::new()] };
-        let text = fleet.text(Path::new("/bin/x"), Path::new("/tmp/j"));
+        let text = fleet.text(Path::new("/bin/x"), Path::new("/tmp/j"), true);
         for line in [
             "[station.s0.roles.counter.a4]",
             "[station.s1.roles.counter.a4]",
             "command = [\"/bin/x\", \"program\", \"/tmp/j\", \"s0/p0/v3\", \"orphan\"]",
             "orphan_timeout = \"1s\"",
+            "[station.s1.roles.hello.greeter]",
         ] {
             assert!(text.contains(line), "{line} is missing in:\n{text}");
         }

@@ -10,11 +10,14 @@
 //! tests/pressure/run --seed 4711               # that round again
 //! ```
 //!
-//! What decides takes values and returns values: `fleet`, `schedule`, `expected`, `verdict`. What acts decides nothing: `site`,
-//! `take`, `operator`, `round`. Read [`schedule::Schedule`], [`expected::Expected`] and [`verdict::judge`] first.
+//! What decides takes values and returns values: `fleet`, `schedule`, `draw`, `expected`, `verdict`, `meanwhile`. What acts decides
+//! nothing: `abilities`, `site`, `take`, `operator`, `round`. Read [`schedule::Schedule`], [`expected::Expected`] and [`verdict::judge`] first.
 
+mod abilities;
+mod draw;
 mod expected;
 mod fleet;
+mod meanwhile;
 mod operator;
 mod processes;
 mod program;
@@ -33,8 +36,8 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use abilities::Abilities;
 use schedule::{Resource, Schedule};
-use take::Abilities;
 
 #[derive(Parser)]
 #[command(name = "quilt-pressure", about = "Takes resources away from real daemons and looks whether they recover")]
@@ -98,9 +101,10 @@ fn drive(rounds: Rounds) -> anyhow::Result<ExitCode> {
     let resources: Vec<_> = can.into_iter().filter(is_taken).collect();
     cannot.iter().for_each(|why| println!("not taken: {why}"));
     let count = rounds.rounds.unwrap_or(if rounds.seed.is_some() { 1 } else { 20 });
+    let has_plugin = !abilities.plugins.is_empty();
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let first = rounds.seed.unwrap_or(now.as_millis() as u64 % 1_000_000_000);
-    let schedules: Vec<_> = (first..first + count).map(|seed| Schedule::draw(seed, &resources)).collect();
+    let schedules: Vec<_> = (first..first + count).map(|seed| draw::draw(seed, &resources, has_plugin)).collect();
     if rounds.dry_run {
         schedules.iter().for_each(|schedule| println!("seed {}\n{schedule}", schedule.seed));
         return Ok(ExitCode::SUCCESS);

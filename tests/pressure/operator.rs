@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
+use crate::abilities::Abilities;
 use crate::expected::Outcome;
 use crate::fleet::{Fleet, Mark};
 use crate::program::of_journal;
 use crate::schedule::Action;
 use crate::site::Site;
-use crate::take::Abilities;
 use crate::verdict::{Journal, Seen, StationSeen};
 use crate::{fleet, processes};
 
@@ -59,7 +59,7 @@ pub(crate) async fn apply(
     rollback: bool,
 ) -> anyhow::Result<Answer> {
     let path = site.folder().join(format!("files/{}.toml", fleet.number));
-    std::fs::write(&path, fleet.text(&std::env::current_exe()?, &site.journals()))?;
+    std::fs::write(&path, fleet.text(&std::env::current_exe()?, &site.journals(), !abilities.plugins.is_empty()))?;
     let path = path.to_string_lossy();
     let mut arguments = vec!["-o", "json", "apply", "-f", &path];
     if wait || rollback {
@@ -81,6 +81,22 @@ pub(crate) async fn order(site: &Site, abilities: &Abilities, target: &str, acti
     Ok(Answer { outcome, settled: false, text: told(&output) })
 }
 
+/// Goes back to what a station ran well last.
+pub(crate) async fn rollback(site: &Site, abilities: &Abilities, station: usize) -> anyhow::Result<Answer> {
+    let output = ctl(site, abilities, &["rollback", &fleet::station_name(station)]).await?;
+    let outcome = if output.status.success() { Outcome::Done } else { Outcome::Unknown };
+    Ok(Answer { outcome, settled: false, text: told(&output) })
+}
+
+/// Gives a build of the plugin to all stations.
+pub(crate) async fn push(site: &Site, abilities: &Abilities, build: usize) -> anyhow::Result<Answer> {
+    let file = abilities.plugins[build].file.to_string_lossy();
+    let output = ctl(site, abilities, &["-o", "json", "plugin", "push", "--on", "name=*", &file]).await?;
+    let reply = serde_json::from_slice::<Value>(&output.stdout).ok();
+    let (outcome, _) = judge_apply(output.status.code(), reply.as_ref());
+    Ok(Answer { outcome, settled: false, text: told(&output) })
+}
+
 fn told(output: &Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     let code = output.status.code().map_or("killed".into(), |code| format!("exit code {code}"));
@@ -92,17 +108,34 @@ pub(crate) fn programs(folder: &Path) -> Vec<(Mark, u32)> {
     processes::below(folder).iter().filter_map(|process| Some((process.program()?, process.pid))).collect()
 }
 
+/// A listing of what the manager knows.
+async fn listing(site: &Site, abilities: &Abilities, verb: &[&str]) -> anyhow::Result<Vec<Value>> {
+    let output = ctl(site, abilities, &[&["-o", "json"], verb].concat()).await?;
+    anyhow::ensure!(output.status.success(), "{verb:?} is not answered: {}", told(&output));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// What the manager shows of stations, without their history and plugins.
+pub(crate) async fn stations(site: &Site, abilities: &Abilities) -> anyhow::Result<BTreeMap<String, StationSeen>> {
+    let views = listing(site, abilities, &["stations"]).await?.into_iter();
+    let named = |view: &Value| Some((view["name"].as_str()?.to_owned(), station_seen(view)));
+    views.map(|view| named(&view).context("a station has a name")).collect()
+}
+
 /// All that there is to see.
 pub(crate) async fn look(site: &Site, abilities: &Abilities) -> anyhow::Result<Seen> {
-    let output = ctl(site, abilities, &["-o", "json", "stations"]).await?;
-    anyhow::ensure!(output.status.success(), "stations cannot be listed: {}", told(&output));
-    let mut stations = BTreeMap::new();
-    for view in serde_json::from_slice::<Vec<Value>>(&output.stdout)? {
-        let name = view["name"].as_str().context("a station has a name")?.to_owned();
-        let history = ctl(site, abilities, &["-o", "json", "history", &name]).await?;
-        anyhow::ensure!(history.status.success(), "the history of {name} cannot be read: {}", told(&history));
-        let seen = station_seen(&view, &serde_json::from_slice(&history.stdout)?);
-        stations.insert(name, seen);
+    let mut stations = stations(site, abilities).await?;
+    for (name, seen) in &mut stations {
+        seen.history = listing(site, abilities, &["history", name]).await?.iter().map(revision).collect();
+    }
+    if !abilities.plugins.is_empty() {
+        for plugin in listing(site, abilities, &["plugin", "list"]).await? {
+            let build = abilities.plugins.iter().position(|build| plugin["sha256"] == *build.digest);
+            let station = plugin["station"].as_str().and_then(|name| stations.get_mut(name));
+            if let Some(station) = station.filter(|_| plugin["state"] == "live") {
+                station.build = build;
+            }
+        }
     }
     // After the manager was asked: it may not know of a process yet, but must not know of one that is gone.
     let all = processes::below(site.folder());
@@ -111,22 +144,29 @@ pub(crate) async fn look(site: &Site, abilities: &Abilities) -> anyhow::Result<S
     Ok(Seen { is_ready: site.is_ready().await, programs, children: children.collect(), stations })
 }
 
-fn station_seen(view: &Value, history: &Value) -> StationSeen {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// The instances of a revision.
+fn revision(entry: &Value) -> Vec<String> {
+    entry["instances"].as_array().into_iter().flatten().map(text).collect()
+}
+
+fn station_seen(view: &Value) -> StationSeen {
     let instances = view["instances"].as_array().into_iter().flatten().map(|one| {
         let name = format!("{}/{}", text(&one["role"]), text(&one["instance"]));
         let pid = one["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
         (name, (text(&one["state"]), pid))
     });
-    let history = history.as_array().into_iter().flatten();
-    let history = history.map(|entry| entry["instances"].as_array().into_iter().flatten().map(text).collect());
     StationSeen {
         state: text(&view["state"]),
         has_desired: !view["applied_digest"].is_null()
             && view["applied_digest"] == view["desired_digest"]
             && view["applying"] != true,
         instances: instances.collect(),
-        history: history.collect(),
+        history: Vec::new(),
+        build: None,
     }
 }
 
@@ -169,9 +209,9 @@ mod tests {
             "state": "connected", "applied_digest": "a", "desired_digest": "a", "applying": false,
             "instances": [{"role": "process", "instance": "p0", "state": "active", "pid": 7}],
         });
-        let seen = station_seen(&view, &json!([{"instances": ["counter/a1", "process/p0"]}]));
+        let seen = station_seen(&view);
         assert!(seen.has_desired);
         assert_eq!(seen.instances["process/p0"], ("active".to_owned(), Some(7)));
-        assert_eq!(seen.history, [["counter/a1", "process/p0"]]);
+        assert_eq!(revision(&json!({"instances": ["counter/a1", "process/p0"]})), ["counter/a1", "process/p0"]);
     }
 }

@@ -15,6 +15,8 @@ use crate::fleet::{Kind, Mark, station_name};
 const GONE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long until a program counts as one that runs.
 const STEADY_AFTER: Duration = Duration::from_secs(2);
+/// How long one that says when it is ready takes for that.
+const READY_AFTER: Duration = Duration::from_secs(1);
 /// How long a slow one takes to stop.
 const SLOW: Duration = Duration::from_millis(500);
 
@@ -51,6 +53,11 @@ pub(crate) fn run(journals: &Path, mark: &Mark, kind: &str) -> anyhow::Result<Ex
             .spawn();
         // Without a task to spare it is one that does not fork.
         drop(child);
+    }
+    if kind == Kind::Ready.name() {
+        writeln!(journal, "waits")?;
+        pause(READY_AFTER);
+        writeln!(journal, "ready")?;
     }
     println!("ready");
     let _ = std::thread::Builder::new().spawn(move || {

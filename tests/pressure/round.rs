@@ -1,6 +1,7 @@
 //! One round: begins a site, carries out a schedule, and judges what is left when everything has been given back.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
+use crate::abilities::Abilities;
 use crate::expected::{Expected, Outcome};
 use crate::fleet::{Fleet, Mark};
+use crate::meanwhile::{Promises, judge_meanwhile, judge_order, promises};
 use crate::operator::{self, Answer};
 use crate::processes::{self, Process};
 use crate::schedule::{Action, Blow, Schedule, Shortage, Verb, Victim};
 use crate::site::Site;
-use crate::take::{Abilities, take};
+use crate::take::take;
 use crate::verdict::{judge, judge_journals, judge_settled, judge_stop};
 
 /// How long all may take to be well again by itself.
@@ -25,6 +28,10 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const BEGINNING: Duration = Duration::from_secs(60);
 /// How often it is looked at meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is looked at during the round.
+const MEANWHILE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a program may take to end after an order that had no answer.
+const ORDER_GRACE: Duration = Duration::from_secs(3);
 /// How long it must stay well.
 const STEADY: Duration = Duration::from_millis(1_500);
 
@@ -42,6 +49,8 @@ pub(crate) struct Report {
 struct Round<'a> {
     site: &'a Site,
     abilities: &'a Abilities,
+    /// What is promised of each station meanwhile.
+    promises: Vec<Promises>,
     began: Instant,
     timeline: Mutex<Vec<String>>,
     wrong: Mutex<Vec<String>>,
@@ -67,12 +76,16 @@ async fn run_at(schedule: &Schedule, abilities: &Abilities, site: &Site) -> anyh
     let round = Round {
         site,
         abilities,
+        promises: (0..schedule.stations()).map(|station| promises(schedule, station)).collect(),
         began: Instant::now(),
         timeline: Mutex::default(),
         wrong: Mutex::default(),
         excused: Mutex::default(),
     };
     let mut expected = Expected::new(schedule.first.clone());
+    if schedule.has_plugin {
+        expected.pushed(0, Outcome::Done);
+    }
     let shortages = async {
         let all: Vec<_> = schedule.shortages.iter().map(|shortage| round.shortage(shortage)).collect();
         join_all(all).await;
@@ -82,7 +95,11 @@ async fn run_at(schedule: &Schedule, abilities: &Abilities, site: &Site) -> anyh
             round.blow(blow).await;
         }
     };
-    let (verbs, (), ()) = tokio::join!(round.verbs(&schedule.verbs, &mut expected), shortages, blows);
+    let all = async { tokio::join!(round.verbs(&schedule.verbs, &mut expected), shortages, blows) };
+    let (verbs, (), ()) = tokio::select! {
+        done = all => done,
+        never = round.watch() => match never {},
+    };
     verbs?;
     round.note("everything is given back");
     let recovered_in = round.recover(&expected).await;
@@ -96,11 +113,18 @@ async fn run_at(schedule: &Schedule, abilities: &Abilities, site: &Site) -> anyh
 /// Waits until all stations are there and run the first fleet.
 async fn begin(site: &Site, abilities: &Abilities, first: &Fleet) -> anyhow::Result<()> {
     let until = Instant::now() + BEGINNING;
-    let expected = Expected::new(first.clone());
-    let mut is_applied = false;
+    let mut expected = Expected::new(first.clone());
+    if !abilities.plugins.is_empty() {
+        expected.pushed(0, Outcome::Done);
+    }
+    let (mut is_pushed, mut is_applied) = (abilities.plugins.is_empty(), false);
     loop {
         let wrong = match operator::look(site, abilities).await {
             Ok(seen) if seen.stations.len() < first.stations.len() => "not all stations are there".to_owned(),
+            Ok(_) if !is_pushed => {
+                is_pushed = operator::push(site, abilities, 0).await?.outcome == Outcome::Done;
+                "the plugin is not pushed".to_owned()
+            }
             Ok(_) if !is_applied => {
                 is_applied = operator::apply(site, abilities, first, true, false).await?.outcome != Outcome::Unknown;
                 "the first fleet is not applied".to_owned()
@@ -211,13 +235,17 @@ impl Round<'_> {
                 }
                 Verb::Order { station, instance, action } => {
                     let target = operator::target(*station, instance);
+                    let before = operator::programs(self.site.folder());
                     let answer = operator::order(self.site, self.abilities, &target, *action).await?;
                     let programs = operator::programs(self.site.folder());
                     self.note(&format!("< {verb}: {}", described(&answer)));
                     if *action == Action::Stop && answer.outcome == Outcome::Done {
                         self.found(judge_stop(&programs, *station, instance));
                     }
-                    expected.ordered(*station, instance, *action, answer.outcome);
+                    self.look_at_order((*station, instance, *action), answer.outcome, &before).await;
+                    let is_open = *action == Action::Stop && !self.promises[*station].records;
+                    let outcome = if is_open { Outcome::Unknown } else { answer.outcome };
+                    expected.ordered(*station, instance, *action, outcome);
                 }
                 Verb::Follow { station, instance } => {
                     let target = operator::target(*station, instance);
@@ -225,9 +253,49 @@ impl Round<'_> {
                     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
                     followers.push(command.spawn()?);
                 }
+                Verb::Rollback { station } => {
+                    let answer = operator::rollback(self.site, self.abilities, *station).await?;
+                    self.note(&format!("< {verb}: {}", described(&answer)));
+                    expected.rolled_back(*station, answer.outcome);
+                }
+                Verb::Push { build } => {
+                    let answer = operator::push(self.site, self.abilities, *build).await?;
+                    self.note(&format!("< {verb}: {}", described(&answer)));
+                    expected.pushed(*build, answer.outcome);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Looks whether an order was carried out that had to be.
+    async fn look_at_order(
+        &self,
+        (station, instance, action): (usize, &str, Action),
+        outcome: Outcome,
+        before: &[(Mark, u32)],
+    ) {
+        let mark = Mark { station, instance: instance.to_owned(), version: 0 };
+        let judge = || {
+            let after = operator::programs(self.site.folder());
+            judge_order(self.promises[station], (&mark, action, outcome), before, &after)
+        };
+        if !judge().is_empty() {
+            tokio::time::sleep(ORDER_GRACE).await;
+            self.found(judge());
+        }
+    }
+
+    /// Looks again and again whether what is promised meanwhile is kept. Says each thing once.
+    async fn watch(&self) -> Infallible {
+        let mut found = BTreeSet::new();
+        loop {
+            tokio::time::sleep(MEANWHILE_INTERVAL).await;
+            // The manager may be what something is taken from.
+            let Ok(stations) = operator::stations(self.site, self.abilities).await else { continue };
+            let wrong = judge_meanwhile(&self.promises, &stations, &operator::journals(self.site));
+            self.found(wrong.into_iter().filter(|text| found.insert(text.clone())).collect());
+        }
     }
 
     /// Waits until all is well and stays so, or the time is over; what is wrong then is found.

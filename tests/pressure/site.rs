@@ -11,15 +11,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use quilt_client::Client;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::abilities::Abilities;
 use crate::fleet::station_name;
 use crate::processes;
 use crate::schedule::Target;
-use crate::take::Abilities;
 
 /// How long after its end a daemon is started again, unless a blow says otherwise.
 const RESTART_MS: u64 = 200;
@@ -27,6 +28,8 @@ const RESTART_MS: u64 = 200;
 const SPACE: &str = "size=24m,mode=0700";
 /// How long the manager may take to say whether it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client waits for an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ports are taken from here: below those that the kernel gives to outgoing connections.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
@@ -37,6 +40,8 @@ pub(crate) struct Daemon {
     pub(crate) group: Option<PathBuf>,
     /// Says how long each wait for the disk takes, while it is there.
     pub(crate) slow_disk: PathBuf,
+    /// Says by how many seconds its time of day is off, while it is there.
+    pub(crate) clock: PathBuf,
     pid: watch::Receiver<Option<u32>>,
     down_ms: Arc<AtomicU64>,
     task: JoinHandle<()>,
@@ -98,10 +103,10 @@ impl Site {
             if let Some(group) = &group {
                 std::fs::create_dir_all(group)?;
             }
-            let slow_disk = folder.join(format!("{name}.slow"));
+            let (slow_disk, clock) = (folder.join(format!("{name}.slow")), folder.join(format!("{name}.clock")));
             let command = {
-                let (folder, group, slow_disk, data) =
-                    (folder.to_owned(), group.clone(), slow_disk.clone(), data.clone());
+                let (folder, group, data) = (folder.to_owned(), group.clone(), data.clone());
+                let (slow_disk, clock) = (slow_disk.clone(), clock.clone());
                 let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
                 let (binary, shim) = (abilities.binary(binary)?, abilities.shim.clone());
                 let log = folder.join(format!("logs/{name}"));
@@ -113,6 +118,7 @@ impl Site {
                     command.args(["-c", enter]).arg(group.clone().unwrap_or_default()).arg(&binary);
                     command.arg("--data-dir").arg(&data).args(&arguments);
                     command.env("QUILT_CFG_DIR", folder.join("config")).env("PRESSURE_SLOW_DISK", &slow_disk);
+                    command.env("PRESSURE_CLOCK", &clock);
                     if let Some(shim) = &shim {
                         command.env("LD_PRELOAD", shim);
                     }
@@ -123,7 +129,7 @@ impl Site {
             let (sender, pid) = watch::channel(None);
             let down_ms = Arc::new(AtomicU64::new(RESTART_MS));
             let task = tokio::spawn(keep(command, sender, down_ms.clone()));
-            Ok(Daemon { data, group, slow_disk, pid, down_ms, task })
+            Ok(Daemon { data, group, slow_disk, clock, pid, down_ms, task })
         };
         let http = format!("127.0.0.1:{http}");
         let listen = ["--listen", &address, "--http", &http];
@@ -160,6 +166,11 @@ impl Site {
     /// The state folder of an instance.
     pub(crate) fn state_folder(&self, station: usize, instance: &str) -> PathBuf {
         self.stations[station].data.join(format!("station/instances/process/{instance}/state"))
+    }
+
+    /// A client of its manager.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect_within(&self.address, "pressure", CLIENT_TIMEOUT).await?)
     }
 
     /// A command of `quiltctl` to its manager.

@@ -2,101 +2,27 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
+use quilt_protocol::Name;
+use quilt_protocol::control::Logs;
 use rustix::process::{Resource as Limited, Rlimit, prlimit};
 use tokio::time::Instant;
 
+use crate::fleet::station_name;
 use crate::processes::{self, Process};
 use crate::schedule::{Resource, Shortage, Target};
 use crate::site::{Daemon, Site};
 
+/// How many follow the logs of a station: fewer than the 128 that one tool may.
+const FOLLOWERS: usize = 120;
 /// How often space is taken again that became free meanwhile.
 const FILL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// What this machine lets the driver do, and where things are.
-pub(crate) struct Abilities {
-    /// Where quilt's binaries are.
-    binaries: PathBuf,
-    /// Control groups of this driver, which limit tasks.
-    pub(crate) groups: Option<PathBuf>,
-    /// Whether data folders can be file systems of their own.
-    pub(crate) space: bool,
-    /// The library that makes the disk slow.
-    pub(crate) shim: Option<PathBuf>,
-}
-
-impl Abilities {
-    /// Finds out. Call it before any other thread exists: it gives this process a mount namespace of its own.
-    pub(crate) fn find(folder: &Path) -> anyhow::Result<Self> {
-        let binaries = std::env::current_exe()?.parent().context("a folder of binaries")?.to_owned();
-        let space = unshare(CloneFlags::CLONE_NEWNS).is_ok()
-            && mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).is_ok();
-        let shim = folder.join("slow_disk.so");
-        let source = folder.join("slow_disk.c");
-        fs::write(&source, include_str!("slow_disk.c"))?;
-        let built =
-            std::process::Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&shim).arg(&source).status();
-        let shim = built.is_ok_and(|status| status.success()).then_some(shim);
-        Ok(Self { binaries, groups: control_groups(), space, shim })
-    }
-
-    /// One of quilt's binaries.
-    pub(crate) fn binary(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let path = self.binaries.join(name);
-        anyhow::ensure!(path.exists(), "{} is not built; run `cargo build --bins`", path.display());
-        Ok(path)
-    }
-
-    /// What can be taken here, and why not the rest.
-    pub(crate) fn resources(&self) -> (Vec<Resource>, Vec<&'static str>) {
-        let mut can = vec![Resource::Descriptors, Resource::Processor, Resource::Files];
-        let mut cannot = Vec::new();
-        for (resource, is_able, why) in [
-            (Resource::Tasks, self.groups.is_some(), "tasks: no control group of pids can be made here"),
-            (Resource::Space, self.space, "space: no mount namespace can be made here"),
-            (Resource::Disk, self.shim.is_some(), "disk: there is no C compiler"),
-        ] {
-            if is_able { can.push(resource) } else { cannot.push(why) }
-        }
-        (can, cannot)
-    }
-}
-
-impl Drop for Abilities {
-    fn drop(&mut self) {
-        if let Some(groups) = &self.groups {
-            let _ = fs::remove_dir(groups);
-        }
-    }
-}
-
-/// Makes a folder for control groups that limit tasks: with cgroup v1 or v2, whichever there is.
-fn control_groups() -> Option<PathBuf> {
-    for root in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
-        let groups = Path::new(root).join(format!("quilt-pressure-{}", std::process::id()));
-        if fs::create_dir(&groups).is_err() {
-            continue;
-        }
-        // Without this a group of v2 has no limit; v1 has no such file.
-        let _ = fs::write(groups.join("cgroup.subtree_control"), "+pids");
-        let probe = groups.join("probe");
-        let is_able = fs::create_dir(&probe).is_ok() && probe.join("pids.max").exists();
-        let _ = fs::remove_dir(&probe);
-        if is_able {
-            return Some(groups);
-        }
-        let _ = fs::remove_dir(&groups);
-    }
-    None
-}
 
 /// Takes something away for its time, and gives it back. Answers what was done, for people.
 pub(crate) async fn take(site: &Site, shortage: &Shortage) -> anyhow::Result<String> {
@@ -105,11 +31,13 @@ pub(crate) async fn take(site: &Site, shortage: &Shortage) -> anyhow::Result<Str
     match (shortage.of, daemon) {
         (Resource::Descriptors, _) => descriptors(site, shortage, time).await,
         (Resource::Processor, _) => processor(site, shortage, time).await,
+        (Resource::Logs, _) => logs(site, shortage, time).await,
         (Resource::Tasks, Some(Daemon { group: Some(group), .. })) => {
             tasks(group, shortage.amount.unsigned_abs(), time).await
         }
         (Resource::Space, Some(daemon)) => space(&daemon.data, shortage.amount.unsigned_abs(), time).await,
-        (Resource::Disk, Some(daemon)) => disk(&daemon.slow_disk, shortage.amount.unsigned_abs(), time).await,
+        (Resource::Disk, Some(daemon)) => control(&daemon.slow_disk, shortage.amount, time).await,
+        (Resource::Clock, Some(daemon)) => control(&daemon.clock, shortage.amount, time).await,
         _ => Ok("there is nothing to take".into()),
     }
 }
@@ -179,11 +107,43 @@ async fn space(data: &Path, left_kib: u64, time: Duration) -> anyhow::Result<Str
     Ok(format!("{} KiB were free", taken / 1024))
 }
 
-async fn disk(control: &Path, delay_ms: u64, time: Duration) -> anyhow::Result<String> {
-    std::os::unix::fs::symlink(delay_ms.to_string(), control)?;
+/// Tells the shim something for a time.
+async fn control(control: &Path, amount: i64, time: Duration) -> anyhow::Result<String> {
+    std::os::unix::fs::symlink(amount.to_string(), control)?;
     tokio::time::sleep(time).await;
     fs::remove_file(control)?;
     Ok(String::new())
+}
+
+/// Has many follow the logs of a station, which has fewer descriptors left than that would take if each took its own.
+async fn logs(site: &Site, shortage: &Shortage, time: Duration) -> anyhow::Result<String> {
+    let until = Instant::now() + time;
+    let Target::Station(station) = shortage.from else { return Ok("it has no logs".into()) };
+    // Without the manager nobody follows anything.
+    let Ok(client) = site.client().await else { return Ok("the manager cannot be reached".into()) };
+    let views = client.stations("").await.unwrap_or_default();
+    let view = views.into_iter().find(|view| view.name.as_str() == station_name(station));
+    let instances: Vec<_> = view.into_iter().flat_map(|view| view.instances).collect();
+    let request = |role: &Name, instance: &Name| Logs {
+        role: role.clone(),
+        instance: instance.clone(),
+        lines: 1,
+        follow: true,
+        after: None,
+    };
+    let name: Name = station_name(station).parse()?;
+    let followers = if instances.is_empty() { 0 } else { FOLLOWERS };
+    let following = async {
+        let followed = instances.iter().cycle().take(followers);
+        let streams = followed.map(|one| client.logs(name.clone(), &request(&one.role, &one.instance)));
+        let streams: Vec<_> = streams.collect();
+        tokio::time::sleep_until(until).await;
+        drop(streams);
+    };
+    // In this order: what followers take is not counted as open.
+    let taking = descriptors(site, shortage, until.saturating_duration_since(Instant::now()));
+    let (done, ()) = tokio::join!(taking, following);
+    Ok(format!("{}, {followers} followers of {} logs", done?, instances.len()))
 }
 
 /// The soft and hard limit of open files, from the kernel's text.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::expected::{Expected, Order};
-use crate::fleet::{Fleet, Kind, Mark, station_name};
+use crate::fleet::{Fleet, GREETER, Kind, Mark, PLUGIN, station_name};
 
 /// What there is at one moment.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,8 @@ pub(crate) struct StationSeen {
     pub(crate) instances: BTreeMap<String, (String, Option<u32>)>,
     /// The instances of each revision, the newest first.
     pub(crate) history: Vec<Vec<String>>,
+    /// The build of the plugin that it uses, if it is one of the driver's.
+    pub(crate) build: Option<usize>,
 }
 
 impl StationSeen {
@@ -87,6 +89,20 @@ fn judge_station(expected: &Expected, seen: &Seen, station: usize, wrong: &mut V
         wrong.push(format!("{name}: has apply {}, and the newest in its history is another", fleet.number));
     }
     judge_programs(expected, seen, fleet, station, shown, wrong);
+    if !expected.builds().is_empty() {
+        judge_plugin(expected, &name, shown, wrong);
+    }
+}
+
+fn judge_plugin(expected: &Expected, name: &str, shown: &StationSeen, wrong: &mut Vec<String>) {
+    let (builds, build) = (expected.builds(), shown.build);
+    if !build.is_some_and(|build| builds.contains(&build)) {
+        wrong.push(format!("{name}: expected to use one of the builds {builds:?} of the plugin, uses {build:?}"));
+    }
+    let state = shown.instances.get(&format!("{PLUGIN}/{GREETER}")).map_or("missing", |(state, _)| state);
+    if state != "active" {
+        wrong.push(format!("{name}/{PLUGIN}/{GREETER}: expected to be active, is {state}"));
+    }
 }
 
 fn judge_programs(
@@ -202,6 +218,7 @@ mod tests {
                 ("counter/a1".to_owned(), ("active".to_owned(), None)),
             ]),
             history: vec![vec!["counter/a1".into(), "process/p0".into()], vec!["counter/a0".into()]],
+            build: Some(1),
         };
         let seen = Seen {
             is_ready: true,
@@ -239,6 +256,21 @@ mod tests {
         seen.programs.pop();
         shown(&mut seen).instances.insert("process/p1".into(), ("failed".into(), None));
         assert_eq!(judge(&expected, &seen), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_plugin_must_be_of_the_build_that_was_pushed_and_its_instance_must_run() {
+        let greet = |seen: &mut Seen, state: &str| {
+            shown(seen).instances.insert("hello/greeter".into(), (state.to_owned(), Some(5)));
+        };
+        let (mut expected, mut seen) = good();
+        expected.pushed(1, Outcome::Done);
+        greet(&mut seen, "active");
+        assert_eq!(judge(&expected, &seen), Vec::<String>::new());
+        let push = |expected: &mut Expected, build| expected.pushed(build, Outcome::Done);
+        is_wrong(|expected, _| push(expected, 1), "hello/greeter: expected to be active, is missing");
+        is_wrong(|expected, _| push(expected, 2), "one of the builds {2} of the plugin, uses Some(1)");
+        is_wrong(|expected, seen| (push(expected, 1), greet(seen, "failed")).0, "expected to be active, is failed");
     }
 
     #[test]

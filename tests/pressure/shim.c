@@ -1,5 +1,6 @@
-/* Makes synchronising slow while a control file is there: a symbolic link whose text is the time in milliseconds, because
- * reading a link takes no descriptor. Loaded into daemons with LD_PRELOAD. */
+/* Loaded into daemons and what they start with LD_PRELOAD. Makes synchronising slow, and sets the time of day off, while a control file
+ * is there: a symbolic link, because reading one takes no descriptor. Its text is how many milliseconds a wait for the disk takes, or by
+ * how many seconds the clock is off. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -35,4 +36,19 @@ int fdatasync(int descriptor) {
         real = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
     wait_for_disk();
     return real(descriptor);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real)
+        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    const int result = real(clock, time);
+    const char *control = clock == CLOCK_REALTIME ? getenv("PRESSURE_CLOCK") : NULL;
+    char text[32];
+    const ssize_t length = control ? readlink(control, text, sizeof text - 1) : -1;
+    if (result == 0 && length > 0) {
+        text[length] = 0;
+        time->tv_sec += atol(text);
+    }
+    return result;
 }
