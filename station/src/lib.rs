@@ -5,7 +5,7 @@
 //! the only caller of the other.
 //!
 //! Absent on purpose: what a role does. Read first: [`Station`], `push`, `instance`. Modules in reading order:
-//! `config`, `identity`, `plugins`, `spec`, `needs`, `endpoint`, `role_table`, `local`, `plan`, `push`, `saved`, `supervisor`,
+//! `config`, `identity`, `plugins`, `spec`, `needs`, `endpoint`, `role_table`, `local`, `plan`, `push`, `saved`, `stopped`, `supervisor`,
 //! `instance`, `catch`, `restarts`, `ready`, `host`, `role_events`, `commands`, `board`, `session`, `requests`, `listing`, `folders`,
 //! `stop`.
 
@@ -33,6 +33,7 @@ mod saved;
 mod session;
 mod spec;
 pub mod stop;
+mod stopped;
 mod supervisor;
 
 use std::path::PathBuf;

@@ -28,9 +28,9 @@ use crate::commands::Commands;
 use crate::instance::{self, Beginning, Ended, Order, Surroundings, Unwilling, Updated, moves};
 use crate::plugins::Catalog;
 use crate::role_table::RoleTable;
-use crate::saved::Stopped;
 use crate::session::Link;
 use crate::spec::{Key, Spec};
+use crate::stopped::Stopped;
 
 /// What a supervisor is made of.
 pub(crate) struct Setup {

@@ -13,8 +13,8 @@ use super::Target;
 use crate::board::Board;
 use crate::instance::{ORDERS_MAX, Order};
 use crate::needs::Need;
-use crate::saved::Stopped;
 use crate::spec::Key;
+use crate::stopped::Stopped;
 
 pub(super) enum Message {
     Commit(Target),
