@@ -1,7 +1,7 @@
 //! The async runtime of a daemon, its tasks, and the end of its process.
 
-use std::io;
-use std::thread;
+use std::io::{self, Write as _};
+use std::panic;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -17,18 +17,44 @@ const THREADS_KEPT: usize = disk::THREADS + 2;
 /// How long a task that panicked rests before it is started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// Builds the runtime of a daemon, which has its first background threads from the start and keeps them. Background work, such as the
-/// look-up of a name, panics if the system gives it no thread at a moment when there is none; with one, it waits for that. There are
-/// enough of them that a disk that hangs leaves some.
+/// Builds a runtime, and ends the process with exit code 1 if the system gives it too few threads. The runtime itself would panic
+/// then, and wait for its other threads for ever while the panic unwinds.
 ///
 /// # Errors
 ///
-/// There are no threads to be had.
+/// The system gives no descriptors for it.
 pub fn build(builder: &mut Builder) -> io::Result<Runtime> {
-    // The runtime itself would panic.
-    let first = thread::Builder::new().spawn(|| ());
-    first.map_err(|error| io::Error::new(error.kind(), format!("the threads to work on: {error}")))?;
-    let runtime = builder.enable_all().thread_keep_alive(KEEP_THREADS).build()?;
+    end_without_threads(|| builder.enable_all().build())
+}
+
+/// Builds the runtime of a daemon, which has its first background threads from the start and keeps them. Background work, such as the
+/// look-up of a name, panics if the system gives it no thread at a moment when there is none; with one, it waits for that. There are
+/// enough of them that a disk that hangs leaves some. Ends the process as [`build`] does.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_for_daemon(builder: &mut Builder) -> io::Result<Runtime> {
+    let runtime = build(builder.thread_keep_alive(KEEP_THREADS))?;
+    end_without_threads(|| start_background_threads(&runtime));
+    Ok(runtime)
+}
+
+/// Does what panics if the system gives it no thread; the process ends with exit code 1 then.
+fn end_without_threads<T>(work: impl FnOnce() -> T) -> T {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|panic| {
+        let text = panic.payload_as_str().unwrap_or("no reason given");
+        // Nobody may be there to read it; the exit code says it too.
+        let _ = writeln!(io::stderr(), "cannot start the threads to work on: {text}");
+        std::process::exit(1);
+    }));
+    let done = work();
+    panic::set_hook(hook);
+    done
+}
+
+fn start_background_threads(runtime: &Runtime) {
     runtime.block_on(async {
         let (open, _) = broadcast::channel::<()>(1);
         // All are asked for before the first ends, so that each gets a thread of its own.
@@ -41,7 +67,6 @@ pub fn build(builder: &mut Builder) -> io::Result<Runtime> {
             let _ = one.await;
         }
     });
-    Ok(runtime)
 }
 
 /// Runs a task that is to last as long as its daemon. If it panics, the log says so and it is started again after a second. Returns
@@ -95,7 +120,7 @@ mod tests {
     #[test]
     fn a_daemon_keeps_background_threads_from_its_start() {
         const NAME: &str = "kept-from-start";
-        let runtime = build(Builder::new_current_thread().thread_name(NAME)).unwrap();
+        let runtime = build_for_daemon(Builder::new_current_thread().thread_name(NAME)).unwrap();
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
         assert_eq!(names.filter(|name| name.trim() == NAME).count(), THREADS_KEPT);

@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     // Two at least: a thread that is held up for a moment must not hold up all others on a small machine.
     let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    let runtime = runtime::build(Builder::new_multi_thread().worker_threads(threads))?;
+    let runtime = runtime::build_for_daemon(Builder::new_multi_thread().worker_threads(threads))?;
     runtime::run(runtime, EXIT_GRACE, async {
         match cli {
             Cli { verb: Some(Verb::Stop(stop)), .. } => stop_other(stop).await,

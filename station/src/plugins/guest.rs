@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use quilt_core::clean_start::{self, Scheduling};
+use quilt_core::runtime;
 use quilt_net::{Handle, Inbound, NoService, Service};
 use quilt_plugin_api::{BoxFuture, Instance, RoleContext, RoleError, RoleFactory, Work, abi};
 use quilt_protocol::message::{Hello, Identity, Refusal};
@@ -56,7 +57,7 @@ pub fn become_plugin_host_if_asked() {
     trace::set_level(level.unwrap_or(abi::LOG_INFO));
     // The station's death is ours, also while the plugin hangs.
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime::build(tokio::runtime::Builder::new_multi_thread().worker_threads(1));
     let code = match runtime {
         Ok(runtime) => match runtime.block_on(serve(Path::new(&path), &sha256.to_string_lossy())) {
             Ok(()) => 0,

@@ -228,3 +228,33 @@ async fn a_flood_of_output_is_cut_and_the_log_says_how_much_is_left_out() {
     let size: u64 = std::fs::read_dir(log).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
     assert!(size < 12 << 20, "{size} bytes of a flood of 24 MiB");
 }
+
+#[tokio::test]
+async fn a_program_of_ours_that_gets_too_few_threads_at_its_start_says_so_and_ends() {
+    let world = World::empty();
+    let Some(group) = TaskGroup::new(&world) else { return };
+    let nowhere = world.folder().join("file");
+    std::fs::write(&nowhere, "").unwrap();
+    let nowhere = nowhere.to_str().unwrap();
+    // Each ends by itself soon, also where it gets all threads.
+    let commands: [(&str, &[&str]); 3] = [
+        ("quiltctl", &["--manager", "127.0.0.1:1", "--timeout", "100ms", "stations"]),
+        ("quilt-station", &["stop", "--data-dir", nowhere]),
+        ("quilt-manager", &["--data-dir", nowhere, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]),
+    ];
+    for (binary, arguments) in commands {
+        let mut were_refused = 0;
+        for tasks in 1..12 {
+            std::fs::write(group.0.join("pids.max"), tasks.to_string()).unwrap();
+            let mut command = Command::new("sh");
+            let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", group.0.display());
+            command.args(["-c", &enter]).arg(world.binary(binary)).args(arguments).kill_on_drop(true);
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(20), command.output()).await;
+            let output = ended.unwrap_or_else(|_| panic!("{binary} with {tasks} tasks does not end")).unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code().is_some_and(|code| code != 0 && code != 101), "{binary}, {tasks}: {text}");
+            were_refused += u32::from(text.contains("cannot start the threads"));
+        }
+        assert!(were_refused > 0, "{binary} had what it needs with any limit");
+    }
+}
