@@ -233,6 +233,21 @@ mod tests {
     }
 
     #[test]
+    fn case_19_a_list_of_what_takes_no_bytes_is_not_carried_by_bincode() {
+        #[derive(Serialize, Deserialize)]
+        struct Nothing;
+        #[derive(Serialize, Deserialize)]
+        struct Wrapped {
+            nothing: (Nothing, [u8; 0]),
+        }
+        // Nine bytes would announce 2^63 of them; in JSON each takes some.
+        assert_eq!(carried_shape::<Vec<()>>(), None);
+        assert_eq!(carried_shape::<Option<Vec<Wrapped>>>(), None);
+        assert!(carried_shape::<Vec<Option<()>>>().is_some());
+        assert!(carried_shape::<(Wrapped, Vec<u8>)>().is_some());
+    }
+
+    #[test]
     fn an_error_in_json_has_its_text_behind_it_and_is_decoded_without() {
         #[derive(Serialize, Deserialize, JsonSchema, PartialEq, Debug, thiserror::Error)]
         enum Wrong {

@@ -69,3 +69,27 @@ fn a_length_that_lies_takes_no_memory_wherever_it_stands() {
         }
     }
 }
+
+/// Over a real socket: `tests/tests/system/hostile.rs`.
+#[test]
+fn case_19_decode_bombs_are_errors_within_bounds() {
+    let trailing = |name: &str| [golden(name), vec![0]].concat();
+    // As many lists in one another as a report has, each of the greatest length.
+    let nested = [&[253, 255, 255, 255, 255, 255, 255, 255, 127][..]; 57].concat();
+    let is_error = |what: &str, decode: &dyn Fn() -> bool| {
+        let mut is_error = false;
+        let used = peak(|| is_error = decode());
+        assert!(is_error, "{what} is read");
+        assert!(used < ROOM, "{what}: {used} bytes");
+    };
+    let frame = |bytes: &[u8]| read_frame(bytes, false).is_err();
+    is_error("a request in a request", &|| frame(&[3; 60_000]));
+    is_error("an unknown tag of a message", &|| frame(&[200]));
+    is_error("a goodbye with more behind it", &|| frame(&trailing("goodbye")[4..]));
+    is_error("lists in lists of a report", &|| from_bincode::<Report>("x", &nested).is_err());
+    is_error("lists in lists of a registration", &|| from_bincode::<Registration>("x", &nested).is_err());
+    is_error("a report with more behind it", &|| from_bincode::<Report>("x", &trailing("report")).is_err());
+    is_error("a verdict of an unknown tag", &|| from_bincode::<Verdict>("x", &[200]).is_err());
+    let deep = "[".repeat(1_000_000);
+    is_error("a document of great depth", &|| serde_json::from_str::<serde_json::Value>(&deep).is_err());
+}

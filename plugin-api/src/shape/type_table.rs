@@ -210,8 +210,26 @@ impl TypeTable {
         }
     }
 
+    /// Whether bincode writes nothing for the values of a type.
+    fn takes_no_bytes(&self, record: &Record, open: &mut Vec<usize>) -> bool {
+        match record {
+            Record::Leaf(name) => *name == "unit",
+            Record::Parts(parts) => parts.parts.iter().all(|part| self.takes_no_bytes(part, open)),
+            Record::Named(id) if !open.contains(id) => {
+                open.push(*id);
+                let takes_none = match &self.named[*id].definition {
+                    Definition::New(record) | Definition::Struct(record) => self.takes_no_bytes(record, open),
+                    Definition::Enum(_) => false,
+                };
+                open.pop();
+                takes_none
+            }
+            Record::Unknown | Record::Named(_) | Record::Option(_) | Record::Seq(_) | Record::Map(..) => false,
+        }
+    }
+
     /// Writes a shape as text. Names of types are left out; a reference of a recursive type to itself becomes `^N`, N levels up.
-    /// Returns false if part of the shape is unknown or the text is too long.
+    /// Returns false if part of the shape is unknown, the text is too long, or bincode must not carry the type.
     pub(super) fn write(&self, record: &Record, open: &mut Vec<usize>, text: &mut String) -> bool {
         if text.len() > TEXT_MAX {
             return false;
@@ -221,8 +239,10 @@ impl TypeTable {
             Record::Unknown => return false,
             Record::Leaf(name) => text.push_str(name),
             Record::Option(inner) | Record::Seq(inner) => {
-                text.push_str(if matches!(record, Record::Option(_)) { "option<" } else { "seq<" });
-                whole = self.write(inner, open, text);
+                let is_seq = matches!(record, Record::Seq(_));
+                text.push_str(if is_seq { "seq<" } else { "option<" });
+                // A few bytes could announce so many of these that reading them never ends.
+                whole = self.write(inner, open, text) && !(is_seq && self.takes_no_bytes(inner, &mut Vec::new()));
                 text.push('>');
             }
             Record::Map(key, value) => {

@@ -77,34 +77,116 @@ async fn hostile_bytes_end_their_own_connection_and_nothing_else() {
     let before = memory_kib(pid);
     let greeting = hello();
     let length = |bytes: u32| bytes.to_le_bytes();
-    let bomb = |content: &[u8]| [&length(content.len() as u32)[..], content].concat();
-    // In a session: Request with lengths that claim gigabytes, deep nesting, unknown tags, left-over bytes.
-    let bombs = [
-        bomb(&[3, 0, 253, 255, 255, 255, 255, 255, 255, 255, 127]),
-        bomb(&[0xff; 64]),
-        bomb(&[3; 60_000]),
-        bomb(&[11, 253, 0, 0, 0, 0, 4, 0, 0, 0]),
-        bomb(&[9, 1, 0, 0, 0, 0, 0, 0, 0]),
-        bomb(&[200]),
-        length(0).to_vec(),
-        length(u32::MAX).to_vec(),
-        length(1024 * 1024 + 1).to_vec(),
-    ];
     for _ in 0..5 {
         is_cut(&world, &[b"GET / HTTP/1.1\r\n\r\n"]).await;
         is_cut(&world, &[&[0xff; 4096]]).await;
         is_cut(&world, &[&length(16 * 1024 + 1)]).await;
         is_cut(&world, &[&length(0)]).await;
         // A greeting that is one of another protocol, or comes twice.
-        is_cut(&world, &[&bomb(&greeting[12..])]).await;
+        is_cut(&world, &[&frame(&greeting[12..])]).await;
         is_cut(&world, &[&greeting, &greeting]).await;
-        for bomb in &bombs {
-            is_cut(&world, &[&greeting, bomb]).await;
-        }
         assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok(), "others notice");
     }
     let after = memory_kib(pid);
     assert!(after < before + 16 * 1024, "memory grew from {before} to {after} KiB");
+}
+
+/// A frame of any content.
+fn frame(content: &[u8]) -> Vec<u8> {
+    [&(content.len() as u32).to_le_bytes()[..], content].concat()
+}
+
+/// The same as values: `protocol/tests/bombs.rs`, and for the types of commands `plugin-api/src/body.rs`.
+#[tokio::test]
+async fn case_19_decode_bombs_are_errors_within_bounds() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    let fleet = world.client().await;
+    let pid = world.manager().pid();
+    let before = memory_kib(pid);
+    // Headers: they end their connection.
+    let headers: [(&str, Vec<u8>); 9] = [
+        ("a length that claims gigabytes", frame(&[3, 0, 253, 255, 255, 255, 255, 255, 255, 255, 127])),
+        ("lengths in lengths", frame(&[0xff; 64])),
+        ("deep nesting", frame(&[3; 60_000])),
+        ("an announced body of gigabytes", frame(&[11, 253, 0, 0, 0, 0, 4, 0, 0, 0])),
+        ("bytes behind a message without a body", frame(&[9, 1, 0, 0, 0, 0, 0, 0, 0])),
+        ("an unknown tag", frame(&[200])),
+        ("an empty frame", frame(&[])),
+        ("a frame of 4 GiB", u32::MAX.to_le_bytes().to_vec()),
+        ("a frame of one byte too many", (1024 * 1024 + 1_u32).to_le_bytes().to_vec()),
+    ];
+    for (_, bomb) in &headers {
+        is_cut(&world, &[&hello(), bomb]).await;
+    }
+    // Bodies: the session lives on.
+    let deep =
+        |open: &str| format!("{{\"source\":\"x\",\"fleet\":{{\"station\":{}", open.repeat(1_000_000 / open.len()));
+    let stream = TcpStream::connect(&world.address).await.unwrap();
+    let (session, _) = quilt_net::connect(stream, greeting(), Arc::new(NoService)).await.unwrap();
+    let bodies: [(&str, Encoding, &str, Vec<u8>); 8] = [
+        ("a text of gigabytes", Encoding::Bincode, "quilt:stations", vec![253, 255, 255, 255, 255, 255, 255, 255, 127]),
+        ("bytes left over", Encoding::Bincode, "quilt:stations", vec![0, 0]),
+        ("an unknown tag", Encoding::Bincode, "quilt:rollback", vec![1, b'x', 2]),
+        ("too short", Encoding::Bincode, "quilt:rollback", vec![]),
+        ("lists in lists", Encoding::Json, "quilt:apply", deep("[").into_bytes()),
+        ("tables in tables", Encoding::Json, "quilt:apply", deep("{\"a\":").into_bytes()),
+        ("two documents", Encoding::Json, "quilt:stations", b"{}{}".to_vec()),
+        ("the wrong kind", Encoding::Json, "quilt:stations", b"[[[[]]]]".to_vec()),
+    ];
+    for (what, encoding, command, body) in bodies {
+        let mut terms = Terms::new(Address::Manager, command);
+        terms.encoding = encoding;
+        let answer = session.request(&RequestHead::new(terms), body.into()).await;
+        assert_eq!(answer.outcome, Outcome::SchemaMismatch, "{what}: {}", answer.text());
+    }
+    assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok(), "others notice");
+    let after = memory_kib(pid);
+    assert!(after < before + 16 * 1024, "memory grew from {before} to {after} KiB");
+}
+
+/// How much time of a processor a process has taken.
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let ticks = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+    // A hundred ticks a second on every Linux that runs here.
+    ticks.map(|ticks| Duration::from_millis(10 * ticks.parse::<u64>().unwrap())).sum()
+}
+
+#[tokio::test]
+async fn case_15_a_manager_short_of_descriptors_keeps_its_sessions_lets_new_ones_wait_and_recovers() {
+    const LIMIT: usize = 160;
+    const RESERVED: usize = 64;
+    let mut world = World::empty();
+    let log = world.folder().join("manager.log");
+    world.start_manager_from_shell(&format!("ulimit -n {LIMIT}; exec \"$@\" 2> {}", log.display())).await;
+    world.station("cam-1", &[]).await;
+    world.apply(Fleet::new().with("cam-1/counter/main", "").text()).await.with_code(0);
+    let (fleet, pid) = (world.client().await, world.manager().pid());
+    let descriptors = || std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let mut tools = Vec::new();
+    for _ in 0..LIMIT {
+        let mut tool = TcpStream::connect(&world.address).await.unwrap();
+        tool.write_all(&hello()).await.unwrap();
+        tools.push(tool);
+    }
+    world.eventually("only its reserve is left", async |_| descriptors() >= LIMIT - RESERVED).await;
+    let (began, before) = (tokio::time::Instant::now(), processor_time(pid));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let taken = processor_time(pid) - before;
+    assert!(taken < began.elapsed() / 10, "it took {taken:?} of the processor in {:?}", began.elapsed());
+    // A few more for its own work, and no connections.
+    assert!(descriptors() < LIMIT - RESERVED + 16, "{} descriptors", descriptors());
+    assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok(), "a live session is harmed");
+    assert!(std::fs::read_to_string(&log).unwrap().contains("64 descriptors are left"));
+    let is_answered = |tool: &TcpStream| tool.try_read(&mut [0; 1]).is_ok_and(|read| read > 0);
+    let (answered, waiting): (Vec<_>, Vec<_>) = tools.into_iter().partition(is_answered);
+    assert!(!answered.is_empty() && waiting.len() >= RESERVED, "{} wait", waiting.len());
+    drop(answered);
+    let welcomed = async |_: &World| waiting.iter().filter(|tool| is_answered(tool)).count() > 0;
+    world.eventually("one that waited gets in", welcomed).await;
+    assert!(fleet.call("cam-1/counter/main", &Increment { by: 1 }).await.is_ok());
 }
 
 #[tokio::test]
