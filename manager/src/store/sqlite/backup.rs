@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -61,15 +61,29 @@ pub fn back_up(path: &Path, target: &Path) -> anyhow::Result<Summary> {
 ///
 /// `source` is no store of a manager or is damaged in its structure; nothing was changed then. The folder cannot be written.
 pub fn restore(path: &Path, source: &Path) -> anyhow::Result<Summary> {
-    let folder = path.parent().context("a store has a folder")?;
     let new = with_suffix(path, ".new");
-    let mut copy = copy(source, &new).with_context(|| format!("from {}", source.display()))?;
+    let restored = restore_by(path, source, &new);
+    restored.inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
+/// Restores a store by a file that gets its name at the end.
+fn restore_by(path: &Path, source: &Path, new: &Path) -> anyhow::Result<Summary> {
+    let folder = path.parent().context("a store has a folder")?;
+    let may_lack_log = may_lack_log(source);
+    let mut copy = copy(source, new).with_context(|| format!("from {}", source.display()))?;
     let version = open::version(&copy)?;
     open::check_version(source, version)?;
     if version < schema::VERSION {
         open::migrate(&mut copy, version)?;
     }
     let mut notes = damage(&copy)?;
+    if may_lack_log {
+        notes.push(format!(
+            "{0} is no backup but the database of a manager, and its write-ahead log {0}-wal is not beside it: unless that manager had \
+             stopped when it was copied, what was applied last is not in it",
+            source.display()
+        ));
+    }
     let content = content(&copy)?;
     let (mut mark_file, found) = MarkFile::open(folder)?;
     let mark = go_on_after(&mut copy, &found, &mut notes)?;
@@ -78,8 +92,19 @@ pub fn restore(path: &Path, source: &Path) -> anyhow::Result<Summary> {
     // A crash from here on leaves a folder with a mark and no database, which a manager refuses and another restore mends.
     mark_file.put(&mark)?;
     set_aside(path, &mut notes)?;
-    open::install(&new, path)?;
+    open::install(new, path)?;
     Ok(Summary { content, notes })
+}
+
+/// Whether a database was made to be used with a write-ahead log, which is not there. A backup is not; a manager that stops leaves no
+/// log.
+fn may_lack_log(database: &Path) -> bool {
+    /// Where the header says which journal a database is read with, and the number of a write-ahead log there.
+    const READ_VERSION: usize = 19;
+    const WRITE_AHEAD_LOG: u8 = 2;
+    let mut header = [0; READ_VERSION + 1];
+    let read = fs::File::open(database).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header[READ_VERSION] == WRITE_AHEAD_LOG && !with_suffix(database, "-wal").exists()
 }
 
 /// Copies a database to a new file that needs no other file beside it.

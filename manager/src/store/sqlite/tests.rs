@@ -378,6 +378,8 @@ async fn a_backup_of_a_store_in_use_restores_with_numbers_that_go_on() {
     drop(store);
 
     let restored = restore(&path, &backup).unwrap();
+    let lacks_log = |note: &String| note.contains("is no backup but the database of a manager");
+    assert!(!restored.notes.iter().any(lacks_log), "{restored:?}");
     assert!(restored.notes.iter().any(|note| note.contains("revisions 2 to 2 are not in it")), "{restored:?}");
     let store = SqliteStore::open(&path).unwrap();
     let loaded = store.load().await.unwrap();
@@ -388,7 +390,8 @@ async fn a_backup_of_a_store_in_use_restores_with_numbers_that_go_on() {
 
     // To a folder that never had one; and what was there before is there still.
     let (_other, other) = place();
-    restore(&other, &path.with_file_name("fleet.db.replaced")).unwrap();
+    let alone = restore(&other, &path.with_file_name("fleet.db.replaced")).unwrap();
+    assert!(alone.notes.iter().any(lacks_log), "{alone:?}");
     assert_eq!(SqliteStore::open(&other).unwrap().load().await.unwrap().desired[&one.id], desired(2));
 }
 
@@ -403,6 +406,7 @@ async fn what_is_no_whole_store_is_not_restored_and_changes_nothing() {
     for content in [&b""[..], b"no database", &cut] {
         fs::write(&source, content).unwrap();
         restore(&path, &source).unwrap_err();
+        assert!(!path.with_file_name("fleet.db.new").exists());
     }
     restore(&path, &folder.path().join("nothing")).unwrap_err();
     assert_eq!(fs::read(&path).unwrap(), before);
