@@ -2,8 +2,8 @@
 
 use quilt_net::{AskError, Items, decode, encode};
 use quilt_protocol::control::{
-    Action, Adopt, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Operated, Progress, Rollback,
-    RolledBack, command,
+    Action, Adopt, Adopted, Apply, ApplyReply, ControlInstance, Empty, HistoryEntry, OneStation, Operated, Progress,
+    Rollback, RolledBack, command,
 };
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Outcome, RequestHead, Revision, Terms};
@@ -75,13 +75,13 @@ impl Client {
         self.ask(command::CONTROL, &request).await
     }
 
-    /// Adopts a station: takes what it runs as desired, or replaces it.
+    /// Adopts a station: takes what it runs as desired, or replaces it. The answer names the fleet files that say something else.
     ///
     /// # Errors
     ///
     /// It is adopted already or away, or no answer.
-    pub async fn adopt(&self, station: &str, replace: bool) -> Result<(), AskError> {
-        self.ask::<_, Empty>(command::ADOPT, &Adopt { station: station.into(), replace }).await.map(drop)
+    pub async fn adopt(&self, station: &str, replace: bool) -> Result<Adopted, AskError> {
+        self.ask(command::ADOPT, &Adopt { station: station.into(), replace }).await
     }
 
     /// Forgets a station that is away.

@@ -98,6 +98,15 @@ pub(crate) async fn said_of(core: &Core, id: StationId) -> Option<Said> {
     Some(core.compute(move || fleet.said_of(&Subject::new(&record, state))).await)
 }
 
+/// The fleet files that say something else of a station than the document with this digest, which was made desired otherwise.
+pub(crate) async fn undone_by(core: &Core, id: StationId, digest: Digest) -> Vec<String> {
+    let said = said_of(core, id).await;
+    let others = said.filter(|said| said.saying.digest != digest);
+    let mut files: Vec<_> = others.iter().flat_map(|said| &said.saying.entries).map(|(file, _)| file.clone()).collect();
+    files.dedup();
+    files
+}
+
 /// Whether what is desired of a station comes from entries, or is to, and they say something else now.
 pub(crate) fn is_outdated(desired: Option<&Desired>, said: &Said) -> bool {
     let ours = match desired.map(|desired| desired.origin) {

@@ -68,10 +68,6 @@ pub(super) async fn rollback(core: &Arc<Core>, request: &Rollback, who: &str) ->
     let (document, to) = (earlier.document.clone(), earlier.revision);
     let digest = earlier.digest;
     let revision = desired::set_desired(core, id, document, Origin::Pinned, who, &source).await.map_err(refused)?;
-    let said = desired::said_of(core, id).await;
-    let others = said.filter(|said| said.saying.digest != digest);
-    let mut undone_by: Vec<_> =
-        others.iter().flat_map(|said| &said.saying.entries).map(|(file, _)| file.clone()).collect();
-    undone_by.dedup();
+    let undone_by = desired::undone_by(core, id, digest).await;
     Ok(RolledBack { revision, to, undone_by })
 }

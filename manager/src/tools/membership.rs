@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use quilt_protocol::control::{Adopt, Empty, OneStation, command};
-use quilt_protocol::{Address, Encoding, Outcome, Revision};
+use quilt_protocol::control::{Adopt, Adopted, Empty, OneStation, command};
+use quilt_protocol::{Address, Digest, Encoding, Outcome, Revision};
 
 use super::{Failure, STATION, failure, find, refused};
 use crate::store::{Change, Origin};
@@ -37,7 +37,7 @@ pub(super) async fn forget(core: &Core, request: &OneStation, who: &str) -> Resu
 }
 
 /// Takes over a station that is not this manager's: what it runs becomes desired, or is replaced.
-pub(super) async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Empty, Failure> {
+pub(super) async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Result<Adopted, Failure> {
     let _one_at_a_time = core.applying.lock().await;
     let id = find(core, &request.station)?;
     let (handle, mut record, applied) = {
@@ -75,6 +75,7 @@ pub(super) async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Resul
         state.stations.get_mut(&id).expect("stations are forgotten only when away").record.adopted = true;
     }
     core.events.add("station.adopted", Some(record.name.as_str()), None, format!("by {who}"));
+    let mut undone_by = Vec::new();
     if request.replace {
         desired::refresh_as(core, id, who, "adopt --replace").await;
         let desired = core.state().stations[&id].desired.clone();
@@ -89,10 +90,13 @@ pub(super) async fn adopt(core: &Arc<Core>, request: &Adopt, who: &str) -> Resul
             }
         }
     } else {
+        let digest = Digest::of(runs.as_bytes());
         desired::set_desired(core, id, runs, Origin::Adopted, who, "adopt").await.map_err(refused)?;
+        // After a restored backup the files are as old as it is.
+        undone_by = desired::undone_by(core, id, digest).await;
     }
     core.note_change();
-    Ok(Empty {})
+    Ok(Adopted { undone_by })
 }
 
 /// Lets a quarantined newcomer take the place of the older session.

@@ -36,6 +36,15 @@ pub struct Adopt {
     pub replace: bool,
 }
 
+/// A station was adopted.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Adopted {
+    /// The fleet files that say something else of the station than what is desired of it now: the next apply of one of them, or of
+    /// any other file that concerns the station, replaces that. None if they say the same.
+    pub undone_by: Vec<String>,
+}
+
 /// Goes back to an earlier configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -132,7 +132,8 @@ async fn case_14_a_store_that_is_cut_or_gone_is_refused_by_name_and_a_backup_bri
         })
         .await;
     assert!(world.instance("cam-1/counter/two").await.is_some());
-    world.ctl(&["adopt", "cam-1"]).await.with_code(0);
+    let adopted = world.ctl(&["adopt", "cam-1"]).await.with_code(0);
+    assert!(adopted.err.contains("undoes this unless it is changed in /"), "{adopted:?}");
     world.apply(Fleet::new().with("cam-1/counter/three", "").text()).await.with_code(0);
 }
 
