@@ -129,12 +129,14 @@ pub(crate) async fn follow(
     let fetching = if plugins { FETCHING } else { Duration::ZERO };
     let following = Duration::from_millis(request.wait.map_or(0, |wait| wait.within_ms));
     let patience = session.timeout.saturating_add(following).saturating_add(fetching);
-    let followed = tokio::time::timeout(patience, async {
-        while let Some(progress) = applying.next().await {
-            bars.show(&progress);
+    // Each batch has the time anew, and so has going back.
+    let followed = loop {
+        match tokio::time::timeout(patience, applying.next()).await {
+            Ok(Some(progress)) => bars.show(&progress),
+            Ok(None) => break Ok(()),
+            Err(elapsed) => break Err(elapsed),
         }
-    });
-    let followed = followed.await;
+    };
     bars.finish();
     if followed.is_err() {
         let text = format!("no answer within {patience:?}; it may have been stored, see `quiltctl history STATION`");
@@ -252,6 +254,9 @@ pub(crate) fn report(
 /// remedy.
 fn stored_and_unhealthy(reply: &ApplyReply) -> Option<String> {
     let stations = count(reply.failures.len(), "station");
+    if !reply.failures.is_empty() && reply.failures.keys().all(|station| reply.superseded.contains(station)) {
+        return Some(format!("the configuration was stored, but {stations} got another one meanwhile:"));
+    }
     let stored = if reply.rolled_back { "was stored and pushed" } else { "is stored and stays desired" };
     let late = if reply.timed_out { " in time" } else { "" };
     (reply.stored && !reply.failures.is_empty())

@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use quilt_core::words::count;
 use quilt_protocol::control::{ApplyReply, Rejection, StationChange};
-use quilt_protocol::{Name, StationId};
+use quilt_protocol::{Name, Revision, StationId};
 use smol_str::SmolStr;
 
 use crate::desired::{is_outdated, refresh};
 use crate::fleet::{self, Apply, Fleet, Saying, Sayings, document_of};
+use crate::part::Part;
 use crate::state::{InstanceKey, State};
 use crate::store::{Change, Desired, EntryKey, Trial};
 use crate::workers::Apart;
@@ -47,7 +48,9 @@ pub(crate) struct Target {
     pub(crate) was_live: bool,
     /// Whether it refused what was desired before and stays desired.
     pub(crate) refused: bool,
-    /// Instances that a rollout is not judged by; see `unhealthy`.
+    /// What of its configuration the apply answers for, if its effect is followed.
+    pub(crate) part: Arc<Part>,
+    /// Instances that were not healthy before and that the apply does not change; see `unhealthy`.
     pub(crate) unhealthy_before: BTreeSet<InstanceKey>,
 }
 
@@ -55,6 +58,11 @@ impl Target {
     /// Whether it is to be asked what it thinks: also of what it refused before, or nothing would say that it still does.
     fn is_asked(&self) -> bool {
         self.was_live && (self.desired.is_some() || self.refused)
+    }
+
+    /// The revision that it has by this apply, be it new or not.
+    pub(crate) fn revision(&self) -> Option<Revision> {
+        self.desired.as_ref().or(self.before.as_ref()).map(|desired| desired.revision)
     }
 }
 

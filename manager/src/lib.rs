@@ -4,7 +4,7 @@
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
 //! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
-//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `unhealthy`, `rollout`, `take_back`, `trial`,
+//! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `part`, `unhealthy`, `rollout`, `take_back`, `trial`,
 //! `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
 
 mod apply;
@@ -16,6 +16,7 @@ mod events;
 mod fleet;
 mod http;
 mod list_reply;
+mod part;
 mod push;
 mod register;
 mod remarks;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use quilt_core::words::list;
 use quilt_net::ItemSink;
 use quilt_protocol::Revision;
-use quilt_protocol::control::{ApplyReply, PLUGIN_SOURCE, Phase, Share, Wait};
+use quilt_protocol::control::{ApplyReply, Share, State as InstanceState, Wait};
 
 pub(crate) use self::halt::halt_interrupted;
 
@@ -20,6 +20,7 @@ use self::judge::describe;
 use crate::Core;
 use crate::apply::{self, Applied, Target};
 use crate::fleet::Apply;
+use crate::state::State;
 use crate::store::{Change, Trial};
 use crate::take_back::{self, TakeBack};
 use crate::trial;
@@ -27,6 +28,9 @@ use crate::workers::Apart;
 
 /// How often what the store did not take is tried again.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many stations are looked at before others get their turn.
+const TOLD_AT_ONCE: usize = 32;
 
 /// Applies a fleet file and, if asked to, follows its effect; progress goes to `items`.
 ///
@@ -104,59 +108,69 @@ async fn follow(
     items: Option<ItemSink>,
 ) -> Result<ApplyReply, String> {
     let Terms { source, batch, wait, who } = *terms;
-    let mut rollout = Rollout::new(core, wait, items, &applied.targets);
-    rollout.misses_roles = !source.starts_with(PLUGIN_SOURCE);
+    let mut rollout = Rollout::new(core, source, wait, items);
     let followed = rollout.follow(batch, &mut applied, who).await;
     if followed.is_err() {
         rollout.release(applied.targets.iter());
         apply::push_all(core, applied.targets.iter()).await;
     }
     followed?;
-    let has_failed = !applied.reply.failures.is_empty() || applied.reply.timed_out;
+    applied.reply.superseded = rollout.superseded(&applied.targets);
+    let has_failed = rollout.has_failed(&applied);
     if let Some(trial) = applied.trial.as_ref().filter(|_| !has_failed)
         && core.store.commit(vec![Change::EndTrial(trial.id)]).await.is_err()
     {
         core.spawn(end_trial(core.clone(), trial.id));
     }
     if wait.rollback && has_failed {
-        let _one_at_a_time = core.applying.lock().await;
-        let all: Vec<_> = applied.targets.iter().collect();
-        let spared = rollout.spared(&applied.targets);
-        let spared: BTreeSet<_> = spared.iter().map(|target| target.name.clone()).collect();
-        let entries = core.state().fleet.clone();
-        let takes_entries = applied.keys.iter().any(|key| entries.is_same(key, &applied.after));
-        let gone_back = take_back::take_back(core, &applied, TakeBack::Whole, &all, who).await;
-        rollout.release(applied.targets.iter());
-        let gone_back = gone_back?;
-        apply::push_all(core, applied.targets.iter()).await;
-        let has_newer = |target: &&Target| {
-            target.desired.is_some() && !target.was_damaged && gone_back.iter().all(|back| back.id != target.id)
-        };
-        let newer: Vec<_> = applied.targets.iter().filter(has_newer).map(|target| target.name.clone()).collect();
-        if !newer.is_empty() {
-            let without = if takes_entries { ", without what this apply gave" } else { "" };
-            applied
-                .reply
-                .notes
-                .push(format!("{}: something newer was applied meanwhile and stays{without}", list(&newer)));
-        }
-        let (spared, gone_back): (Vec<_>, Vec<_>) =
-            gone_back.into_iter().partition(|target| spared.contains(&target.name));
-        if !spared.is_empty() {
-            let spared: Vec<_> = spared.iter().map(|target| &target.name).collect();
-            applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
-        }
-        applied.reply.rolled_back = !gone_back.is_empty() || (takes_entries && !newer.is_empty());
-        let (gone_back, changes, notes) = apply::changes_of(core, Apart::new(gone_back)).await;
-        applied.reply.taken_back = changes;
-        applied.reply.notes.extend(notes);
-        for target in gone_back.iter() {
-            rollout.show(target.name.as_str(), Phase::RolledBack, "");
-        }
+        go_back(core, &mut rollout, &mut applied, who).await?;
     }
-    tell_unhealthy(core, source, &mut applied);
+    tell_unhealthy(core, source, &mut applied).await;
+    if wait.rollback && !applied.reply.failures.is_empty() && !applied.reply.rolled_back {
+        let changes_nothing = applied.keys.is_empty() && applied.targets.iter().all(|target| target.desired.is_none());
+        let why = match has_failed {
+            true if changes_nothing => ": this apply changed nothing",
+            true => "",
+            false => ": this apply is not to blame",
+        };
+        applied.reply.notes.push(format!("nothing was rolled back{why}"));
+    }
     rollout.finish().await;
     Ok(applied.reply)
+}
+
+/// Takes back an apply that failed, and waits until its stations run again what they had.
+async fn go_back(core: &Arc<Core>, rollout: &mut Rollout<'_>, applied: &mut Applied, who: &str) -> Result<(), String> {
+    let turn = core.applying.lock().await;
+    let all: Vec<_> = applied.targets.iter().collect();
+    let spared = rollout.spared(&applied.targets);
+    let spared: BTreeSet<_> = spared.iter().map(|target| target.name.clone()).collect();
+    let entries = core.state().fleet.clone();
+    let takes_entries = applied.keys.iter().any(|key| entries.is_same(key, &applied.after));
+    let gone_back = take_back::take_back(core, applied, TakeBack::Whole, &all, who).await;
+    rollout.release(applied.targets.iter());
+    let gone_back = gone_back?;
+    apply::push_all(core, applied.targets.iter()).await;
+    drop(turn);
+    let has_newer = |target: &&Target| {
+        target.desired.is_some() && !target.was_damaged && gone_back.iter().all(|back| back.id != target.id)
+    };
+    let newer: Vec<_> = applied.targets.iter().filter(has_newer).map(|target| target.name.clone()).collect();
+    if !newer.is_empty() {
+        let without = if takes_entries { ", without what this apply gave" } else { "" };
+        applied.reply.notes.push(format!("{}: something newer was applied meanwhile and stays{without}", list(&newer)));
+    }
+    let (spared, gone_back): (Vec<_>, Vec<_>) = gone_back.into_iter().partition(|target| spared.contains(&target.name));
+    if !spared.is_empty() {
+        let spared: Vec<_> = spared.iter().map(|target| &target.name).collect();
+        applied.reply.notes.push(format!("halted: {} never got it and keep what they had", list(&spared)));
+    }
+    applied.reply.rolled_back = !gone_back.is_empty() || (takes_entries && !newer.is_empty());
+    let (gone_back, changes, notes) = apply::changes_of(core, Apart::new(gone_back)).await;
+    applied.reply.taken_back = changes;
+    applied.reply.notes.extend(notes);
+    applied.reply.notes.extend(rollout.follow_back(&gone_back).await);
+    Ok(())
 }
 
 /// Forgets that an apply was on trial, as soon as the store takes that.
@@ -164,24 +178,37 @@ async fn end_trial(core: Arc<Core>, id: Revision) {
     while core.store.commit(vec![Change::EndTrial(id)]).await.is_err() && core.pause(STORE_RETRY_INTERVAL).await {}
 }
 
-/// Tells of instances that were not healthy before the apply, which did not change them, and still are not. Those of the file itself
-/// are failures all the same, or a second try would call well what failed in the first; they are no reason to go back.
-fn tell_unhealthy(core: &Core, source: &str, applied: &mut Applied) {
-    let state = core.state();
-    for target in applied.targets.iter().filter(|target| !target.unhealthy_before.is_empty()) {
+/// Tells of instances that the apply does not change and that are not healthy. Those of the file itself are failures all the same, or
+/// a second try would call well what failed in the first; they are no reason to go back.
+async fn tell_unhealthy(core: &Core, source: &str, applied: &mut Applied) {
+    for some in applied.targets.chunks(TOLD_AT_ONCE) {
+        tell_unhealthy_of(&core.state(), source, some, &mut applied.reply);
+        tokio::task::yield_now().await;
+    }
+}
+
+fn tell_unhealthy_of(state: &State, source: &str, targets: &[Target], reply: &mut ApplyReply) {
+    for target in targets.iter().filter(|one| !one.unhealthy_before.is_empty() || !one.part.others.is_empty()) {
         let Some(station) = state.stations.get(&target.id) else { continue };
         let own = state.fleet.instances_from(source, &station.subject());
-        let reports = station.live.iter().flat_map(|live| &live.instances);
-        for (key, report) in
-            reports.filter(|(key, report)| target.unhealthy_before.contains(*key) && !report.state.is_as_wanted())
-        {
-            let text = describe(&format!("{}/{}", key.0, key.1), report);
+        for (key, report) in station.live.iter().flat_map(|live| &live.instances) {
+            let was_unhealthy = target.unhealthy_before.contains(key);
+            let has_failed = matches!(report.state, InstanceState::Failed | InstanceState::Backoff);
+            let is_told = match was_unhealthy {
+                true => !report.state.is_as_wanted(),
+                false => has_failed && target.part.others.contains(key),
+            };
+            if !is_told {
+                continue;
+            }
+            let (name, text) = (&target.name, describe(&format!("{}/{}", key.0, key.1), report));
             if own.contains(key) {
                 let text = format!("{text}, as before this apply, which does not change it");
-                applied.reply.failures.entry(target.name.to_string()).or_insert(text);
+                reply.failures.entry(target.name.to_string()).or_insert(text);
+            } else if was_unhealthy {
+                reply.notes.push(format!("{name}: {text}; it was not healthy before this apply either"));
             } else {
-                let name = &target.name;
-                applied.reply.notes.push(format!("{name}: {text}; it was not healthy before this apply either"));
+                reply.notes.push(format!("{name}: {text}; this apply does not change it"));
             }
         }
     }

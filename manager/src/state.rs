@@ -171,22 +171,21 @@ impl Station {
             })
     }
 
-    /// The reports of the fleet's instances. What drop-in files of the host configure is no affair of an apply.
-    fn reports(&self, except: &BTreeSet<InstanceKey>) -> impl Iterator<Item = &InstanceReport> {
-        let all = self.live.iter().flat_map(|live| &live.instances);
-        all.filter(|(key, report)| report.owner == Owner::Fleet && !except.contains(*key)).map(|(_, report)| report)
+    /// How often some instances were restarted, all together: more than before means that one failed, also if nobody saw it down.
+    pub(crate) fn restarts(&self, of: impl Fn(&InstanceKey) -> bool) -> u64 {
+        self.reports(of).map(|report| u64::from(report.restarts)).sum()
     }
 
-    /// How often the fleet's instances were restarted, all together: more than before means that one failed, also if nobody saw it
-    /// down.
-    pub(crate) fn restarts(&self, except: &BTreeSet<InstanceKey>) -> u64 {
-        self.reports(except).map(|report| u64::from(report.restarts)).sum()
-    }
-
-    /// The instance that was restarted most often, in words.
-    pub(crate) fn most_restarted(&self, except: &BTreeSet<InstanceKey>) -> Option<String> {
-        let most = self.reports(except).filter(|report| report.restarts > 0).max_by_key(|report| report.restarts)?;
+    /// The one of them that was restarted most often, in words.
+    pub(crate) fn most_restarted(&self, of: impl Fn(&InstanceKey) -> bool) -> Option<String> {
+        let most = self.reports(of).filter(|report| report.restarts > 0).max_by_key(|report| report.restarts)?;
         Some(format!("{}/{} was restarted {} times", most.role, most.instance, most.restarts))
+    }
+
+    /// The reports of some of the fleet's instances. What drop-in files of the host configure is no affair of an apply.
+    fn reports(&self, of: impl Fn(&InstanceKey) -> bool) -> impl Iterator<Item = &InstanceReport> {
+        let all = self.live.iter().flat_map(|live| &live.instances);
+        all.filter(move |(key, report)| report.owner == Owner::Fleet && of(key)).map(|(_, report)| report)
     }
 }
 

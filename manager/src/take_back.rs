@@ -11,6 +11,7 @@ use crate::Core;
 use crate::apply::{Applied, Target, push_all, refresh_others, relabel_all, take_desired};
 use crate::desired::hashed_desired;
 use crate::fleet::{Fleet, Saying};
+use crate::part::Part;
 use crate::store::{Change, Origin};
 
 /// How much of an apply is taken back.
@@ -22,13 +23,27 @@ pub(crate) enum TakeBack {
     Stations,
 }
 
-/// What was desired of these before, each content once: by its digest, which is absent where nothing was.
-async fn read(core: &Core, which: &[&Target]) -> HashMap<Option<Digest>, Arc<Saying>> {
-    let by_digest = |target: &&Target| (target.before.as_ref().map(|before| before.digest), target.before.clone());
-    let before: HashMap<_, _> = which.iter().map(by_digest).collect();
+/// What a station had before, and what goes back with it.
+type Earlier = (Arc<Saying>, Arc<Part>);
+
+/// Which content a station had before, absent where that was nothing, and which it was given.
+fn digests(target: &Target) -> (Option<Digest>, Digest) {
+    (target.before.as_ref().map(|before| before.digest), target.saying.digest)
+}
+
+/// Reads what was desired of these before, each content once.
+async fn read(core: &Core, which: &[&Target]) -> HashMap<(Option<Digest>, Digest), Earlier> {
+    let values = |target: &&Target| (digests(target), (target.before.clone(), target.saying.clone()));
+    let values: HashMap<_, _> = which.iter().map(values).collect();
     let read = move || {
-        let all = before.into_iter();
-        all.map(|(digest, before)| (digest, Arc::new(Saying::of_desired(before.as_ref())))).collect()
+        let mut known = HashMap::new();
+        let read = values.into_iter().map(|(digests, (before, given))| {
+            let saying =
+                known.entry(digests.0).or_insert_with(|| Arc::new(Saying::of_desired(before.as_ref()))).clone();
+            let part = Part::new(&given.document, &saying.document, &BTreeSet::new());
+            (digests, (saying, Arc::new(part)))
+        });
+        read.collect()
     };
     core.compute(read).await
 }
@@ -61,12 +76,14 @@ pub(crate) async fn take_back(
         // What a station had is not known if it was damaged in the store: that station stays with what it was given.
         for target in which.iter().filter(|target| target.desired.is_some() && !target.was_damaged) {
             let earlier = target.before.as_ref();
-            let current = state.stations.get(&target.id).and_then(|station| station.desired.as_ref());
+            let station = state.stations.get(&target.id);
+            let was_live = station.is_some_and(|station| station.live.is_some());
+            let current = station.and_then(|station| station.desired.as_ref());
             if current.map(|desired| desired.revision) != target.desired.as_ref().map(|desired| desired.revision) {
                 continue;
             }
             state.last_revision = Revision(state.last_revision.0 + 1);
-            let saying = earlier_documents[&earlier.map(|earlier| earlier.digest)].clone();
+            let (saying, part) = earlier_documents[&digests(target)].clone();
             let origin = match how {
                 TakeBack::Whole => earlier.map_or(Origin::Fleet, |earlier| earlier.origin),
                 TakeBack::Stations => Origin::Pinned,
@@ -80,7 +97,7 @@ pub(crate) async fn take_back(
             }
             writes.push(Change::PutDesired(target.id, Box::new(desired.clone())));
             let (name, before) = (target.name.clone(), target.desired.clone());
-            let (was_live, desired) = (target.was_live, Some(desired));
+            let desired = Some(desired);
             let (id, was_damaged, refused, unhealthy_before) = (target.id, false, false, BTreeSet::new());
             targets.push(Target {
                 id,
@@ -91,6 +108,7 @@ pub(crate) async fn take_back(
                 desired,
                 was_live,
                 refused,
+                part,
                 unhealthy_before,
             });
         }

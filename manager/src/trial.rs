@@ -1,14 +1,17 @@
 //! Applies that are to be taken back if they fail, as they are stored: put together when one is made, and read again by the
 //! manager that starts next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use quilt_protocol::Revision;
 use quilt_protocol::control::ApplyReply;
 
 use crate::Core;
 use crate::apply::{Applied, Target};
-use crate::fleet::{Apply, Fleet, Saying};
+use crate::fleet::{Apply, Fleet, Saying, document_of};
+use crate::part::Part;
+use crate::state::InstanceKey;
 use crate::store::{Desired, Entry, EntryKey, Trial, TrialEntry, TrialTarget};
 use crate::workers::Apart;
 
@@ -43,7 +46,8 @@ pub(crate) fn of(
     })
 }
 
-/// The apply that was stored, as far as it is still what its stations should run.
+/// The apply that was stored, of the stations that are still known. What they were given since is followed as if the manager had not
+/// ended.
 ///
 /// # Errors
 ///
@@ -51,29 +55,40 @@ pub(crate) fn of(
 pub(crate) async fn applied(core: &Arc<Core>, trial: &Arc<Trial>) -> Result<Applied, String> {
     let mut left = Vec::new();
     for (number, target) in trial.targets.iter().enumerate() {
-        let current = core.state().stations.get(&target.id).and_then(|station| station.desired.clone());
-        let revision = current.as_ref().map(|desired| desired.revision);
-        if revision != target.desired.or(target.before) {
-            // Forgotten, or given something newer since.
+        let Some(current) = core.state().stations.get(&target.id).map(|station| station.desired.clone()) else {
+            continue;
+        };
+        let history = core.store.history(target.id).await.map_err(|error| error.to_string())?.desired;
+        let find = |revision: Option<Revision>| {
+            let is_meant = |desired: &&Desired| Some(desired.revision) == revision;
+            current.iter().chain(&history).find(is_meant).cloned()
+        };
+        let (given, earlier) = (find(target.desired.or(target.before)), find(target.before));
+        if given.is_none() && target.desired.is_some() {
+            // So much was applied since that nobody knows any more what this apply gave.
             continue;
         }
-        let earlier = match target.desired {
-            Some(_) => earlier(core, target).await?,
-            None => current.clone(),
+        let own = {
+            let state = core.state();
+            let station = state.stations.get(&target.id);
+            station.map(|station| state.fleet.instances_from(&trial.source, &station.subject())).unwrap_or_default()
         };
-        left.push(Left { number, current, earlier });
+        left.push(Left { number, given, earlier, own });
     }
     let trial = trial.clone();
     // Long documents and entries take long to read; see `workers`.
     core.compute(move || put_together(trial, left)).await
 }
 
-/// A target of an apply on trial that still has what that gave it.
+/// A target of an apply on trial.
 struct Left {
     /// Which of the targets.
     number: usize,
-    current: Option<Desired>,
+    /// What it has by the apply, be it new or not.
+    given: Option<Desired>,
     earlier: Option<Desired>,
+    /// The instances that the file gives it.
+    own: BTreeSet<InstanceKey>,
 }
 
 fn put_together(trial: Arc<Trial>, left: Vec<Left>) -> Result<Applied, String> {
@@ -83,19 +98,21 @@ fn put_together(trial: Arc<Trial>, left: Vec<Left>) -> Result<Applied, String> {
     };
     // What many stations have is read once.
     let mut known = HashMap::new();
-    let targets = left.into_iter().map(|Left { number, current, earlier }| {
+    let targets = left.into_iter().map(|Left { number, given, earlier, own }| {
         let target = &trial.targets[number];
-        let digest = current.as_ref().map(|current| current.digest);
-        let saying = known.entry(digest).or_insert_with(|| Arc::new(Saying::of_desired(current.as_ref()))).clone();
+        let digest = given.as_ref().map(|given| given.digest);
+        let saying = known.entry(digest).or_insert_with(|| Arc::new(Saying::of_desired(given.as_ref()))).clone();
+        let part = Arc::new(Part::new(&document_of(earlier.as_ref()), &saying.document, &own));
         Target {
             id: target.id,
             name: target.name.clone(),
             saying,
             was_damaged: target.before.is_some() && earlier.is_none(),
             before: earlier,
-            desired: current.filter(|_| target.desired.is_some()),
+            desired: given.filter(|_| target.desired.is_some()),
             was_live: target.was_live,
             refused: false,
+            part,
             unhealthy_before: target.unhealthy_before.clone(),
         }
     });
@@ -107,11 +124,4 @@ fn put_together(trial: Arc<Trial>, left: Vec<Left>) -> Result<Applied, String> {
         keys: trial.entries.iter().map(|entry| entry.key.clone()).collect(),
         trial: Some(trial.clone()),
     })
-}
-
-/// What a station had before; none if it had nothing, or nobody knows any more.
-async fn earlier(core: &Core, target: &TrialTarget) -> Result<Option<Desired>, String> {
-    let Some(before) = target.before else { return Ok(None) };
-    let history = core.store.history(target.id).await.map_err(|error| error.to_string())?;
-    Ok(history.desired.into_iter().find(|desired: &Desired| desired.revision == before))
 }

@@ -10,6 +10,7 @@ use super::Target;
 use super::snapshot::{Snapshot, StationSnapshot};
 use crate::desired::hashed_desired;
 use crate::fleet::{Apply, Fleet, GroupEntry, Merged, Sayings, document_of};
+use crate::part::Part;
 use crate::remarks;
 use crate::selector::{self, Selector};
 use crate::store::{Change, EntryKey, Origin};
@@ -92,7 +93,7 @@ pub(super) fn prepare(snapshot: &Snapshot, request: &Apply) -> Result<Prepared, 
     let waits = request.wait.is_some() || request.batch.is_some();
     let mut revision = snapshot.last_revision;
     let (mut targets, mut contradictions, mut unadopted) = (Vec::new(), Vec::new(), 0);
-    let mut sayings = Sayings::new(&fleet);
+    let (mut sayings, mut parts) = (Sayings::new(&fleet), HashMap::new());
     for station in &snapshot.stations {
         let StationSnapshot { record, is_live, .. } = station;
         let subject = station.subject();
@@ -121,17 +122,33 @@ pub(super) fn prepare(snapshot: &Snapshot, request: &Apply) -> Result<Prepared, 
         if !is_live {
             reply.away.push(record.name.to_string());
         }
-        let unhealthy_before = match waits && !station.unhealthy.is_empty() {
-            true => {
-                let own = fleet.instances_from(request.known_as(), &subject);
-                unhealthy_before(&station.unhealthy, &document_of(before.as_ref()), &saying.document, &own)
+        let (mut part, mut unhealthy) = (Arc::default(), BTreeSet::new());
+        if waits {
+            let own = || fleet.instances_from(request.known_as(), &subject);
+            // What the same document becomes the same has the same part, since the same entries say it.
+            let key = (before.as_ref().map(|before| before.digest), Arc::as_ptr(&saying));
+            let new_part = || Arc::new(Part::new(&document_of(before.as_ref()), &saying.document, &own()));
+            part = parts.entry(key).or_insert_with(new_part).clone();
+            if !station.unhealthy.is_empty() {
+                let before = document_of(before.as_ref());
+                unhealthy = unhealthy_before(&station.unhealthy, &before, &saying.document, &own());
             }
-            false => BTreeSet::new(),
-        };
+        }
         contradictions.extend(saying.conflicts.iter().cloned());
         let (id, name) = (record.id, record.name.clone());
         let (was_live, was_damaged) = (*is_live, station.is_damaged);
-        targets.push(Target { id, name, saying, before, was_damaged, desired, was_live, refused, unhealthy_before });
+        targets.push(Target {
+            id,
+            name,
+            saying,
+            before,
+            was_damaged,
+            desired,
+            was_live,
+            refused,
+            part,
+            unhealthy_before: unhealthy,
+        });
     }
     reply.notes.extend(remarks::of_targets(request.known_as(), &targets));
     reply.targets = targets.len() + unadopted;

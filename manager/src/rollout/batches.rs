@@ -1,36 +1,49 @@
 //! Following an apply batch by batch, until each station has settled or failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quilt_core::words::list;
 use quilt_net::ItemSink;
 use quilt_protocol::StationId;
-use quilt_protocol::control::{Phase, Progress, Share, Wait};
+use quilt_protocol::control::{PLUGIN_SOURCE, Phase, Progress, Share, Wait};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::judge::judge;
+use super::judge::{Successor, judge};
 use crate::apply::{self, Applied, Target};
-use crate::fleet::Instances;
-use crate::store::Change;
+use crate::fleet::Saying;
+use crate::part::Part;
+use crate::state::InstanceKey;
+use crate::store::{Change, Desired};
 use crate::take_back::{self, TakeBack};
 use crate::{Core, register};
 
 pub(super) struct Rollout<'a> {
     core: &'a Arc<Core>,
+    /// The file that is applied.
+    source: &'a str,
     wait: Wait,
     /// Progress, for whoever asked; none once they are gone or far behind.
     progress: Option<mpsc::Sender<Progress>>,
     /// Ends when all progress was passed on.
     passed_on: oneshot::Receiver<()>,
     shown: BTreeMap<String, (Phase, String)>,
-    /// The digest of every instance that each target should run.
-    wanted: BTreeMap<StationId, Arc<Instances>>,
-    /// Whether instances whose roles are missing count as failed. A plugin that is pushed is not to blame for others that are
-    /// missing: a station would have refused a push that takes a role away.
-    pub(super) misses_roles: bool,
+    /// What stations were given since, by what this looked at last.
+    successors: HashMap<StationId, Successor>,
+    /// Whether the stations go back to what they had.
+    goes_back: bool,
+    /// Whether instances whose roles are missing count as failed.
+    misses_roles: bool,
+}
+
+/// What a station was given after an apply, and what the apply gave it.
+struct Unread {
+    id: StationId,
+    desired: Desired,
+    part: Arc<Part>,
+    saying: Arc<Saying>,
 }
 
 /// Stations and why they failed.
@@ -46,7 +59,7 @@ const PASSED_ON: Duration = Duration::from_secs(2);
 const PROGRESS_MAX: usize = 4096;
 
 impl<'a> Rollout<'a> {
-    pub(super) fn new(core: &'a Arc<Core>, wait: Wait, items: Option<ItemSink>, targets: &[Target]) -> Self {
+    pub(super) fn new(core: &'a Arc<Core>, source: &'a str, wait: Wait, items: Option<ItemSink>) -> Self {
         let (done, passed_on) = oneshot::channel::<()>();
         let progress = items.map(|mut items| {
             let (sender, mut progress) = mpsc::channel(PROGRESS_MAX);
@@ -60,8 +73,11 @@ impl<'a> Rollout<'a> {
             });
             sender
         });
-        let wanted = targets.iter().map(|target| (target.id, target.saying.instances())).collect();
-        Self { core, wait, progress, passed_on, shown: BTreeMap::new(), wanted, misses_roles: true }
+        // A plugin that is pushed is not to blame for others that are missing: a station would have refused a push that takes a
+        // role away.
+        let misses_roles = !source.starts_with(PLUGIN_SOURCE);
+        let (shown, successors, goes_back) = (BTreeMap::new(), HashMap::new(), false);
+        Self { core, source, wait, progress, passed_on, shown, successors, goes_back, misses_roles }
     }
 
     /// Waits a little until whoever asked has taken what there was to show: nothing comes after the reply.
@@ -70,7 +86,12 @@ impl<'a> Rollout<'a> {
         let _ = tokio::time::timeout(PASSED_ON, self.passed_on).await;
     }
 
-    pub(super) async fn follow(&mut self, batch: Option<Share>, applied: &mut Applied, who: &str) -> Result<(), String> {
+    pub(super) async fn follow(
+        &mut self,
+        batch: Option<Share>,
+        applied: &mut Applied,
+        who: &str,
+    ) -> Result<(), String> {
         let size = batch.map_or(applied.targets.len(), |batch| batch.of(applied.targets.len())).max(1);
         for batch in applied.targets.chunks(size) {
             let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
@@ -88,7 +109,8 @@ impl<'a> Rollout<'a> {
             applied.reply.timed_out = failed.is_empty() && !late.is_empty();
             applied.reply.failures.extend(failed);
             applied.reply.failures.extend(late);
-            if !applied.reply.failures.is_empty() {
+            // Where something newer took over, that says nothing against the rest.
+            if self.has_failed(applied) {
                 break;
             }
         }
@@ -105,6 +127,33 @@ impl<'a> Rollout<'a> {
             applied.reply.notes.push(format!("halted: {} keep what they had until the next apply", list(&names)));
         }
         Ok(())
+    }
+
+    /// Whether any station did not become healthy with what was applied, for another reason than that something newer took over.
+    pub(super) fn has_failed(&self, applied: &Applied) -> bool {
+        let superseded = self.superseded(&applied.targets);
+        applied.reply.failures.keys().any(|station| !superseded.contains(station))
+    }
+
+    /// Stations that were given something newer, without what this apply gave.
+    pub(super) fn superseded(&self, targets: &[Target]) -> BTreeSet<String> {
+        let is_superseded =
+            |target: &&Target| self.successors.get(&target.id).is_some_and(|successor| successor.supersedes.is_some());
+        targets.iter().filter(is_superseded).map(|target| target.name.to_string()).collect()
+    }
+
+    /// Follows stations that go back to what they had until they run that, and says which do not. The time for it begins anew: what
+    /// failed may have failed by taking too long.
+    pub(super) async fn follow_back(&mut self, targets: &[Target]) -> Vec<String> {
+        self.goes_back = true;
+        self.shown.clear();
+        self.successors.clear();
+        self.wait.settle_ms = 0;
+        let until = Instant::now() + Duration::from_millis(self.wait.within_ms);
+        let (failed, late) = self.follow_batch(targets, until).await;
+        let failed = failed.into_iter().map(|(station, why)| format!("{station}: went back to what it had, but {why}"));
+        let late = late.into_iter().map(|(station, why)| format!("{station}: goes back to what it had, but is {why}"));
+        failed.chain(late).collect()
     }
 
     /// Lets these stations have what was applied, as far as they still should.
@@ -144,6 +193,7 @@ impl<'a> Rollout<'a> {
             changes.mark_unchanged();
             let (mut settled, mut next_settled) = (0, None::<Instant>);
             let mut phases = Vec::new();
+            self.note_successors(batch).await;
             for some in batch.chunks(JUDGED_AT_ONCE) {
                 let undecided = some.iter().filter(|target| !failed.contains_key(target.name.as_str()));
                 phases.extend(undecided.map(|target| (target, self.judged(target))));
@@ -198,13 +248,46 @@ impl<'a> Rollout<'a> {
         }
     }
 
+    /// Reads what stations of a batch were given since this looked at them last.
+    async fn note_successors(&mut self, batch: &[Target]) {
+        let mut unread = Vec::new();
+        for some in batch.chunks(JUDGED_AT_ONCE) {
+            unread.extend(some.iter().filter_map(|target| self.unread(target)));
+            tokio::task::yield_now().await;
+        }
+        if unread.is_empty() {
+            return;
+        }
+        let source = self.source.to_owned();
+        let read = move || {
+            let mut documents = BTreeMap::new();
+            let read = unread.iter().map(|Unread { id, desired, part, saying }| {
+                (*id, Successor::new(desired, &source, part, &saying.instances(), &mut documents))
+            });
+            read.collect::<Vec<_>>()
+        };
+        self.successors.extend(self.core.compute(read).await);
+    }
+
+    /// What a station was given since this looked at it last.
+    fn unread(&self, target: &Target) -> Option<Unread> {
+        let state = self.core.state();
+        let desired = state.stations.get(&target.id)?.desired.as_ref()?;
+        let known = self.successors.get(&target.id).map(|successor| successor.revision);
+        if Some(desired.revision) == known.or(target.revision()) {
+            return None;
+        }
+        let (part, saying) = (target.part.clone(), target.saying.clone());
+        Some(Unread { id: target.id, desired: desired.clone(), part, saying })
+    }
+
     /// How far a station is, and how often its instances were restarted.
     fn judged(&self, target: &Target) -> ((Phase, String), u64) {
         let state = self.core.state();
         let station = state.stations.get(&target.id).map(|station| &**station);
         (
-            judge(station, target, &self.wanted[&target.id], self.misses_roles),
-            station.map_or(0, |station| station.restarts(&target.unhealthy_before)),
+            judge(station, target, self.successors.get(&target.id), self.misses_roles),
+            station.map_or(0, |station| station.restarts(|key| decides(target, key))),
         )
     }
 
@@ -216,7 +299,7 @@ impl<'a> Rollout<'a> {
                 Some((Phase::Settled | Phase::Away | Phase::Failed | Phase::Rejected, _)) => return None,
                 Some((Phase::Healthy, _)) => {
                     let station = state.stations.get(&target.id);
-                    station.and_then(|station| station.most_restarted(&target.unhealthy_before))
+                    station.and_then(|station| station.most_restarted(|key| decides(target, key)))
                 }
                 Some((_, detail)) => Some(detail.clone()).filter(|detail| !detail.is_empty()),
                 None => None,
@@ -234,11 +317,28 @@ impl<'a> Rollout<'a> {
         }
         self.shown.insert(station.to_owned(), shown);
         if let Some(items) = &self.progress {
-            let progress = Progress { station: station.into(), phase, detail: detail.into() };
+            let (phase, detail) = if self.goes_back { going_back(phase, detail) } else { (phase, detail.to_owned()) };
+            let progress = Progress { station: station.into(), phase, detail };
             if items.try_send(progress).is_err() {
                 // Whoever asked is gone or does not read; the rollout goes on.
                 self.progress = None;
             }
         }
+    }
+}
+
+/// Whether an apply is judged by an instance of one of its stations.
+fn decides(target: &Target, key: &InstanceKey) -> bool {
+    !target.unhealthy_before.contains(key)
+        && target.saying.instances().get(key).is_some_and(|digest| target.part.is_judged_by(key, digest, None))
+}
+
+/// What to show of a station that goes back to what it had.
+fn going_back(phase: Phase, detail: &str) -> (Phase, String) {
+    match phase {
+        Phase::Healthy | Phase::Settled => (Phase::RolledBack, String::new()),
+        Phase::Applying if detail.is_empty() => (phase, "goes back to what it had".into()),
+        Phase::Applying => (phase, format!("goes back to what it had: {detail}")),
+        _ => (phase, detail.to_owned()),
     }
 }

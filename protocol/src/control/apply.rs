@@ -1,6 +1,6 @@
 //! Applying a fleet file: the request, its progress and how it ended. The JSON forms are contracts that scripts depend on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -163,6 +163,9 @@ pub struct ApplyReply {
     pub rejection: Option<Rejection>,
     /// Stations that did not become healthy, and why (only when waiting).
     pub failures: BTreeMap<String, String>,
+    /// Those of them that something newer took over: it has not what this apply gave (only when waiting).
+    #[serde(default)]
+    pub superseded: BTreeSet<String>,
     /// How many stations this concerns.
     #[serde(default)]
     pub targets: usize,

@@ -217,9 +217,10 @@ async fn a_rollback_goes_back_to_what_was_just_applied_and_no_further() {
     let fails = "command = [\"false\"]\nrestart = { policy = \"temporary\" }\n";
     let failing = world.fleet_file("fleet.toml", next().with("cam-1/process/fails", fails).text());
     let rolled = world.ctl(&["apply", "-f", &failing, "--wait", "20", "--rollback"]).await.with_code(4);
-    assert!(rolled.err.contains("rolled back"), "{}", rolled.err);
-    world.until_state("cam-1/counter/two", "active").await;
-    world.eventually("the failing one goes", async |world| world.instance("cam-1/process/fails").await.is_none()).await;
+    assert!(rolled.err.contains("cam-1: rolled back"), "{}", rolled.err);
+    // It says so when the station runs it again.
+    assert_eq!(world.instance("cam-1/counter/two").await.unwrap().state.name(), "active");
+    assert!(world.instance("cam-1/process/fails").await.is_none());
     let file = world.fleet_file("fleet.toml", next().text());
     world.ctl(&["diff", "-f", &file]).await.with_code(0);
     // What was taken back is not what somebody goes back to.
@@ -237,17 +238,29 @@ async fn an_apply_answers_for_what_it_changes_and_neither_fails_for_nor_takes_ba
     let others = world.fleet_file("others.toml", &others);
     world.ctl(&["apply", "-f", &others]).await.with_code(0);
     world.until_state("cam-1/process/bad", "failed").await;
-    // It failed before, and is another file's.
+    // Active now and then, also at the moment when an apply begins.
+    let flapping = "command = [\"sh\", \"-c\", \"sleep 0.05; exit 3\"]\nrestart = { delay = \"10ms\", max_delay = \"10ms\", intensity = 0 }\n";
+    let flapping =
+        format!("name = 'flaps'\n[group.flaps]\nmatch = 'name=cam-1'\n[group.flaps.roles.process.flaps]\n{flapping}");
+    let flapping = world.fleet_file("flaps.toml", &flapping);
+    world.ctl(&["apply", "-f", &flapping]).await.with_code(0);
+    world
+        .eventually("it flaps", async |world| {
+            world.instance("cam-1/process/flaps").await.is_some_and(|instance| instance.restarts > 1)
+        })
+        .await;
+    // These are other files'.
     let next = || Fleet::new().with("cam-1/counter/one", "").with("cam-1/counter/two", "");
     let file = world.fleet_file("fleet.toml", next().text());
-    let waits = ["--wait", "20", "--settle", "0"];
+    let waits = ["--wait", "20", "--settle", "0.5"];
     let applied = world.ctl(&[&["apply", "-f", &file, "--rollback"], &waits[..]].concat()).await.with_code(0);
     let is_note = |line: &&str| line.starts_with("note: cam-1: process/bad is failed (exit code 3");
     let note = applied.err.lines().find(is_note).unwrap_or_else(|| panic!("no note in {}", applied.err));
     assert!(note.ends_with("it was not healthy before this apply either"), "{note}");
     // For the file that configures it, it is a failure also the second time, and no reason to go back.
     let again = world.ctl(&[&["apply", "-f", &others, "--rollback"], &waits[..]].concat()).await.with_code(4);
-    assert!(again.err.contains("as before this apply") && !again.err.contains("rolled back"), "{}", again.err);
+    assert!(again.err.contains("as before this apply") && !again.err.contains("cam-1: rolled back"), "{}", again.err);
+    assert!(again.err.contains("note: nothing was rolled back: this apply is not to blame"), "{}", again.err);
     // An apply that fails takes back what it gave, and not what came since the station ran well.
     let failing = world.fleet_file("fleet.toml", next().with("cam-1/process/fails", FAILING).text());
     // It is active for a moment before it fails, which must not settle it.
@@ -260,30 +273,73 @@ async fn an_apply_answers_for_what_it_changes_and_neither_fails_for_nor_takes_ba
     }
 }
 
+/// A file that gives a station some instances through a group named as itself.
+fn group(name: &str, instances: &str) -> String {
+    format!("name = '{name}'\n[group.{name}]\nmatch = 'name=cam-1'\n{instances}")
+}
+
+/// An instance that is starting until the file `up` is there, and fails once `down` is.
+fn gated(world: &World) -> String {
+    let until = |file: &str| format!("until [ -e {} ]; do sleep 0.05; done", world.folder().join(file).display());
+    let script = format!("{}; echo up; {}; exit 3", until("up"), until("down"));
+    format!(
+        "[group.ours.roles.process.gated]\ncommand = [\"sh\", \"-c\", {script:?}]\n\
+         restart = {{ policy = \"temporary\" }}\nready = {{ log = \"up\", within = \"60s\" }}\n"
+    )
+}
+
+#[tokio::test]
+async fn an_apply_is_followed_in_what_another_file_gives_meanwhile() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let one = "[group.ours.roles.counter.one]\n";
+    let first = world.fleet_file("first.toml", &group("ours", one));
+    let second = world.fleet_file("second.toml", &group("ours", &format!("{one}{}", gated(&world))));
+    let theirs = world.fleet_file("theirs.toml", &group("theirs", "[group.theirs.roles.counter.other]\n"));
+    world.ctl(&["apply", "-f", &first, "--wait", "--settle", "0"]).await.with_code(0);
+    let apply = ["apply", "-f", &second, "--rollback", "--wait", "60", "--settle", "0"];
+    let meanwhile = async |file: &str| {
+        world.until_state("cam-1/process/gated", "starting").await;
+        world.ctl(&["apply", "-f", file, "--wait", "--settle", "0"]).await.with_code(0);
+    };
+    // The same file again takes over.
+    let (superseded, ()) = tokio::join!(world.ctl(&apply), meanwhile(&first));
+    let superseded = superseded.with_code(4).err;
+    assert!(superseded.contains("took over meanwhile: it does not have process/gated"), "{superseded}");
+    assert!(superseded.contains("the configuration was stored, but 1 station got another one"), "{superseded}");
+    world.ctl(&["diff", "-f", &first]).await.with_code(0);
+    // Another file does not.
+    let (applied, ()) = tokio::join!(world.ctl(&apply), async {
+        meanwhile(&theirs).await;
+        std::fs::write(world.folder().join("up"), "").unwrap();
+    });
+    let applied = applied.with_code(0).err;
+    assert!(applied.contains("cam-1: settled 2 instances"), "{applied}");
+    world.until_state("cam-1/counter/other", "active").await;
+}
+
 #[tokio::test]
 async fn a_rollback_also_takes_its_part_from_what_another_file_gave_meanwhile() {
     let mut world = World::new().await;
     world.station("cam-1", &[]).await;
-    let group = |name: &str, instances: &[&str]| {
-        let instances: String =
-            instances.iter().map(|instance| format!("[group.{name}.roles.counter.{instance}]\n")).collect();
-        format!("name = '{name}'\n[group.{name}]\nmatch = 'name=cam-1'\n{instances}")
-    };
-    let first = world.fleet_file("first.toml", &group("ours", &["one"]));
-    let second = world.fleet_file("second.toml", &group("ours", &["one", "two"]));
-    let theirs = world.fleet_file("theirs.toml", &group("theirs", &["other"]));
+    let one = "[group.ours.roles.counter.one]\n";
+    let first = world.fleet_file("first.toml", &group("ours", one));
+    let second = world.fleet_file("second.toml", &group("ours", &format!("{one}{}", gated(&world))));
+    let theirs = world.fleet_file("theirs.toml", &group("theirs", "[group.theirs.roles.counter.other]\n"));
     world.ctl(&["apply", "-f", &first, "--wait"]).await.with_code(0);
     let ours = ["apply", "-f", &second, "--rollback", "--wait", "60", "--settle", "50"];
     let (rolled, ()) = tokio::join!(world.ctl(&ours), async {
-        world.until_state("cam-1/counter/two", "active").await;
+        world.until_state("cam-1/process/gated", "starting").await;
         world.ctl(&["apply", "-f", &theirs]).await.with_code(0);
+        std::fs::write(world.folder().join("down"), "").unwrap();
+        std::fs::write(world.folder().join("up"), "").unwrap();
     });
     let rolled = rolled.with_code(4).err;
     assert!(
         rolled.contains("rolled back") && rolled.contains("meanwhile and stays, without what this apply gave"),
         "{rolled}"
     );
-    world.eventually("our part goes", async |world| world.instance("cam-1/counter/two").await.is_none()).await;
+    world.eventually("our part goes", async |world| world.instance("cam-1/process/gated").await.is_none()).await;
     world.until_state("cam-1/counter/other", "active").await;
     for file in [&first, &theirs] {
         world.ctl(&["diff", "-f", file]).await.with_code(0);
@@ -482,7 +538,9 @@ async fn a_program_that_ends_again_and_again_is_not_settled_however_it_ends() {
         let waited = world.ctl(&["apply", "-f", &file, "--wait", "1", "--settle", "1"]).await.with_code(5);
         assert!(waited.err.contains("not healthy in time: process/flaps"), "{}", waited.err);
     }
-    assert!(world.instance("cam-1/process/flaps").await.unwrap().restarts > 1);
+    let is_restarted =
+        async |world: &World| world.instance("cam-1/process/flaps").await.is_some_and(|one| one.restarts > 1);
+    world.eventually("it is restarted again and again", is_restarted).await;
 }
 
 #[tokio::test]
