@@ -53,15 +53,35 @@ const PIECES_WAITING: u32 = 16;
 type Recent = (String, Arc<Terms>);
 
 /// A connection to a fleet's manager. Cheap to clone.
+///
+/// A connection that [`Client::connect`] made is closed when the last clone is dropped and nothing that was asked over it is under way.
+/// [`Client::close`] closes it at once.
 #[derive(Clone)]
 pub struct Client {
     /// How to connect anew; nothing for a session that was given.
     dialled: Option<Arc<(String, Name)>>,
-    session: Arc<Mutex<(Handle, Name)>>,
+    session: Arc<Mutex<Session>>,
     schemas: Arc<Mutex<schemas::Kept>>,
     /// The terms of the last few calls, and the targets as they were given.
     recent: Arc<Mutex<VecDeque<Recent>>>,
     timeout: Duration,
+}
+
+/// The session of all clones of a client.
+struct Session {
+    handle: Handle,
+    /// As the manager assigned it.
+    name: Name,
+    /// Made by the client and not given to it.
+    is_own: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_own {
+            self.handle.leave_when_idle();
+        }
+    }
 }
 
 /// Why there is no connection.
@@ -113,25 +133,29 @@ impl Client {
     /// [`ConnectFailure`].
     pub async fn connect_within(manager: &str, name: &str, timeout: Duration) -> Result<Self, ConnectFailure> {
         let wished: Name = name.parse()?;
-        let session = open(manager, &wished, timeout).await?;
+        let (handle, name) = open(manager, &wished, timeout).await?;
         let dialled = Some(Arc::new((manager.to_owned(), wished)));
-        Ok(Self { dialled, ..Self::over_named(session, timeout) })
+        Ok(Self::over_session(Session { handle, name, is_own: true }, dialled, timeout))
     }
 
     /// Asks over a session that there is, as a program that hosts a manager has one with each station. It is not made anew
     /// when it ends.
     pub fn over(session: Handle, name: Name, timeout: Duration) -> Self {
-        Self::over_named((session, name), timeout)
+        Self::over_session(Session { handle: session, name, is_own: false }, None, timeout)
     }
 
-    fn over_named(session: (Handle, Name), timeout: Duration) -> Self {
+    fn over_session(session: Session, dialled: Option<Arc<(String, Name)>>, timeout: Duration) -> Self {
         let session = Arc::new(Mutex::new(session));
-        Self { dialled: None, session, schemas: Arc::default(), recent: Arc::default(), timeout }
+        Self { dialled, session, schemas: Arc::default(), recent: Arc::default(), timeout }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name the manager assigned to this tool.
     pub fn name(&self) -> Name {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
+        self.session().name.clone()
     }
 
     /// The default time of requests.
@@ -145,7 +169,7 @@ impl Client {
     }
 
     pub(crate) fn handle(&self) -> Handle {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.session().handle.clone()
     }
 
     pub(crate) fn schemas(&self) -> MutexGuard<'_, schemas::Kept> {
@@ -159,8 +183,8 @@ impl Client {
     /// [`ConnectFailure`].
     pub async fn reconnect(&self) -> Result<(), ConnectFailure> {
         if let Some(dialled) = self.dialled.as_deref().filter(|_| self.handle().is_closed()) {
-            let session = open(&dialled.0, &dialled.1, self.timeout).await?;
-            *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+            let (handle, name) = open(&dialled.0, &dialled.1, self.timeout).await?;
+            *self.session() = Session { handle, name, is_own: true };
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Manner, TIME, World, instance, registration};
+use quilt_client::Client;
 use quilt_net::AskError;
 use quilt_protocol::control::bounds::ATTRIBUTE_MAX;
 use quilt_protocol::control::{Apply, FleetFile, InstanceReport, Report, StationView, Stations, command};
@@ -106,4 +107,23 @@ async fn a_station_that_beats_and_never_answers_is_told_of_and_the_others_go_on(
         tokio::task::yield_now().await;
     }
     assert!(!silent.is_closed());
+}
+
+#[tokio::test]
+async fn a_tool_that_drops_its_client_is_gone() {
+    let world = World::new().await;
+    let address = world.manager.protocol_addr().to_string();
+    let tool = Client::connect(&address, "tool").await.unwrap();
+    let copy = tool.clone();
+    drop(tool);
+    let names = async |client: &Client| {
+        let clients = client.clients().await.unwrap();
+        clients.iter().map(|view| view.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&copy).await, ["tool"], "a clone is left");
+    drop(copy);
+    let other = Client::connect(&address, "other").await.unwrap();
+    while names(&other).await != ["other"] {
+        tokio::task::yield_now().await;
+    }
 }

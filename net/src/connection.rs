@@ -371,6 +371,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
             }
         }
         let mut inner = this.shared.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.leaves_when_idle && inner.waiting.is_empty() {
+            inner.leaves_when_idle = false;
+            inner.session.goodbye("nobody uses the connection any more");
+        }
         // There is more to hand out, or others have changed the session since it was looked at: in the next turn.
         let may_write = this.write_blocked.is_none() && written.is_ok() && !this.shutting_down;
         if inner.session.has_events() || (inner.session.has_transmit() && may_write) {

@@ -176,6 +176,12 @@ impl Handle {
         self.shared.with(|inner| inner.session.goodbye(reason));
     }
 
+    /// Leaves once nothing that was asked is under way, streams included. Call it when nobody will ask any more: otherwise heartbeats
+    /// keep the connection open for as long as the runtime lives.
+    pub fn leave_when_idle(&self) {
+        self.shared.with(|inner| inner.leaves_when_idle = true);
+    }
+
     /// Asks for a sign of life.
     pub fn ping(&self) {
         self.shared.with(|inner| inner.session.ping());

@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     pub(crate) serving: FxHashMap<RequestNumber, Serving>,
     pub(crate) driver: Option<Waker>,
     pub(crate) greeting: Option<oneshot::Sender<Result<Welcome, ConnectError>>>,
+    /// See [`Handle::leave_when_idle`](crate::Handle::leave_when_idle).
+    pub(crate) leaves_when_idle: bool,
 }
 
 /// Who waits for the answer of a request.
@@ -169,7 +171,7 @@ impl Inner {
 impl Shared {
     pub(crate) fn new(session: Session) -> Arc<Self> {
         let (waiting, serving) = Default::default();
-        let inner = Inner { session, waiting, serving, driver: None, greeting: None };
+        let inner = Inner { session, waiting, serving, driver: None, greeting: None, leaves_when_idle: false };
         Arc::new(Self { inner: Mutex::new(inner), closed: OnceLock::new(), closed_notify: Notify::new() })
     }
 

@@ -245,6 +245,21 @@ async fn a_goodbye_is_told_apart_from_a_crash() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_nobody_uses_ends_once_what_was_asked_over_it_has() {
+    let mut world = world().await;
+    let mut items = world.asker.stream(head("count"), Bytes::new(), 4);
+    let slow = world.asker.request(&head("slow"), Bytes::from_static(b"x"));
+    world.asker.leave_when_idle();
+    assert_eq!(slow.await.body, "x");
+    for number in 0..100u32 {
+        assert_eq!(items.next().await.unwrap(), number.to_string());
+    }
+    assert!(!world.asker.is_closed(), "a stream is under way");
+    assert_eq!(items.end().await.body, "counted");
+    assert!(matches!(world.closed.recv().await, Some(Closed::Goodbye(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_never_greets_or_speaks_something_else_is_cut() {
     for garbage in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64], &[0; 8]] {
         let (mut near, far) = tokio::io::duplex(1024);
