@@ -49,8 +49,13 @@ impl Losses {
             let plural = if self.lines == 1 { " was" } else { "s were" };
             before.extend(notice(&format!("{} line{plural} lost here: {}", self.lines, self.why)));
         }
-        let (in_front, all) = (before.len(), [&before, lines].concat());
-        let bytes: &[u8] = if in_front == 0 { lines } else { &all };
+        let (in_front, mut all) = (before.len(), before);
+        let bytes: &[u8] = if in_front == 0 {
+            lines
+        } else {
+            all.extend_from_slice(lines);
+            &all
+        };
         let wrote = loop {
             match out.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

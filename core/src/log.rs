@@ -1,10 +1,13 @@
 //! Where a daemon's own log goes.
 
+mod behind;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde::de::{Deserialize as _, Deserializer, Error as _};
 use tracing::{Event, Subscriber};
@@ -65,22 +68,12 @@ impl LogFile {
 /// The events that could not be written. Standard error counts too: it is mostly a file or a pipe to one.
 static LOSSES: Mutex<Option<Losses>> = Mutex::new(None);
 
-/// Writes to whatever file is the log now, or to standard error. One call of `write` is one event.
+/// Hands events to the thread that writes them. One call of `write` is one event.
 struct Appender;
 
 impl io::Write for Appender {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let mut losses = LOSSES.lock().unwrap_or_else(PoisonError::into_inner);
-        let losses = losses.get_or_insert_default();
-        let notice = |text: &str| format!("{} WARN {text}\n", time::now_text()).into_bytes();
-        match LOG.get().map(|log| log.file.lock().unwrap_or_else(PoisonError::into_inner)) {
-            Some(mut file) => {
-                let Some(file) = file.as_mut() else { return Ok(event.len()) };
-                let torn = is_torn(file, file.metadata()?.len());
-                losses.append(file, Some(torn), event, notice)?;
-            }
-            None => losses.append(&mut io::stderr().lock(), None, event, notice)?,
-        }
+        behind::write(event);
         Ok(event.len())
     }
 
@@ -89,13 +82,40 @@ impl io::Write for Appender {
     }
 }
 
-/// Opens the log file anew under its name, for whoever moved it away. One that cannot be opened leaves the old one.
+/// Writes an event to whatever file is the log now, or to standard error. `left_out` events before it were not even tried.
+fn write_event(event: &[u8], left_out: u64) -> io::Result<()> {
+    let mut losses = LOSSES.lock().unwrap_or_else(PoisonError::into_inner);
+    let losses = losses.get_or_insert_default();
+    if left_out > 0 {
+        losses.skip(left_out, "the log's disk or reader did not keep up".into());
+    }
+    let notice = |text: &str| format!("{} WARN {text}\n", time::now_text()).into_bytes();
+    match LOG.get().map(|log| log.file.lock().unwrap_or_else(PoisonError::into_inner)) {
+        Some(mut file) => {
+            let Some(file) = file.as_mut() else { return Ok(()) };
+            let torn = is_torn(file, file.metadata()?.len());
+            losses.append(file, Some(torn), event, notice)
+        }
+        None => losses.append(&mut io::stderr().lock(), None, event, notice),
+    }
+}
+
+/// Has the log file opened anew under its name, for whoever moved it away. One that cannot be opened leaves the old one.
 pub fn reopen() {
+    behind::reopen();
+}
+
+fn reopen_now() {
     if let Some(log) = LOG.get()
         && let Err(error) = log.open()
     {
         tracing::error!(path = %log.path.display(), %error, "cannot open the log anew; the old one goes on");
     }
+}
+
+/// Waits until what was logged before is written, for `patience` at most. Call it before the end of the process.
+pub fn flush(patience: Duration) {
+    behind::flush(patience);
 }
 
 /// Takes another filter from now on.
@@ -199,6 +219,7 @@ pub fn init(file: Option<&Path>, level: &str) -> io::Result<()> {
         }
         None => io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none(),
     };
+    behind::start();
     let builder = builder.with_ansi(colour).with_writer(|| Appender).with_filter_reloading();
     let reload = builder.reload_handle();
     if builder.finish().with(Observed).try_init().is_ok() {

@@ -8,8 +8,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::disk;
+use crate::{disk, log};
 
+/// How long the last events may take to reach the log at the end of a daemon.
+const LOG_GRACE: Duration = Duration::from_secs(1);
 /// How long an idle background thread is kept: longer than any process lives.
 const KEEP_THREADS: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// How many background threads there are from the start: for disk work, and for what must not wait for that.
@@ -90,11 +92,12 @@ where
     }
 }
 
-/// Runs `work` to its end, then waits at most `grace` for blocking background work. Dropping the runtime instead would wait for all
+/// Runs `work` to its end, then waits at most `grace` for blocking background work, and a second at most for the log. Dropping the runtime instead would wait for all
 /// of it: a name look-up cannot be cancelled, and lasts as long as the resolver's time-outs when no name server answers.
 pub fn run<T>(runtime: Runtime, grace: Duration, work: impl Future<Output = T>) -> T {
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(grace);
+    log::flush(LOG_GRACE);
     done
 }
 
