@@ -103,6 +103,28 @@ async fn a_program_whose_keepers_files_are_removed_is_neither_run_twice_nor_out_
 }
 
 #[tokio::test]
+async fn a_keeper_writes_its_log_where_its_folder_was_moved_to_and_makes_nothing_of_the_old_name() {
+    let mut world = World::new().await;
+    world.station("cam-1", &[]).await;
+    let script = "trap 'echo heard' USR1; echo up; while :; do sleep 0.05; done";
+    let keys = format!("command = [\"sh\", \"-c\", {script:?}]\nready = {{ log = \"up\" }}");
+    let fleet = Fleet::new().with(MAIN, &keys);
+    world.apply(fleet.text()).await.with_code(0);
+    let pid = world.pid(MAIN).await;
+    world.end_station("cam-1", Signal::SIGKILL).await;
+    let (folder, moved) = (world.station_folder("cam-1"), world.folder().join("moved"));
+    std::fs::rename(&folder, &moved).unwrap();
+    kill(Pid::from_raw(pid as i32), Signal::SIGUSR1).unwrap();
+    let log = moved.join("station/instances/process/main/log/log");
+    let heard = || std::fs::read_to_string(&log).unwrap().contains("heard");
+    world.eventually("the line is in the log", async |_| heard()).await;
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let exit = moved.join("station/instances/process/main/state/exit.json");
+    world.eventually("its end is on record", async |_| exit.exists()).await;
+    assert!(!folder.exists(), "the old path was made again");
+}
+
+#[tokio::test]
 async fn a_lost_connection_with_a_keeper_is_not_the_end_of_its_program() {
     let world = world().await;
     let pid = world.pid(MAIN).await;

@@ -1,8 +1,9 @@
 //! Where a folder is, whatever it is called: through a symbolic link, a bind mount or `..`, and after it was moved or removed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,28 @@ impl Place {
     }
 }
 
+/// A path of `sibling`, which lies beside the open folder that was opened as `named`, that leads there from the open folder. It stays
+/// right wherever a folder above the instance's is moved, and if those in between are removed and made again. Where links make such a
+/// path lead elsewhere it begins further down, or is `sibling` itself.
+pub(super) fn beside(open: &File, named: &Path, sibling: &Path) -> PathBuf {
+    let identity = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    let begin = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    for levels in (1..=LEVELS_UP).rev() {
+        let (Some(above), Some(ours)) = (sibling.ancestors().nth(levels), named.ancestors().nth(levels)) else {
+            continue;
+        };
+        let up = (0..levels).fold(begin.clone(), |path, _| path.join(".."));
+        let is_there = identity(&up).is_some() && identity(&up) == identity(above) && above == ours;
+        if let Some(rest) = sibling.strip_prefix(above).ok().filter(|_| is_there) {
+            return up.join(rest);
+        }
+    }
+    sibling.to_owned()
+}
+
+/// How far up [`beside`] begins: instances / role / instance / state.
+const LEVELS_UP: usize = 3;
+
 /// The path of an open folder without the mark of one that was removed.
 fn without_mark(link: PathBuf) -> PathBuf {
     match link.as_os_str().as_bytes().strip_suffix(DELETED) {
@@ -94,8 +117,9 @@ fn without_mark(link: PathBuf) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::unix::fs::symlink;
+
+    use quilt_core::lines::{Reader, Writer};
 
     use super::*;
 
@@ -140,6 +164,40 @@ mod tests {
             is_known(&moved);
             is_known(&link);
         }
+    }
+
+    #[test]
+    fn a_log_is_written_where_the_folder_beside_it_is_however_those_above_are_moved_or_removed() {
+        let top = tempfile::tempdir().unwrap();
+        let (data, moved) = (top.path().join("data"), top.path().join("moved"));
+        let (state, log) = (data.join("instances/process/main/state"), data.join("instances/process/main/log"));
+        fs::create_dir_all(&state).unwrap();
+        let open = File::open(&state).unwrap();
+        let mut writer = Writer::open(&beside(&open, &state, &log)).unwrap();
+        writer.append("out", "one").unwrap();
+        assert!(log.join("log").exists());
+        fs::rename(&data, &moved).unwrap();
+        writer.append("out", "two").unwrap();
+        let log = moved.join("instances/process/main/log");
+        assert!(!data.exists(), "the old path was made again");
+        assert_eq!(Reader::open(&log, 10).unwrap().more().unwrap().len(), 2);
+        for removed in ["main/log", "main", ""] {
+            fs::remove_dir_all(moved.join("instances/process").join(removed)).unwrap();
+            writer.append("out", "three").unwrap();
+            assert_eq!(Reader::open(&log, 10).unwrap().more().unwrap().len(), 1, "{removed}");
+        }
+        assert!(!data.exists(), "the old path was made again");
+
+        // An instance's folder on another disk.
+        let elsewhere = top.path().join("elsewhere");
+        fs::create_dir_all(elsewhere.join("state")).unwrap();
+        fs::create_dir_all(&data).unwrap();
+        let linked = data.join("linked");
+        symlink(&elsewhere, &linked).unwrap();
+        let open = File::open(linked.join("state")).unwrap();
+        Writer::open(&beside(&open, &linked.join("state"), &linked.join("log"))).unwrap().append("out", "x").unwrap();
+        assert!(elsewhere.join("log/log").exists());
+        assert_eq!(beside(&open, &linked.join("state"), Path::new("/nowhere/log")), Path::new("/nowhere/log"));
     }
 
     #[test]

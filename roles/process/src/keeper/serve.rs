@@ -17,7 +17,7 @@ use super::children::{self, EndStatus};
 use super::copy::copy;
 use super::events::{Event, Events, Signals, Socket, timeout};
 use super::oom::OomWatch;
-use super::{EXEC, EXEC_NAME, Exit, FromKeeper, Paths, Run, Spec, StopRequest, ToKeeper, leftovers};
+use super::{EXEC, EXEC_NAME, Exit, FromKeeper, Paths, Run, Spec, StopRequest, ToKeeper, leftovers, place};
 
 /// How long output may still come after the program has ended: descendants that left its group hold the pipe open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
@@ -51,6 +51,7 @@ pub(super) fn keep(paths: Paths, log: &Path) -> io::Result<()> {
         return Err(io::Error::other("another keeper is at work"));
     }
     // From now on its files are where the folder is, wherever that is moved.
+    let log = &place::beside(&lock, paths.folder(), log);
     let paths = Paths::new(Path::new(&format!("/proc/self/fd/{}", lock.as_raw_fd())));
     paths.forget()?;
     lines::Position::begin_run(log)?;
