@@ -27,6 +27,8 @@ use crate::supervisor::{self, FORGOTTEN_STOP, Impossible, Offering, Target};
 /// When the folders of removed instances are looked at after the start of the station, and then again and again.
 const FIRST_SWEEP: Duration = Duration::from_secs(60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// Where they are kept for less than that, they are looked at so often, but not more often than this.
+const SWEEP_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The one place that decides what the station should run.
 pub(crate) struct Push {
@@ -307,10 +309,11 @@ impl Push {
 
     /// Deletes folders of removed instances for ever, as [`folders::expired`] says.
     pub(crate) async fn sweep_folders(self: Arc<Self>, around: Surroundings, keep: Duration) {
-        let mut pause = FIRST_SWEEP;
+        let shortest = keep.max(SWEEP_INTERVAL_MIN);
+        let mut pause = FIRST_SWEEP.min(shortest);
         loop {
             tokio::time::sleep(pause).await;
-            pause = SWEEP_INTERVAL;
+            pause = SWEEP_INTERVAL.min(shortest);
             let configured = self.configured().await.1;
             let (folder, board) = (around.folder.clone(), around.board.clone());
             let is_used = move |key: &Key| configured.contains(key) || board.get(key).is_some();
@@ -341,7 +344,8 @@ impl Push {
             if configured.contains(key) || around.board.get(key).is_some() {
                 return Err(format!("{key} is in use; remove it from the configuration first"));
             }
-            if !instance::instance_dir(&around.folder, key).is_dir() {
+            let folder = instance::instance_dir(&around.folder, key);
+            if !disk::run(move || folder.is_dir()).await {
                 return Err(format!("there is no folder of {key}"));
             }
         }
@@ -349,8 +353,11 @@ impl Push {
         for key in keys {
             let ended = instance::abandon(around, &key, FORGOTTEN_STOP).await;
             ended.map_err(|why| format!("what is left of {key} did not end: {why}"))?;
-            let path =
-                folders::set_aside(&around.folder, &key).map_err(|error| format!("the folder of {key}: {error}"))?;
+            let path = {
+                let (folder, key) = (around.folder.clone(), key.clone());
+                disk::run(move || folders::set_aside(&folder, &key)).await
+            };
+            let path = path.map_err(|error| format!("the folder of {key}: {error}"))?;
             tracing::info!(instance = %key, "the folder of a removed instance is deleted");
             aside.push(path);
         }

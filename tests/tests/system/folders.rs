@@ -1,5 +1,6 @@
 //! Folders of instances: they outlive their instance until somebody purges them.
 
+use nix::sys::signal::Signal;
 use quilt_tests::{Fleet, World};
 
 const TARGET: &str = "cam-1/process/main";
@@ -44,4 +45,26 @@ async fn the_folder_of_a_removed_instance_is_listed_until_it_is_purged_and_an_in
     world.ctl(&purge).await.with_code(2);
     begin(&world).await;
     assert!(!log(&world).await.contains(OLD));
+}
+
+#[tokio::test]
+async fn folders_of_removed_instances_are_deleted_when_they_have_been_kept_for_their_time() {
+    let mut world = World::new().await;
+    world.station("cam-1", &["--keep-removed", "1s"]).await;
+    let program = "command = ['sh', '-c', 'echo hello; sleep 1000']\n";
+    let fleet = Fleet::new().with("cam-1/process/stays", program);
+    world.apply(fleet.with(TARGET, program).text()).await.with_code(0);
+    world.apply(Fleet::new().with("cam-1/process/stays", program).text()).await.with_code(0);
+    let instances = world.station_folder("cam-1").join("station/instances/process");
+    world.eventually("the folder is deleted", async |_| !instances.join("main").exists()).await;
+    assert!(instances.join("stays/log/log").exists());
+    // One that was removed while no station was there, too.
+    let world = &mut world;
+    world.apply(Fleet::new().with("cam-1/process/stays", program).with(TARGET, program).text()).await.with_code(0);
+    world.end_station("cam-1", Signal::SIGTERM).await;
+    let path = world.fleet_file("f.toml", Fleet::new().with("cam-1/process/stays", program).text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    world.station("cam-1", &["--keep-removed", "1s"]).await;
+    world.eventually("the folder is deleted", async |_| !instances.join("main").exists()).await;
+    assert!(instances.join("stays/log/log").exists());
 }
