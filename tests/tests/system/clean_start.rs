@@ -1,6 +1,7 @@
 //! What a process that a station starts begins with: what is configured, and nothing of whoever started the station.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
@@ -109,6 +110,85 @@ async fn what_a_station_starts_has_nothing_of_whoever_started_the_station() {
     assert!(File::open(&lock).unwrap().try_lock().is_err());
     world.end_station("cam-1", Signal::SIGTERM).await;
     File::open(&lock).unwrap().try_lock().unwrap();
+}
+
+/// What a folder holds, with modes.
+fn modes(folder: &Path) -> Vec<(PathBuf, u32)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let all = entries.flat_map(|path| {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let mut found = if metadata.is_dir() { modes(&path) } else { Vec::new() };
+        found.push((path, metadata.mode() & 0o7777));
+        found
+    });
+    all.collect()
+}
+
+#[tokio::test]
+async fn what_a_daemon_makes_is_its_own_users_alone_under_any_umask_and_links_at_its_log_and_pid_file_are_refused() {
+    let mut world = World::empty();
+    let own = |world: &World, name: &str| {
+        let folder = world.folder().join(name);
+        fs::create_dir(&folder).unwrap();
+        (folder.join("daemon.log"), folder.join("daemon.pid"))
+    };
+    let (log, pid) = own(&world, "of-manager");
+    let script = |log: &Path, pid: &Path| {
+        format!("umask 0; exec \"$@\" --log-file {} --pid-file {}", log.display(), pid.display())
+    };
+    world.start_manager_from_shell(&script(&log, &pid)).await;
+    let (log, pid) = own(&world, "of-station");
+    world.station_from_shell("cam-1", &script(&log, &pid)).await;
+    let fleet = Fleet::new().with("cam-1/counter/c", "start = 1").shell("cam-1/process/p", "echo up; exec sleep 1000");
+    world.apply(fleet.text()).await.with_code(0);
+    world.ctl(&["stop", "cam-1/counter/c"]).await.with_code(0);
+    let folders = ["manager", "stations/cam-1", "of-manager", "of-station"].map(|name| world.folder().join(name));
+    let open: Vec<_> = folders.iter().flat_map(|folder| modes(folder)).filter(|(_, mode)| mode & 0o077 != 0).collect();
+    assert!(open.is_empty(), "{open:?}");
+    assert!(log.exists() && pid.exists());
+
+    let target = world.folder().join("somebodys");
+    fs::write(&target, "theirs").unwrap();
+    let link = world.folder().join("link");
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    for (binary, flag) in ["quilt-manager", "quilt-station"]
+        .into_iter()
+        .flat_map(|binary| ["--log-file", "--pid-file"].map(|flag| (binary, flag)))
+    {
+        let mut command = world.command(binary);
+        command.arg("--data-dir").arg(world.folder().join("other")).arg(flag).arg(&link);
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains("link"), "{binary} {flag}: {text}");
+    }
+    assert_eq!(fs::read_to_string(&target).unwrap(), "theirs");
+}
+
+#[tokio::test]
+async fn a_daemon_refuses_a_data_folder_that_others_can_change_and_a_fifo_in_the_place_of_a_record_at_once() {
+    let world = World::empty();
+    let refused = async |binary: &str, folder: &Path, expected: &str| {
+        let mut command = world.command(binary);
+        let output = command.arg("--data-dir").arg(folder).args(["--log-level", "error"]).output().await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(expected), "{binary}: {text}");
+    };
+    for (binary, name) in [("quilt-manager", "manager"), ("quilt-station", "station")] {
+        let folder = world.folder().join(format!("of-{name}"));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        refused(binary, &folder, "can be changed by others").await;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        // To give a file away is root's to do.
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&folder, Some(12345), None).unwrap();
+            refused(binary, &folder, "belongs to user 12345").await;
+        }
+    }
+    let folder = world.folder().join("with-fifo");
+    fs::create_dir_all(folder.join("station")).unwrap();
+    nix::unistd::mkfifo(&folder.join("station/accepted.0"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused("quilt-station", &folder, "found a FIFO").await;
 }
 
 #[tokio::test]
