@@ -33,3 +33,4 @@ mod size;
 mod station_crash;
 mod station_pressure;
 mod store_faults;
+mod wall_clock;
