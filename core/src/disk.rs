@@ -88,9 +88,12 @@ impl WriteBehind {
         pending.next = Some(change);
         if !std::mem::replace(&mut pending.queued, true) {
             drop(pending);
-            unwritten().send_modify(|files| *files += 1);
+            let counted = Unwritten::new();
             let this = self.clone();
-            tokio::spawn(run(move || this.write()));
+            tokio::spawn(run(move || {
+                this.write();
+                drop(counted);
+            }));
         }
     }
 
@@ -99,8 +102,6 @@ impl WriteBehind {
             let mut pending = lock(&self.pending);
             let Some(change) = pending.next.take() else {
                 pending.queued = false;
-                drop(pending);
-                unwritten().send_modify(|files| *files -= 1);
                 return;
             };
             drop(pending);
@@ -118,13 +119,29 @@ impl WriteBehind {
     }
 }
 
-/// How many files have changes that are not written yet.
+/// Counts as a file with changes that are not written yet, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Unwritten(());
+
+impl Unwritten {
+    pub(crate) fn new() -> Self {
+        unwritten().send_modify(|files| *files += 1);
+        Self(())
+    }
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        unwritten().send_modify(|files| *files -= 1);
+    }
+}
+
 fn unwritten() -> &'static watch::Sender<usize> {
     static UNWRITTEN: OnceLock<watch::Sender<usize>> = OnceLock::new();
     UNWRITTEN.get_or_init(|| watch::Sender::new(0))
 }
 
-/// Waits until every [`WriteBehind`] of this process is written. Give it a time-out: the disk may hang.
+/// Waits until every [`WriteBehind`] and every log of this process is written. Give it a time-out: the disk may hang.
 pub async fn flush() {
     let _ = unwritten().subscribe().wait_for(|files| *files == 0).await;
 }

@@ -9,6 +9,8 @@
 //! output of the current run begins; that is a [`Position`], because clocks are set back. A fourth, `ready`, is a copy of it once
 //! that output has shown the run to be ready.
 
+mod appender;
+mod follow;
 mod reader;
 mod shared;
 mod writer;
@@ -21,6 +23,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use self::appender::{Appender, flush};
+pub use self::follow::Follower;
 pub use self::reader::Reader;
 pub use self::writer::{Writer, complete_characters};
 

@@ -38,7 +38,7 @@ pub(crate) struct InstanceHost {
     link: Arc<Link>,
     /// A place for each call to another target.
     calls: Arc<Semaphore>,
-    log: Mutex<Option<lines::Writer>>,
+    log: Option<Arc<lines::Appender>>,
     tasks: Mutex<JoinSet<()>>,
     /// Roles may ask from threads of their own.
     runtime: Handle,
@@ -58,7 +58,7 @@ impl InstanceHost {
         key: Key,
         plugin: Option<&str>,
         around: &Surroundings,
-        log: Option<lines::Writer>,
+        log: Option<Arc<lines::Appender>>,
         crashed: mpsc::Sender<String>,
         stop_timeout: Duration,
     ) -> Self {
@@ -73,7 +73,7 @@ impl InstanceHost {
             commands: around.commands.clone(),
             link: around.link.clone(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
-            log: Mutex::new(log),
+            log,
             tasks: Mutex::default(),
             runtime: Handle::current(),
             ended: Mutex::new(false),
@@ -179,9 +179,8 @@ impl Host for InstanceHost {
     }
 
     fn trace(&self, line: &str) {
-        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            // A full disk must not end the role; the daemon's own log has the line.
-            let _ = log.append("quilt", line);
+        if let Some(log) = &self.log {
+            log.append("quilt", line);
         }
     }
 

@@ -34,7 +34,7 @@ use self::running::{NotStarted, Started, work_ends};
 use crate::board::Board;
 use crate::catch::catch;
 use crate::commands::Commands;
-use crate::ready;
+use crate::ready::{self, Begin};
 use crate::restarts::{Next, Restarts};
 use crate::role_table::RoleTable;
 use crate::session::Link;
@@ -60,11 +60,15 @@ pub(crate) struct Beginning {
 }
 
 /// Makes an instance's task. It does nothing before [`Order::Go`].
-pub(crate) fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mpsc::Sender<Order> {
+pub(crate) async fn make(around: Surroundings, spec: Spec, beginning: Beginning) -> mpsc::Sender<Order> {
     let (sender, inbox) = mpsc::channel(ORDERS_MAX);
     around.board.put(&spec);
     let dir = instance_dir(&around.folder, &spec.key);
-    let record = if beginning.resuming { Record::read(&dir, spec.digest) } else { None };
+    let mut record = None;
+    if beginning.resuming {
+        let (dir, digest) = (dir.clone(), spec.digest);
+        record = disk::run(move || Record::read(&dir, digest)).await;
+    }
     if let Some(record) = &record {
         around.board.update(&spec.key, |report| report.restarts = record.restarts);
     }
@@ -290,8 +294,6 @@ impl Runner {
 
     async fn start(&mut self) -> Phase {
         self.show(State::Starting, "");
-        let log = self.log_dir();
-        let before = Position::end(&log);
         let mut started = match self.start_role().await {
             Ok(started) => started,
             Err(NotStarted::Failed(text)) => {
@@ -304,11 +306,8 @@ impl Runner {
         };
         started.host.take_over();
         let found = started.host.found_since_ms();
-        let begin = match (Position::of_run(&log), found) {
-            (Some(begin), _) => begin,
-            (None, Some(_)) => Position::START,
-            (None, None) => before.unwrap_or_default(),
-        };
+        let log = self.log_dir();
+        let begin = Begin { otherwise: if found.is_some() { Position::START } else { started.log_end } };
         let last_answer = LastAnswer::new(&self.around.board, &self.key);
         while let Some(ready) = self.spec.settings.ready.clone() {
             let spec = self.spec.clone();

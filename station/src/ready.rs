@@ -15,6 +15,13 @@ use crate::spec::{Check, Ready, Spec};
 /// How long one attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Where the output of a run begins in the log of its instance.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    /// There, unless the log itself says where.
+    pub(crate) otherwise: Position,
+}
+
 /// Waits until the check passes, at most for its `within`; `Err` then says what the last attempt answered. Calls `tell` at once
 /// whenever the answer changes. The run's output begins at `begin` in `log`.
 ///
@@ -25,7 +32,7 @@ pub(crate) async fn wait(
     ready: &Ready,
     spec: &Spec,
     log: &Path,
-    begin: Position,
+    begin: Begin,
     tell: impl Fn(&str),
 ) -> Result<(), String> {
     let mut last = String::new();

@@ -241,7 +241,7 @@ impl Supervisor {
             // What is left of an instance that was to go belongs to the one that is to be again.
             let resuming = self.survivors.take(&key) || resuming;
             let beginning = Beginning { resuming, stopped: self.stopped.contains(&key.to_string()) };
-            let orders = instance::make(self.around.clone(), spec.clone(), beginning);
+            let orders = instance::make(self.around.clone(), spec.clone(), beginning).await;
             lock(&self.orders).insert(key.clone(), orders.clone());
             self.instances.insert(key.clone(), Entry { spec, orders });
             begin.insert(key);

@@ -5,13 +5,9 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::watch;
-
-use super::shared::FolderWatch;
 use super::{CURRENT, FileId, Line, OLDER, Position, QUILT, open, parse, parse_head};
-use crate::{files, time};
+use crate::time;
 
 /// How many bytes are read at a time.
 pub(super) const READ_SIZE: usize = 64 << 10;
@@ -19,17 +15,13 @@ pub(super) const READ_SIZE: usize = 64 << 10;
 /// How many of a file's first bytes identify it, in bytes: they hold the time of its first record.
 const HEAD_LENGTH: usize = 64;
 
-/// How often a reader looks at the log if it cannot have a watch, and how long it waits before it tries to have another one.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Reads a log from near its end on, and follows it. It reads a bounded amount at a time, so its memory does not depend on the
-/// length of the log.
+/// Reads a log from near its end on. It reads a bounded amount at a time, so its memory does not depend on the length of the log.
+/// Blocks on the disk; in async code use a [`Follower`](super::Follower).
 pub struct Reader {
     folder: PathBuf,
     source: Option<Source>,
     /// The part of a record that has been read.
     partial: Vec<u8>,
-    watch: Option<Watch>,
     /// Records that should have been read are gone.
     has_lost: bool,
 }
@@ -42,16 +34,6 @@ struct Source {
     at: u64,
     /// Its first bytes.
     beginning: Vec<u8>,
-}
-
-/// How a reader notices new lines.
-enum Watch {
-    Folder {
-        _watch: Arc<FolderWatch>,
-        changes: watch::Receiver<()>,
-    },
-    /// The machine is out of inotify instances (128 a user by default): look from time to time.
-    Poll,
 }
 
 impl Source {
@@ -111,7 +93,7 @@ impl Reader {
                 break;
             }
         }
-        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None, has_lost: false })
+        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), has_lost: false })
     }
 
     /// Opens the log at a position that [`Reader::position`] gave. If that is no longer in the log, begins with a notice and the
@@ -134,7 +116,7 @@ impl Reader {
             }
         }
         let source = oldest.map(|(file, inode, at)| Source::new(file, inode, at)).transpose()?;
-        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), watch: None, has_lost: !is_there })
+        Ok(Self { folder: folder.to_owned(), source, partial: Vec::new(), has_lost: !is_there })
     }
 
     /// The position of the next record.
@@ -198,49 +180,10 @@ impl Reader {
             self.has_lost = lost;
         }
     }
-
-    /// Waits until there is at least one record, then returns as [`Reader::more`] does.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system says.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel-safe: records are taken only when they are returned.
-    pub async fn next(&mut self) -> io::Result<Vec<Line>> {
-        loop {
-            // The second round reads after the watch exists, so that no record falls between.
-            let lines = self.more()?;
-            if !lines.is_empty() {
-                return Ok(lines);
-            }
-            match &mut self.watch {
-                None => self.watch = Some(watch(&self.folder)?),
-                Some(Watch::Poll) => tokio::time::sleep(POLL_INTERVAL).await,
-                Some(Watch::Folder { changes, .. }) => {
-                    if changes.changed().await.is_err() {
-                        // Somebody removed the folder, and the kernel the watch with it.
-                        self.watch = None;
-                        tokio::time::sleep(POLL_INTERVAL).await;
-                    }
-                }
-            }
-        }
-    }
 }
 
 fn notice(text: &str) -> Line {
     Line { at: time::now_text(), stream: QUILT.into(), bytes: text.into(), continues: false }
-}
-
-fn watch(folder: &Path) -> io::Result<Watch> {
-    files::create_private_dir(folder)?;
-    let watch = FolderWatch::of(folder).map(|watch| {
-        let changes = watch.changes();
-        Watch::Folder { _watch: watch, changes }
-    });
-    Ok(watch.unwrap_or(Watch::Poll))
 }
 
 /// Finds where the last `count` lines of a file begin, reading backwards from its end, and how many there are: `count`, or fewer if

@@ -15,8 +15,8 @@ async fn a_reader_follows_two_writers_across_a_rotation_without_losing_a_line() 
     let mut one = Writer::open(folder.path()).unwrap();
     let mut two = Writer::open(folder.path()).unwrap();
     one.append("out", "first\nsecond\n").unwrap();
-    let mut reader = Reader::open(folder.path(), 1).unwrap();
-    assert_eq!(texts(&reader.more().unwrap()), ["second"]);
+    let mut reader = Follower::open(folder.path(), |log| Reader::open(log, 1)).await.unwrap();
+    assert_eq!(texts(&reader.more().await.unwrap()), ["second"]);
     let big = "x".repeat(LINE_MAX);
     let writing = std::thread::spawn(move || {
         for number in 0..FILE_MAX as usize / LINE_MAX * 3 / 2 {
@@ -160,11 +160,11 @@ async fn a_log_that_is_emptied_in_place_is_followed_from_its_new_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(folder.path()).unwrap();
     writer.append("out", &"x".repeat(100)).unwrap();
-    let mut reader = Reader::open(folder.path(), 10).unwrap();
+    let mut reader = Follower::open(folder.path(), |log| Reader::open(log, 10)).await.unwrap();
     assert_eq!(reader.next().await.unwrap().len(), 1);
     let current = folder.path().join(CURRENT);
     let empty = || fs::OpenOptions::new().write(true).open(&current).unwrap().set_len(0).unwrap();
-    let followed = async |reader: &mut Reader, count: usize| {
+    let followed = async |reader: &mut Follower, count: usize| {
         let mut lines = Vec::new();
         while lines.len() < count {
             lines.extend(reader.next().await.unwrap());
@@ -192,7 +192,7 @@ async fn a_log_whose_folder_is_removed_is_written_and_followed_again() {
     let log = folder.path().join("log");
     let mut writer = Writer::open(&log).unwrap();
     writer.append("out", "one").unwrap();
-    let mut reader = Reader::open(&log, 10).unwrap();
+    let mut reader = Follower::open(&log, |log| Reader::open(log, 10)).await.unwrap();
     assert_eq!(texts(&reader.next().await.unwrap()), ["one"]);
     let waits = tokio::time::timeout(std::time::Duration::ZERO, reader.next());
     assert!(waits.await.is_err(), "there was a line");

@@ -53,16 +53,20 @@ impl Writer {
     ///
     /// As [`Writer::append`].
     pub fn copy(&mut self, stream: &str, bytes: &[u8]) -> io::Result<()> {
-        let at = time::now_text();
+        self.copy_at(&time::now_text(), stream, bytes)
+    }
+
+    /// As [`Writer::copy`], for bytes that came at a time before.
+    pub(super) fn copy_at(&mut self, at: &str, stream: &str, bytes: &[u8]) -> io::Result<()> {
         let mut records = Vec::with_capacity(bytes.len() + 40);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (mut rest, ends) = line.strip_suffix(b"\n").map_or((line, false), |line| (line, true));
             while rest.len() > LINE_MAX {
                 let (piece, later) = rest.split_at(complete_characters(&rest[..LINE_MAX]));
-                push(&mut records, &at, stream, true, piece);
+                push(&mut records, at, stream, true, piece);
                 rest = later;
             }
-            push(&mut records, &at, stream, !ends, rest);
+            push(&mut records, at, stream, !ends, rest);
         }
         self.write(&records)
     }
@@ -72,7 +76,12 @@ impl Writer {
     pub fn skip(&mut self, bytes: &[u8], why: String) {
         let begun = bytes.last().is_some_and(|last| *last != b'\n');
         let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + usize::from(begun);
-        self.losses.skip(lines as u64, why);
+        self.skip_lines(lines as u64, why);
+    }
+
+    /// Counts lines as lost that are not even tried.
+    pub(super) fn skip_lines(&mut self, lines: u64, why: String) {
+        self.losses.skip(lines, why);
     }
 
     /// Logs how many lines are missing, if the log does not say so yet. Does nothing otherwise.

@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::Duration;
 
-use quilt_core::clean_start;
 use quilt_core::processes::PidFd;
+use quilt_core::{clean_start, disk};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::process::Command;
@@ -38,7 +38,9 @@ pub async fn run(command: &[String], config: Option<&str>) -> Result<(), String>
     let config = serde_json::from_str::<ProcessConfig>(config.unwrap_or(r#"{"command":[]}"#));
     let mut config = config.map_err(|error| named(&error.to_string()))?;
     config.command = command.to_vec();
-    let spec = program(&config).map_err(|_| named("its user or group is not known to this machine"))?;
+    let spec = disk::run(move || program(&config))
+        .await
+        .map_err(|_| named("its user or group is not known to this machine"))?;
     let go = serde_json::to_vec(&("check", std::process::id(), &spec)).expect("it has text keys");
     let ended = run_stage(&go).await.map_err(|error| named(&error.to_string()))?;
     ended.map_err(|how| named(&how))

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use quilt_core::disk;
 use quilt_core::processes::PidFd;
 use quilt_plugin_api::{RoleContext, RoleError};
 use tokio::net::unix::OwnedWriteHalf;
@@ -90,7 +91,7 @@ impl Hold {
     /// As the start of the role.
     pub(crate) async fn begin(
         &self,
-        spec: impl Fn() -> Result<Spec, RoleError>,
+        spec: impl FnOnce() -> Result<Spec, RoleError> + Send + 'static,
         cx: &RoleContext,
     ) -> Result<(), RoleError> {
         self.try_begin(&mut *self.ears.lock().await, spec, cx).await
@@ -99,7 +100,7 @@ impl Hold {
     async fn try_begin(
         &self,
         ears: &mut Option<Ears>,
-        spec: impl Fn() -> Result<Spec, RoleError>,
+        spec: impl FnOnce() -> Result<Spec, RoleError> + Send + 'static,
         cx: &RoleContext,
     ) -> Result<(), RoleError> {
         match find_or_begin(&self.paths, &self.digest, spec, cx).await {
@@ -200,7 +201,7 @@ impl Hold {
     /// Cancel-safe: what is known and the connection stay with the hold.
     pub(crate) async fn until_ended(
         &self,
-        spec: impl Fn() -> Result<Spec, RoleError>,
+        spec: impl FnOnce() -> Result<Spec, RoleError> + Clone + Send + 'static,
         cx: &RoleContext,
     ) -> Result<Exit, RoleError> {
         let mut ears = self.ears.lock().await;
@@ -236,7 +237,7 @@ impl Hold {
                 self.reconnect(&mut ears, &run, cx).await;
             } else {
                 sleep(RETRY_INTERVAL).await;
-                self.try_begin(&mut ears, &spec, cx).await?;
+                self.try_begin(&mut ears, spec.clone(), cx).await?;
             }
         }
     }
@@ -247,7 +248,7 @@ impl Hold {
         let keeper = self.known().keeper.clone();
         let keeper = match keeper {
             Some(keeper) => Ok(Some(keeper)),
-            None => self.paths.keeper_of(run).map(|keeper| keeper.map(Arc::new)),
+            None => self.paths.on_disk_of(run, Paths::keeper_of).await.map(|keeper| keeper.map(Arc::new)),
         };
         let why = match keeper {
             Ok(Some(keeper)) if !keeper.has_ended() => match Kept::connect(&self.paths).await {
@@ -259,7 +260,7 @@ impl Hold {
                     error.to_string()
                 }
             },
-            Ok(_) => match self.paths.exit_of(run) {
+            Ok(_) => match self.paths.on_disk_of(run, Paths::exit_of).await {
                 Ok(exit) => {
                     let exit = match exit {
                         Some(exit) => exit,
@@ -316,7 +317,10 @@ fn unreachable(run: &Run, why: &str) -> String {
 /// is left the run has not ended, and no other begins.
 async fn until_nothing_is_left(run: &Run, cx: &RoleContext) -> Exit {
     for look in 1_u32.. {
-        let left = leftovers::kill(run).and_then(|()| leftovers::of(run));
+        let left = {
+            let run = run.clone();
+            disk::run(move || leftovers::kill(&run).and_then(|()| leftovers::of(&run))).await
+        };
         let trouble = match left.as_deref() {
             Ok([]) => break,
             Ok([left, ..]) => format!("process {} of a run whose keeper was killed does not end", left.pid),

@@ -46,14 +46,6 @@ pub(crate) enum Found {
     Nothing,
 }
 
-impl Found {
-    /// A run whose keeper is gone.
-    pub(crate) fn ended(paths: &Paths, run: Run) -> io::Result<Self> {
-        let exit = paths.exit_of(&run)?.unwrap_or_else(|| Exit::unseen(&run));
-        Ok(Self::Ended(run, exit))
-    }
-}
-
 /// The half of a connection that hears the keeper.
 pub(crate) struct Ears(Lines<BufReader<OwnedReadHalf>>);
 
@@ -101,7 +93,7 @@ pub(crate) async fn say(mouth: &mut OwnedWriteHalf, message: &ToKeeper) {
 impl Kept {
     /// Starts a keeper with its program.
     pub(crate) async fn start(paths: &Paths, log: &Path, spec: &Spec) -> io::Result<Found> {
-        quilt_core::files::create_private_dir(paths.folder())?;
+        paths.on_disk(|paths| quilt_core::files::create_private_dir(paths.folder())).await?;
         let mut keeper = Command::from(clean_start::command(KEEPER_NAME, KEEPER))
             .arg(paths.folder())
             .arg(log)
@@ -120,10 +112,13 @@ impl Kept {
         let run = run.ok_or_else(|| refusal(&line))?;
         match Self::connect(paths).await {
             Ok(kept) => Ok(Found::Running(Box::new(kept))),
-            Err(error) => match paths.keeper_of(&run)? {
+            Err(error) => match paths.on_disk_of(&run, Paths::keeper_of).await? {
                 Some(keeper) => Ok(Found::Unreachable(run, keeper, error.to_string())),
                 // A program can be quicker than this: then its end is on disk, or its keeper is gone.
-                None => Found::ended(paths, run),
+                None => {
+                    let exit = paths.on_disk_of(&run, Paths::exit_of).await?.unwrap_or_else(|| Exit::unseen(&run));
+                    Ok(Found::Ended(run, exit))
+                }
             },
         }
     }
@@ -142,11 +137,11 @@ impl Kept {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(error) => last = error,
             }
-            if !paths.is_kept()? {
+            if !paths.on_disk(Paths::is_kept).await? {
                 break;
             }
             if tried == RESTORE_AFTER_ATTEMPTS {
-                paths.ask_for_files()?;
+                paths.on_disk(Paths::ask_for_files).await?;
             }
             tokio::time::sleep(CONNECT_INTERVAL).await;
         }
@@ -154,13 +149,12 @@ impl Kept {
     }
 
     async fn try_connect(paths: &Paths) -> io::Result<Self> {
-        let (_folder, socket) = paths.socket()?;
-        let (ears, mouth) = UnixStream::connect(socket).await?.into_split();
+        let (ears, mouth) = UnixStream::from_std(paths.on_disk(Paths::connect).await?)?.into_split();
         let mut ears = Ears(BufReader::new(ears).lines());
         let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("it said nothing for {FIRST_WORD:?}"));
         match tokio::time::timeout(FIRST_WORD, ears.next()).await.map_err(silent)? {
             Some(FromKeeper::Running(run)) => {
-                let keeper = paths.keeper_of(&run).ok().flatten();
+                let keeper = paths.on_disk_of(&run, Paths::keeper_of).await.ok().flatten();
                 Ok(Self { run, keeper, ears, mouth })
             }
             _ => Err(io::Error::other("the keeper does not say what it keeps")),

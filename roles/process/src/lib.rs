@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::{OutputLine, ProcessConfig, ProcessStatus, Signal, SignalError, Status, Tail};
 use nix::unistd::SysconfVar;
-use quilt_core::{lines, time};
+use quilt_core::{disk, lines, time};
 use quilt_plugin_api::{Invalid, Items, LogLevel, NoError, RoleContext, RoleError, Streaming, Work, role};
 
 use hold::Hold;
@@ -96,7 +96,11 @@ impl Process {
     async fn start(config: ProcessConfig, cx: &RoleContext) -> Result<Self, RoleError> {
         let hold = Arc::new(Hold::new(Paths::new(cx.state_dir()), digest(&config)));
         hold.set_orphan_timeout(config.orphan_timeout).await;
-        hold.begin(|| spec(&config, cx), cx).await?;
+        let spec = {
+            let (config, cx) = (config.clone(), cx.clone());
+            move || spec(&config, &cx)
+        };
+        hold.begin(spec, cx).await?;
         let success = Arc::new(Mutex::new(config.success_exit_codes.clone()));
         Ok(Self { config, success, hold, log: cx.log_dir().to_owned() })
     }
@@ -116,21 +120,26 @@ impl Process {
         let (hold, log, config) = (self.hold.clone(), self.log.clone(), self.config.clone());
         let (success, cx) = (self.success.clone(), cx.clone());
         Some(Box::pin(async move {
-            let exit = hold.until_ended(|| spec(&config, &cx), &cx).await?;
+            let spec = {
+                let cx = cx.clone();
+                move || spec(&config, &cx)
+            };
+            let exit = hold.until_ended(spec, &cx).await?;
             cx.pid(None);
             cx.ended(exit.to_string());
             let success = success.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if exit.is_success(&success) {
                 return Ok(());
             }
-            Err(RoleError::failed(format!("{exit}{}", last_error_lines(&log))))
+            let errors = disk::run(move || last_error_lines(&log)).await;
+            Err(RoleError::failed(format!("{exit}{errors}")))
         }))
     }
 
     async fn stop(self, cx: &RoleContext) {
         // As long as it runs it is not stopped; the station says so when the time is over.
         self.hold.end(cx.stop_timeout(), |survivor| cx.ended(survivor)).await;
-        if let Err(error) = self.hold.paths.forget() {
+        if let Err(error) = self.hold.paths.on_disk(Paths::forget).await {
             cx.log(LogLevel::Warn, format!("the record of the last run cannot be removed: {error}"));
         }
         cx.pid(None);
@@ -147,9 +156,12 @@ impl Process {
     async fn survives(cx: &RoleContext) -> bool {
         let paths = Paths::new(cx.state_dir());
         // One that ended unseen is judged by its exit, which begins nothing either.
-        let is_on_record = || paths.read_run()?.map_or(Ok(false), |run| run.is_here());
+        let look = |paths: &Paths| {
+            let is_on_record = || paths.read_run()?.map_or(Ok(false), |run| run.is_here());
+            Ok::<_, std::io::Error>(ending::left_over(paths)? || is_on_record()?)
+        };
         // What cannot be looked at was not seen to be gone.
-        ending::left_over(&paths).and_then(|left| Ok(left || is_on_record()?)).unwrap_or(true)
+        paths.on_disk(look).await.unwrap_or(true)
     }
 
     /// Replies how the program does.
@@ -177,9 +189,12 @@ impl Process {
     fn tail(&self, request: Tail, mut items: Items<OutputLine>) -> Streaming<NoError> {
         let log = self.log.clone();
         Box::pin(async move {
-            let Ok(mut reader) = lines::Reader::open(&log, request.lines as usize) else { return Ok(()) };
+            let count = request.lines as usize;
+            let Ok(mut follower) = lines::Follower::open(&log, move |log| lines::Reader::open(log, count)).await else {
+                return Ok(());
+            };
             loop {
-                let lines = if request.follow { reader.next().await } else { reader.more() };
+                let lines = if request.follow { follower.next().await } else { follower.more().await };
                 let Some(lines) = lines.ok().filter(|lines| !lines.is_empty()) else { return Ok(()) };
                 for line in lines {
                     let (text, bytes) = (line.text().into_owned(), line.raw().map(<[u8]>::to_vec));

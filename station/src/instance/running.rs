@@ -1,17 +1,20 @@
 //! Bringing one role up, changing it and ending it; every call of a role's own code is here, bounded and caught.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quilt_core::lines::Position;
 use quilt_core::{disk, files, lines, time};
 use quilt_plugin_api::{Host as _, Instance, LogLevel, Place, RoleContext, RoleError, RoleFactory, Work};
 use quilt_protocol::control::Action;
 use tokio::sync::mpsc;
 
-use super::{Ended, Order, Runner, Surroundings, instance_dir, log_dir};
+use super::{Ended, Order, Runner, Surroundings, instance_dir};
 use crate::catch::{catch, catch_now};
 use crate::folders::last_state;
 use crate::host::InstanceHost;
+use crate::ready::Begin;
 use crate::role_events::{self, within};
 use crate::spec::{Key, Spec};
 
@@ -33,6 +36,8 @@ pub(super) struct Started {
     pub(super) host: Arc<InstanceHost>,
     pub(super) crashed: mpsc::Receiver<String>,
     pub(super) work: Option<Work>,
+    /// Where its log ended before it was started.
+    pub(super) log_end: Position,
     pub(super) since: Instant,
 }
 
@@ -88,18 +93,30 @@ impl Runner {
         let factory = factory.ok_or_else(|| format!("this station has no role `{}`", self.key.role))?;
         let folder = instance_dir(&self.around.folder, &self.key);
         let is_new = std::mem::take(&mut self.is_new);
-        let old_state = last_state(&self.around.folder, &self.key).filter(|_| is_new);
-        let state = folder.join("state");
-        let made = disk::run(move || files::create_private_dir(&state));
-        let made = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, made).await;
-        let made = made.ok_or(NotStarted::Ordered)?;
-        made.map_err(|error| format!("{}: {error}", folder.display()))?;
+        let log = self.log_dir();
+        let prepared = {
+            let (instances, key, state, log) =
+                (self.around.folder.clone(), self.key.clone(), folder.join("state"), log.clone());
+            async move {
+                // What an earlier run logged lies before the position.
+                lines::flush(&log).await;
+                let prepare = move || {
+                    let old_state = last_state(&instances, &key).filter(|_| is_new);
+                    files::create_private_dir(&state)?;
+                    Ok((old_state, Position::end(&log).unwrap_or_default()))
+                };
+                disk::run(prepare).await
+            }
+        };
+        let prepared = unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, prepared).await;
+        let prepared: io::Result<_> = prepared.ok_or(NotStarted::Ordered)?;
+        let (old_state, log_end) = prepared.map_err(|error| format!("{}: {error}", folder.display()))?;
         let (crash, crashed) = mpsc::channel(1);
         let host = Arc::new(InstanceHost::new(
             self.key.clone(),
             self.spec.carrier.as_ref().map(|carrier| &*carrier.plugin),
             &self.around,
-            Some(lines::Writer::new(&self.log_dir())),
+            Some(lines::Appender::of(&log)),
             crash,
             self.spec.settings.stop_timeout,
         ));
@@ -137,7 +154,7 @@ impl Runner {
         match started {
             Ok((role, work)) => {
                 self.resuming = false;
-                Ok(Started { role, host, crashed, work, since: Instant::now() })
+                Ok(Started { role, host, crashed, work, log_end, since: Instant::now() })
             }
             Err(why) => {
                 if let NotStarted::Failed(text) = &why {
@@ -231,8 +248,7 @@ impl Runner {
 
     /// Starts the role and waits until it is ready.
     async fn start_ready(&mut self) -> Result<Started, String> {
-        let log = log_dir(&self.around.folder, &self.key);
-        let before = lines::Position::end(&log);
+        let log = self.log_dir();
         let resuming = std::mem::take(&mut self.resuming);
         let started = self.start_role().await;
         self.resuming = resuming;
@@ -241,7 +257,7 @@ impl Runner {
             NotStarted::Ordered => ORDERED.to_owned(),
         })?;
         if let Some(check) = self.spec.settings.ready.clone() {
-            let begin = lines::Position::of_run(&log).unwrap_or(before.unwrap_or_default());
+            let begin = Begin { otherwise: started.log_end };
             let crashed = &mut started.crashed;
             let checking = async {
                 tokio::select! {
@@ -288,7 +304,7 @@ fn place(around: &Surroundings, key: &Key, resuming: bool) -> Place {
         role: key.role.to_string(),
         instance: key.instance.to_string(),
         state_dir: instance_dir(&around.folder, key).join("state"),
-        log_dir: log_dir(&around.folder, key),
+        log_dir: super::log_dir(&around.folder, key),
         resuming,
     }
 }
@@ -299,7 +315,8 @@ async fn survives(around: &Surroundings, key: &Key, factory: &dyn RoleFactory, s
     let host = Arc::new(InstanceHost::new(key.clone(), None, around, None, crash, stop_timeout));
     let cx = RoleContext::new(host.clone(), place(around, key, true));
     let looking = catch(async { factory.survives(cx).await });
-    let survives = matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(true)));
+    // What cannot be looked at in time was not seen to be gone.
+    let survives = !matches!(tokio::time::timeout(SURVIVES_TIMEOUT, looking).await, Ok(Ok(false) | Err(_)));
     host.end();
     survives
 }
@@ -312,7 +329,8 @@ async fn survives(around: &Surroundings, key: &Key, factory: &dyn RoleFactory, s
 pub(crate) async fn abandon(around: &Surroundings, key: &Key, stop_timeout: Duration) -> Result<(), String> {
     let Some(factory) = around.roles.factory(&key.role, None) else { return Ok(()) };
     // A program can outlive the folder that its instance had; other roles have nothing without one.
-    if key.role.as_str() != quilt_role_process::ROLE && !instance_dir(&around.folder, key).join("state").exists() {
+    let state = instance_dir(&around.folder, key).join("state");
+    if key.role.as_str() != quilt_role_process::ROLE && !disk::run(move || state.exists()).await {
         return Ok(());
     }
     let (crash, _) = mpsc::channel(1);

@@ -21,7 +21,8 @@ const PIECE: Duration = Duration::from_secs(30);
 /// Fetches the file with this hash into `folder`, unless it is there.
 pub(super) async fn fetch(link: &Link, sha256: Digest, folder: &Path) -> Result<PathBuf, LoadError> {
     let path = folder.join(format!("{sha256}.so"));
-    if path.exists() {
+    let known = path.clone();
+    if disk::run(move || known.exists()).await {
         return Ok(path);
     }
     let failed = |text: String| LoadError::NotFetched(text);
@@ -46,7 +47,7 @@ pub(super) async fn fetch(link: &Link, sha256: Digest, folder: &Path) -> Result<
         }
         there += piece.len() as u64;
         if there > size || (piece.is_empty() && there < size) {
-            let _ = fs::remove_file(&part);
+            let _ = disk::run(move || fs::remove_file(&part)).await;
             return Err(failed(format!("{there} of {size} bytes came; it is fetched anew next time")));
         }
         let to = file.clone();

@@ -5,19 +5,25 @@ use std::io;
 use std::path::Path;
 
 use anstream::adapter::StripBytes;
-use quilt_core::lines::{Line, Position, Reader};
+use quilt_core::disk;
+use quilt_core::lines::{Follower, Line, Position, Reader};
+
+use super::Begin;
 
 /// Waits until a text appears in what was logged since `begin`. Once it has appeared the run counts as ready for good: when the next
 /// station takes the program back, the log may have lost the text.
-pub(super) async fn wait_for_text(log: &Path, begin: Position, text: &str) -> io::Result<()> {
-    if Position::was_ready(log) {
+pub(super) async fn wait_for_text(log: &Path, begin: Begin, text: &str) -> io::Result<()> {
+    let folder = log.to_owned();
+    if disk::run(move || Position::was_ready(&folder)).await {
         return Ok(());
     }
-    let mut reader = Reader::open_since(log, usize::MAX, begin)?;
+    let open = move |log: &Path| Reader::open_since(log, usize::MAX, Position::of_run(log).unwrap_or(begin.otherwise));
+    let mut follower = Follower::open(log, open).await?;
     let mut search = Search::new(text);
     loop {
-        if reader.next().await?.iter().any(|line| search.finds_in(line)) {
-            if let Err(error) = Position::note_ready(log) {
+        if follower.next().await?.iter().any(|line| search.finds_in(line)) {
+            let folder = log.to_owned();
+            if let Err(error) = disk::run(move || Position::note_ready(&folder)).await {
                 tracing::warn!(%error, log = %log.display(), "cannot record that the instance was ready; the next station searches its log again");
             }
             return Ok(());
@@ -70,6 +76,9 @@ impl Search {
 mod tests {
     use super::*;
 
+    /// How long to look for a text that must not be found.
+    const SHORT: std::time::Duration = std::time::Duration::from_millis(100);
+
     fn line(stream: &str, text: &str, continues: bool) -> Line {
         Line { at: String::new(), stream: stream.into(), bytes: text.into(), continues }
     }
@@ -85,12 +94,12 @@ mod tests {
         let file = log.path().join("log");
         std::fs::write(&file, "2026-01-01T00:00:03.000Z out server ready\n").unwrap();
         Position::begin_run(log.path()).unwrap();
-        let begin = Position::of_run(log.path()).unwrap();
+        let begin = Begin { otherwise: Position::START };
         let append = |text: &str| {
             let before = std::fs::read_to_string(&file).unwrap();
             std::fs::write(&file, before + text).unwrap();
         };
-        let waits = |text| tokio::time::timeout(std::time::Duration::ZERO, wait_for_text(log.path(), begin, text));
+        let waits = |text| tokio::time::timeout(SHORT, wait_for_text(log.path(), begin, text));
         assert!(waits("server ready").await.is_err(), "that was the earlier run");
         append("2026-01-01T00:00:00.000Z out server ready\n");
         wait_for_text(log.path(), begin, "server ready").await.unwrap();
@@ -100,17 +109,15 @@ mod tests {
     async fn a_run_that_was_ready_is_so_though_its_log_has_lost_the_text() {
         let log = tempfile::tempdir().unwrap();
         let file = log.path().join("log");
-        let begin = || {
-            Position::begin_run(log.path()).unwrap();
-            Position::of_run(log.path()).unwrap()
-        };
-        let run = begin();
+        let run = Begin { otherwise: Position::START };
+        Position::begin_run(log.path()).unwrap();
         std::fs::write(&file, "2026-01-01T00:00:00.000Z out server ready\n").unwrap();
         wait_for_text(log.path(), run, "server ready").await.unwrap();
         std::fs::write(&file, "").unwrap();
         wait_for_text(log.path(), run, "server ready").await.unwrap();
         // The next run begins at the same place.
-        let waits = tokio::time::timeout(std::time::Duration::ZERO, wait_for_text(log.path(), begin(), "server ready"));
+        Position::begin_run(log.path()).unwrap();
+        let waits = tokio::time::timeout(SHORT, wait_for_text(log.path(), run, "server ready"));
         assert!(waits.await.is_err());
     }
 

@@ -1,6 +1,8 @@
 //! The logs of instances and of plugins' processes, as streams.
 
-use quilt_core::{lines, time};
+use std::path::Path;
+
+use quilt_core::{disk, lines, time};
 use quilt_net::{BoxFuture, Inbound};
 use quilt_protocol::Outcome;
 use quilt_protocol::control::{LogLine, Logs};
@@ -22,13 +24,17 @@ impl Requests {
             let mut log = instance::log_dir(&folder, &key);
             let mut changes = board.subscribe();
             let printed = plugins.printed_by(key.instance.as_str());
-            let of_plugin = key.role == *"plugin" && !log.exists() && printed.exists();
+            let (log_exists, printed_exists) = {
+                let (log, printed) = (log.clone(), printed.clone());
+                disk::run(move || (log.exists(), printed.exists())).await
+            };
+            let of_plugin = key.role == *"plugin" && !log_exists && printed_exists;
             if of_plugin {
                 log = printed;
             }
             let is_there = || of_plugin || board.get(&key).is_some();
             let was_there = is_there();
-            if !was_there && !log.exists() {
+            if !was_there && !of_plugin && !log_exists {
                 return Err((Outcome::NoTarget, format!("this station has no instance {key}")));
             }
             if !streaming {
@@ -40,17 +46,19 @@ impl Requests {
             let mut removed = std::pin::pin!(removed);
             // The log of an instance that is gone already does not grow.
             let mut grows = follow && was_there;
-            let mut reader = match after.map(|cursor| cursor.parse::<lines::Position>()).transpose() {
-                Ok(Some(cursor)) => lines::Reader::resume(&log, cursor),
-                Ok(None) => lines::Reader::open(&log, lines as usize),
-                Err(text) => return Err((Outcome::Refused, text)),
-            }
-            .map_err(failed)?;
+            let after = after.map(|cursor| cursor.parse::<lines::Position>()).transpose();
+            let after = after.map_err(|text| (Outcome::Refused, text))?;
+            let open = move |log: &Path| match after {
+                Some(cursor) => lines::Reader::resume(log, cursor),
+                None => lines::Reader::open(log, lines as usize),
+            };
+            lines::flush(&log).await;
+            let mut follower = lines::Follower::open(&log, open).await.map_err(failed)?;
             loop {
-                let mut lines = reader.more().map_err(failed)?;
+                let mut lines = follower.more().await.map_err(failed)?;
                 if lines.is_empty() && grows {
                     lines = tokio::select! {
-                        lines = reader.next() => lines.map_err(failed)?,
+                        lines = follower.next() => lines.map_err(failed)?,
                         () = &mut removed => {
                             grows = false;
                             continue;
@@ -70,7 +78,7 @@ impl Requests {
                 let mut left = lines.len();
                 for line in lines {
                     left -= 1;
-                    let cursor = if left == 0 { reader.position().ok().map(|cursor| cursor.to_string()) } else { None };
+                    let cursor = follower.position().filter(|_| left == 0).map(|cursor| cursor.to_string());
                     let (text, bytes) = (line.text().into_owned(), line.raw().map(<[u8]>::to_vec));
                     let lines::Line { at, stream, continues, .. } = line;
                     if items.send_json(&LogLine { at, stream, text, continues, bytes, cursor }).await.is_err() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use quilt_core::disk;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +83,8 @@ impl Supervisor {
 /// Ends what an earlier station left of instances other than these. Names those of which something still runs, and what.
 pub(super) async fn sweep(around: Surroundings, keep: BTreeSet<Key>) -> Vec<(Key, String)> {
     let mut ending = tokio::task::JoinSet::new();
-    let (mut keys, error) = left(&around.folder);
+    let folder = around.folder.clone();
+    let (mut keys, error) = disk::run(move || left(&folder)).await;
     keys.retain(|key| !keep.contains(key));
     for key in keys {
         let around = around.clone();

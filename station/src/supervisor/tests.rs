@@ -26,10 +26,19 @@ struct ToyConfig {
     held: bool,
     /// How long a start takes that finds nothing of an earlier station.
     slow: u64,
+    /// Its memory cannot be given back without a panic.
+    bursts: bool,
 }
 
 struct Toy {
     work: Option<u64>,
+    bursts: bool,
+}
+
+impl Drop for Toy {
+    fn drop(&mut self) {
+        assert!(!self.bursts, "it bursts");
+    }
 }
 
 /// The file that stands for something that cannot be ended.
@@ -55,7 +64,7 @@ impl Toy {
         if config.held {
             std::fs::write(held(cx), "").unwrap();
         }
-        Ok(Self { work: config.work })
+        Ok(Self { work: config.work, bursts: config.bursts })
     }
 
     async fn update(&mut self, config: ToyConfig, cx: &RoleContext) -> Result<(), RoleError> {
@@ -185,6 +194,7 @@ async fn what_a_linked_role_says_by_tracing_is_in_the_log_of_its_instance_and_of
     for (name, first) in [("a", "INFO toy: begins start=1"), ("b", "INFO toy: begins start=2")] {
         bench.until_state(name, State::Completed).await;
         let log = bench.folder.path().join(format!("instances/toy/{name}/log"));
+        quilt_core::disk::flush().await;
         let lines = quilt_core::lines::Reader::open(&log, 100).unwrap().more().unwrap();
         let lines: Vec<_> = lines.iter().map(|line| line.text().into_owned()).collect();
         assert_eq!(lines, [first, "INFO toy: has a task", "WARN toy: its work is done"], "{name}");
@@ -447,4 +457,53 @@ async fn what_needs_a_job_to_be_completed_starts_once_its_work_has_ended_well() 
     // One that was completed before is enough.
     bench.operate("after", Action::Restart).await;
     bench.until_state("after", State::Active).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_for_want_of_a_disk_is_tried_until_there_is_one_and_is_no_failure_of_the_instance() {
+    let bench = Bench::new();
+    // The folder of its state cannot be made, and neither can the file that tells whether the disk is usable.
+    let state = bench.folder.path().join("instances/toy/a/state");
+    let probe = bench.folder.path().join("probe.new");
+    std::fs::create_dir_all(state.parent().unwrap()).unwrap();
+    std::fs::write(&state, "").unwrap();
+    std::fs::create_dir(&probe).unwrap();
+    let began = Instant::now();
+    bench.commit(&[("a", r#"{"restart":{"policy":"temporary"}}"#)]).await;
+    let mut tries = BTreeSet::new();
+    while tries.len() < 10 {
+        let seen = |report: &InstanceReport| report.state == State::Backoff && !tries.contains(&report.detail);
+        let report = bench.until("a", seen).await;
+        assert!(report.detail.contains("this station's disk takes nothing"), "{}", report.detail);
+        assert_eq!(report.restarts, 0);
+        tries.insert(report.detail);
+    }
+    // Ever more slowly.
+    assert!(began.elapsed() > Duration::from_secs(60), "{:?}", began.elapsed());
+    std::fs::remove_file(&state).unwrap();
+    assert_eq!(bench.until_state("a", State::Active).await.restarts, 0);
+    // What fails with the disk in order is its own failure.
+    std::fs::remove_dir(&probe).unwrap();
+    let state = bench.folder.path().join("instances/toy/b/state");
+    std::fs::create_dir_all(state.parent().unwrap()).unwrap();
+    std::fs::write(&state, "").unwrap();
+    bench.commit(&[("b", r#"{"restart":{"policy":"temporary"}}"#)]).await;
+    bench.until_state("b", State::Failed).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_task_panics_is_started_again_and_hears_orders_as_before() {
+    let bench = Bench::new();
+    // It does not stop in time, and then its memory is given back outside all that catches the panics of a role.
+    bench.commit(&[("a", r#"{"held":true,"bursts":true,"stop_timeout":"1s"}"#)]).await;
+    bench.until_state("a", State::Active).await;
+    let _ = bench.handle.operate(key("a"), Action::Restart).await;
+    let report = bench.until("a", |report| report.restarts == 1).await;
+    assert!(report.detail.contains("its task in the station panicked: it bursts"), "{}", report.detail);
+    bench.until_state("a", State::Active).await;
+    bench.let_go("a");
+    bench.operate("a", Action::Stop).await;
+    bench.until_state("a", State::Stopped).await;
+    bench.commit(&[]).await;
+    bench.until_gone("a").await;
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use quilt_client::control::Logs;
 use quilt_tests::{Fleet, World, is_alive};
 
@@ -74,38 +75,72 @@ async fn a_station_without_a_task_to_spare_finds_its_manager_by_name_and_starts_
 }
 
 /// A library that makes `fsync` and the like hang as long as the file in `HANG` exists, and fail as long as there is one with the
-/// suffix `.fails`. It says by a file with the suffix `.hangs` that something waits.
+/// suffix `.fails`. With one with the suffix `.all`, everything hangs that is done with files below the folder in `HANG_UNDER`. A file
+/// with the suffix `.hangs` has a line for each call that waits, with its name.
 pub(super) fn hanging_disk(world: &World) -> (PathBuf, PathBuf) {
-    let source = r#"
-        #define _GNU_SOURCE
-        #include <dlfcn.h>
-        #include <errno.h>
-        #include <fcntl.h>
-        #include <stdio.h>
-        #include <stdlib.h>
-        #include <unistd.h>
-        static int hang(const char *name, int fd) {
-            const char *file = getenv("HANG");
-            char hangs[4096], fails[4096];
-            snprintf(hangs, sizeof hangs, "%s.hangs", file);
-            snprintf(fails, sizeof fails, "%s.fails", file);
-            while (access(file, F_OK) == 0) {
-                close(open(hangs, O_CREAT | O_WRONLY, 0600));
-                usleep(10000);
-            }
-            if (access(fails, F_OK) == 0)
-                return errno = EIO, -1;
-            int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
-            return real(fd);
-        }
-        int fsync(int fd) { return hang("fsync", fd); }
-        int fdatasync(int fd) { return hang("fdatasync", fd); }
-    "#;
+    let source = include_str!("hanging_disk.c");
     let (code, library) = (world.folder().join("hang.c"), world.folder().join("hang.so"));
     fs::write(&code, source).unwrap();
     let built = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &code]).status();
     assert!(built.expect("a C compiler").success());
     (library, world.folder().join("hang"))
+}
+
+#[tokio::test]
+async fn calls_go_on_while_everything_that_is_done_with_files_hangs() {
+    let mut world = World::new().await;
+    let (library, hang) = hanging_disk(&world);
+    let (under, library) = (world.station_folder("cam-1"), library.display());
+    let (under, control) = (under.display(), hang.display());
+    let script = format!("HANG={control} HANG_UNDER={under} LD_PRELOAD={library} exec taskset -c 0 \"$@\"");
+    world.station_from_shell("cam-1", &script).await;
+    let programs = ["a", "b", "c"].map(|name| format!("cam-1/process/{name}"));
+    let counter = "cam-1/counter/c";
+    let fleet = programs.iter().fold(Fleet::new().with(counter, "start = 1"), |fleet, path| {
+        let keys = "command = [\"sh\", \"-c\", \"echo up; exec sleep 1000\"]\nready = { log = \"up\" }";
+        fleet.with(path, &format!("{keys}\nrestart = {{ delay = \"10ms\" }}"))
+    });
+    world.apply(fleet.text()).await.with_code(0);
+    let client = world.client().await;
+    let mut followed = client.logs(
+        "cam-1".parse().unwrap(),
+        &Logs {
+            role: "process".parse().unwrap(),
+            instance: "a".parse().unwrap(),
+            lines: 10,
+            follow: true,
+            after: None,
+        },
+    );
+    followed.next().await.expect("what is there");
+
+    let (mut keepers, mut pids) = (Vec::new(), Vec::new());
+    for path in &programs {
+        let status = world.ctl(&["call", path, "status"]).await.with_code(0).json();
+        keepers.push(status["keeper"].as_i64().unwrap() as i32);
+        pids.push(world.pid(path).await);
+    }
+    fs::write(hang.with_extension("all"), "").unwrap();
+    fs::write(&hang, "").unwrap();
+    // Each of these has the station do something with its files.
+    for keeper in keepers {
+        kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    }
+    let path = world.fleet_file("f.toml", fleet.with("cam-1/counter/later", "start = 1").text());
+    world.ctl(&["apply", "-f", &path]).await.with_code(0);
+    let hangs = || fs::read_to_string(hang.with_extension("hangs")).unwrap_or_default().lines().count();
+    world.eventually("all disk work hangs", async |_| hangs() >= 4).await;
+    for _ in 0..5 {
+        world.ctl(&["--timeout", "5s", "call", counter, "increment", "{\"by\":1}"]).await.with_code(0);
+    }
+    assert_eq!(world.show("cam-1").await.state.name(), "connected");
+
+    fs::remove_file(&hang).unwrap();
+    for (path, pid) in programs.iter().zip(pids) {
+        world.eventually_other_pid(path, pid).await;
+        world.until_state(path, "active").await;
+    }
+    world.until_state("cam-1/counter/later", "active").await;
 }
 
 #[tokio::test]

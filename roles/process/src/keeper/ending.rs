@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::libc;
+use quilt_core::disk;
 use quilt_core::processes::{PidFd, ProcessStat};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -60,14 +61,14 @@ pub(crate) async fn end(
     };
     let found = match keeper {
         Some(_) => None,
-        None => paths.keeper_of(run).ok().flatten(),
+        None => paths.on_disk_of(run, Paths::keeper_of).await.ok().flatten(),
     };
     let keeper = keeper.or(found.as_ref());
-    let on_record = || paths.exit_of(run).ok().flatten();
+    let on_record = async || paths.on_disk_of(run, Paths::exit_of).await.ok().flatten();
     for _ in 0..ASK_ATTEMPTS {
         // Without one that is alive, and is this run's, there is nobody to ask.
         let is_gone = keeper.is_none_or(PidFd::has_ended);
-        if !matches!(asked, Asked::Lost) || is_gone || on_record().is_some() {
+        if !matches!(asked, Asked::Lost) || is_gone || on_record().await.is_some() {
             break;
         }
         asked = match Kept::connect(paths).await {
@@ -88,14 +89,14 @@ pub(crate) async fn end(
         }
         Asked::Lost | Asked::Silent { stopping: true } => {}
     }
-    match on_record() {
+    match on_record().await {
         Some(exit) => {
             until_gone(keeper).await;
             exit
         }
         None => {
             force_end(paths, Some(run), keeper).await;
-            on_record().unwrap_or_else(|| Exit::unseen(run))
+            on_record().await.unwrap_or_else(|| Exit::unseen(run))
         }
     }
 }
@@ -133,15 +134,15 @@ async fn ask_by_signal(keeper: Option<&PidFd>, stop_timeout: Duration) -> Asked 
 /// whatever the keeper has below it.
 async fn stop_by_hand(keeper: &PidFd, pid: u32, run: Option<&Run>, stop_timeout: Duration) {
     let until = Instant::now() + stop_timeout;
-    let program = || {
-        let all = below(keeper, pid)?.into_iter();
+    let program = async || {
+        let all = below(keeper, pid).await?.into_iter();
         io::Result::Ok(all.filter(|seen| run.is_none_or(|run| seen.group == run.pid)).collect::<Vec<_>>())
     };
     let signal = run.map_or(libc::SIGTERM, |run| run.stop_signal);
     let mut is_asked = false;
     loop {
         // What cannot be looked at now is looked at again.
-        if let Ok(left) = program() {
+        if let Ok(left) = program().await {
             if left.is_empty() {
                 return;
             }
@@ -172,12 +173,13 @@ pub(crate) async fn until_gone(keeper: Option<&PidFd>) {
 /// Kills a keeper that does not answer, and its program with it. Pass the run and the keeper if the station knows them: the record on
 /// disk may have been removed.
 pub(crate) async fn force_end(paths: &Paths, run: Option<&Run>, keeper: Option<&PidFd>) {
-    let recorded = paths.read_run().ok().flatten();
+    let recorded = paths.on_disk(Paths::read_run).await.ok().flatten();
     let run = run.or(recorded.as_ref());
     match (keeper, run) {
         (Some(keeper), Some(run)) => kill(keeper, run.keeper).await,
         _ => {
-            if let Some(seen) = recorded_or_seen(paths, run)
+            let run = run.cloned();
+            if let Some(seen) = paths.on_disk(move |paths| recorded_or_seen(paths, run.as_ref())).await
                 && let Ok(Some(keeper)) = PidFd::proven(seen.pid, seen.started_ticks)
             {
                 kill(&keeper, seen.pid).await;
@@ -186,7 +188,7 @@ pub(crate) async fn force_end(paths: &Paths, run: Option<&Run>, keeper: Option<&
     }
     if let Some(run) = run {
         // What could not be looked at is still to be seen, and this is done again.
-        let _ = leftovers::kill(run);
+        let _ = paths.on_disk_of(run, |_, run| leftovers::kill(run)).await;
     }
 }
 
@@ -197,15 +199,15 @@ fn recorded_or_seen(paths: &Paths, run: Option<&Run>) -> Option<ProcessStat> {
 }
 
 /// What is below a keeper; nothing if that has ended, because its number may be another's by now.
-fn below(keeper: &PidFd, pid: u32) -> io::Result<Vec<ProcessStat>> {
-    let seen = leftovers::descendants(pid)?;
+async fn below(keeper: &PidFd, pid: u32) -> io::Result<Vec<ProcessStat>> {
+    let seen = disk::run(move || leftovers::descendants(pid)).await?;
     // After the look: then the number was the keeper's while it was looked at.
     Ok(if keeper.has_ended() { Vec::new() } else { seen })
 }
 
 /// Kills a keeper, and what is below it: nobody could say later whose that was.
 async fn kill(keeper: &PidFd, pid: u32) {
-    let below = below(keeper, pid).unwrap_or_default();
+    let below = below(keeper, pid).await.unwrap_or_default();
     keeper.kill();
     let _ = timeout(KILLED, keeper.ended()).await;
     let _ = leftovers::kill_all(&below);
@@ -219,7 +221,11 @@ pub(crate) async fn until_free(
     look: Look,
     mut tell: impl FnMut(String),
 ) {
-    while let Some(survivor) = paths.survivor(run, look) {
+    let survivor = async || {
+        let run = run.cloned();
+        paths.on_disk(move |paths| paths.survivor(run.as_ref(), look)).await
+    };
+    while let Some(survivor) = survivor().await {
         tell(survivor);
         sleep(FORCE_INTERVAL).await;
         force_end(paths, run, keeper).await;
@@ -249,38 +255,43 @@ async fn end_unrecorded(seen: &ProcessStat, stop_timeout: Duration) -> io::Resul
 ///
 /// This process cannot look now: nobody knows what runs.
 pub(crate) async fn end_left_over(paths: &Paths, stop_timeout: Option<Duration>) -> io::Result<bool> {
-    let recorded = paths.read_run()?;
+    let recorded = paths.on_disk(Paths::read_run).await?;
     let time = |run: Option<&Run>| stop_timeout.or(run.map(Run::stop_timeout)).unwrap_or(UNKNOWN_STOP_TIMEOUT);
     let mut ran = true;
-    if let Some(run) = &recorded
-        && let Some(keeper) = paths.keeper_of(run)?
-    {
+    let keeper = match &recorded {
+        Some(run) => paths.on_disk_of(run, Paths::keeper_of).await?,
+        None => None,
+    };
+    if let Some((run, keeper)) = recorded.as_ref().zip(keeper) {
         end(paths, run, Some(&keeper), None, time(Some(run))).await;
-    } else if paths.is_kept()? {
+    } else if paths.on_disk(Paths::is_kept).await? {
         // Its record was removed, or damaged.
         match Kept::connect(paths).await {
             Ok(Kept { run, keeper, mut ears, mut mouth }) => {
                 end(paths, &run, keeper.as_ref(), Some((&mut ears, &mut mouth)), time(Some(&run))).await;
             }
             Err(_) => {
-                if let Some(seen) = paths.find_keeper()? {
+                if let Some(seen) = paths.on_disk(Paths::find_keeper).await? {
                     end_unrecorded(&seen, time(None)).await?;
                 }
             }
         }
-    } else if let Some(seen) = paths.forgotten_keeper()? {
+    } else if let Some(seen) = paths.on_disk(Paths::forgotten_keeper).await? {
         end_unrecorded(&seen, time(None)).await?;
     } else {
         ran = false;
         if let Some(run) = &recorded {
-            leftovers::kill(run)?;
+            paths.on_disk_of(run, |_, run| leftovers::kill(run)).await?;
         }
     }
-    let is_gone = paths.survivor(None, Look::Everything).is_none();
-    if is_gone {
-        let _ = paths.forget();
-    }
-    Ok(ran && is_gone)
+    let is_gone = paths.on_disk(|paths| {
+        let is_gone = paths.survivor(None, Look::Everything).is_none();
+        if is_gone {
+            let _ = paths.forget();
+        }
+        is_gone
+    });
+    Ok(is_gone.await && ran)
 }
 
 /// How long a program may take to stop of which nobody knows how long it may.
@@ -294,11 +305,14 @@ pub(crate) async fn end_all_left_over(paths: &Paths, stop_timeout: Duration, mut
             Ok(_) => {
                 // It has had its time.
                 time = Duration::ZERO;
-                match left_over(paths) {
-                    Ok(false) => return,
-                    Ok(true) => {
-                        paths.survivor(None, Look::Everything).unwrap_or_else(|| "its keeper does not end".to_owned())
-                    }
+                let look = |paths: &Paths| {
+                    let survivor = || paths.survivor(None, Look::Everything);
+                    let is_left = left_over(paths)?;
+                    io::Result::Ok(is_left.then(|| survivor().unwrap_or_else(|| "its keeper does not end".to_owned())))
+                };
+                match paths.on_disk(look).await {
+                    Ok(None) => return,
+                    Ok(Some(survivor)) => survivor,
                     Err(error) => format!("what runs of it cannot be looked at: {error}"),
                 }
             }
@@ -334,10 +348,15 @@ pub struct Stopped {
 /// Stops the programs of all keepers below a station's folder of instances, as far as they still run, each within its own
 /// stop time-out and all at once; also those whose folders are gone.
 pub async fn stop_all(instances: &Path) -> Stopped {
-    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut all: Vec<_> = folders(instances).flat_map(|role| folders(&role).collect::<Vec<_>>()).collect();
+    let folder = instances.to_owned();
+    let looking = disk::run(move || {
+        let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let all: Vec<_> = folders(&folder).flat_map(|role| folders(&role).collect::<Vec<_>>()).collect();
+        (all, super::instances_with_keepers(&folder))
+    });
+    let (mut all, kept) = looking.await;
     let mut stopped = Stopped::default();
-    match super::instances_with_keepers(instances) {
+    match kept {
         Ok(kept) => all.extend(kept.iter().map(|[role, instance]| instances.join(role).join(instance))),
         Err(error) => stopped.survivors.push(format!("what runs here cannot be looked at: {error}")),
     }
@@ -349,10 +368,8 @@ pub async fn stop_all(instances: &Path) -> Stopped {
             let paths = Paths::new(&instance.join("state"));
             let ended = end_left_over(&paths, None).await;
             let look = |error: io::Error| format!("{}: what runs cannot be looked at: {error}", instance.display());
-            (
-                ended.as_ref().is_ok_and(|ended| *ended),
-                ended.err().map(look).or_else(|| paths.survivor(None, Look::Everything)),
-            )
+            let survivor = paths.on_disk(|paths| paths.survivor(None, Look::Everything)).await;
+            (ended.as_ref().is_ok_and(|ended| *ended), ended.err().map(look).or(survivor))
         });
     }
     for (ended, survivor) in stopping.join_all().await {

@@ -1,15 +1,20 @@
 //! The files of an instance's keeper, and whether a keeper is at work. The existence of a file decides nothing. A lock on the
 //! folder does, and the run on record, whose keeper is identified by pid and start time.
 
-use std::fs::{self, File, TryLockError};
-use std::io;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use quilt_core::disk;
 use quilt_core::processes::{self, PidFd, ProcessStat, unless_gone};
 
 use super::place::Place;
@@ -29,7 +34,8 @@ pub(crate) enum Look {
     Everything,
 }
 
-/// The files of an instance's keeper, in the instance's state folder.
+/// The files of an instance's keeper, in the instance's state folder. Most methods block on the disk; a station calls them with
+/// [`Paths::on_disk`].
 #[derive(Clone, Debug)]
 pub(crate) struct Paths {
     folder: PathBuf,
@@ -44,6 +50,35 @@ impl Paths {
         &self.folder
     }
 
+    /// Calls one of the methods that block, on a thread for disk work.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not cancel work that has begun.
+    pub(crate) async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let paths = self.clone();
+        disk::run(move || work(&paths)).await
+    }
+
+    /// As [`Paths::on_disk`], for a method that takes a run.
+    pub(crate) async fn on_disk_of<T: Send + 'static>(
+        &self,
+        run: &Run,
+        work: impl FnOnce(&Self, &Run) -> T + Send + 'static,
+    ) -> T {
+        let run = run.clone();
+        self.on_disk(move |paths| work(paths, &run)).await
+    }
+
+    /// Opens a connection to the keeper. Does not wait for one that accepts none, because it is frozen.
+    pub(crate) fn connect(&self) -> io::Result<UnixStream> {
+        let (_folder, path) = self.socket()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(stream.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        Ok(UnixStream::from(stream))
+    }
+
     pub(super) fn run(&self) -> PathBuf {
         self.folder.join("run.json")
     }
@@ -54,7 +89,6 @@ impl Paths {
 
     /// A name for the socket that fits a socket address however deep the folder is; valid while the file lives.
     pub(crate) fn socket(&self) -> io::Result<(File, PathBuf)> {
-        use std::os::fd::AsRawFd as _;
         let folder = File::open(&self.folder)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}/keeper.sock", folder.as_raw_fd()));
         Ok((folder, path))
@@ -183,12 +217,12 @@ impl Paths {
     }
 
     pub(crate) fn read_run(&self) -> io::Result<Option<Run>> {
-        Ok(unless_gone(fs::read(self.run()))?.and_then(|json| serde_json::from_slice(&json).ok()))
+        Ok(unless_gone(read(&self.run()))?.and_then(|json| serde_json::from_slice(&json).ok()))
     }
 
     /// How a run ended, if that is on record.
     pub(crate) fn exit_of(&self, run: &Run) -> io::Result<Option<Exit>> {
-        let json = unless_gone(fs::read(self.exit()))?;
+        let json = unless_gone(read(&self.exit()))?;
         let exit = json.and_then(|json| serde_json::from_slice::<Exit>(&json).ok());
         Ok(exit.filter(|exit| exit.run == run.id))
     }
@@ -200,6 +234,18 @@ impl Paths {
         }
         Ok(())
     }
+}
+
+/// Reads a file. Does not wait for the writer of a FIFO that somebody put in its place.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        let text = format!("{}: expected a regular file, found something else; remove it", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The state folder on the command line of a keeper; `None` if the process is not one.

@@ -106,8 +106,10 @@ async fn an_end_that_was_forced_in_vain_is_not_over_and_names_who_is_at_work() {
     let mut holder = Fake { folder, process };
     let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let mut free = pin!(until_free(&paths, None, None, Look::Keeper, |survivor| said.send(survivor).unwrap()));
-    assert!(free.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    let text = heard.recv().await.unwrap();
+    let text = tokio::select! {
+        () = &mut free => panic!("it is held"),
+        text = heard.recv() => text.unwrap(),
+    };
     assert!(text.contains(&format!("process {} still holds", holder.process.id())), "{text}");
     let instances = tempfile::tempdir().unwrap();
     fs::create_dir_all(instances.path().join("process/p")).unwrap();
@@ -176,4 +178,14 @@ fn a_program_that_was_told_to_stop_has_not_done_its_work_whatever_its_code() {
         assert_eq!(read, exit);
         assert!(exit.to_string().starts_with("exit code 0; its "), "{exit}");
     }
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_record_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths::new(folder.path());
+    assert_eq!(paths.read_run().unwrap(), None);
+    nix::unistd::mkfifo(&paths.run(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = paths.read_run().unwrap_err().to_string();
+    assert!(error.contains("run.json: expected a regular file"), "{error}");
 }

@@ -133,7 +133,9 @@ impl Catalog {
     /// What the plugin says of itself: asked once, and remembered by its content.
     async fn described(&self, keeper: &Arc<Keeper>, sha256: &str) -> Result<Manifest, LoadError> {
         let cache = self.setup.folder.join(format!("{sha256}.json"));
-        if let Some(manifest) = fs::read(&cache).ok().and_then(|json| Manifest::read(&json).ok()) {
+        let known = cache.clone();
+        let known = disk::run(move || fs::read(known)).await;
+        if let Some(manifest) = known.ok().and_then(|json| Manifest::read(&json).ok()) {
             return Ok(manifest);
         }
         let manifest = keeper.describe().await?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use quilt_core::disk;
 use quilt_plugin_api::{BoxFuture, Instance, Invalid, RoleContext, RoleDescription, RoleError, RoleFactory};
 use tokio::sync::OnceCell;
 
@@ -25,7 +26,7 @@ struct Marker(PathBuf);
 impl Marker {
     fn set(folder: &Path, library: &Library, what: &str) -> Self {
         let path = folder.join(format!("{}.running", library.sha256));
-        if let Err(error) = fs::write(&path, format!("{} {what}", library.name)) {
+        if let Err(error) = disk::in_place(|| fs::write(&path, format!("{} {what}", library.name))) {
             tracing::warn!(%error, "a plugin is loaded without a mark");
         }
         Self(path)
@@ -34,7 +35,7 @@ impl Marker {
 
 impl Drop for Marker {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = disk::in_place(|| fs::remove_file(&self.0));
     }
 }
 

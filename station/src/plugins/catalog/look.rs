@@ -58,7 +58,8 @@ impl Catalog {
     /// Looks at the folders once; `settled` takes files for whole as they are.
     pub(crate) async fn look(self: &Arc<Self>, settled: bool) {
         let mut seen = self.looking.lock().await;
-        let found = list(&self.setup.dirs);
+        let dirs = self.setup.dirs.clone();
+        let found = disk::run(move || list(&dirs)).await;
         let gone: Vec<_> = seen.keys().filter(|path| !found.contains_key(*path)).cloned().collect();
         let is_late = |(path, _): &(PathBuf, String), loading: &Loading| {
             found.contains_key(path) && loading.done.borrow().is_some()
@@ -84,7 +85,7 @@ impl Catalog {
         if news {
             self.settle(&seen).await;
         }
-        self.remove_stale(&seen);
+        self.remove_stale(&seen).await;
     }
 
     async fn take(&self, path: &Path) -> Result<Taken, LoadError> {

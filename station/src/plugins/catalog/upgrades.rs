@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use quilt_core::disk;
 use quilt_protocol::control::Owner;
 use quilt_protocol::{Digest, Name};
 
@@ -167,11 +168,19 @@ impl Catalog {
     /// Removes the private copies of builds that were replaced and that nobody holds any more: they would stay for ever. If one is
     /// mapped, that is not touched by this. Not while a file is being taken in or a plugin is being asked for, which is known only
     /// later. `seen` is what was taken in from folders and may be loaded at any time.
-    pub(super) fn remove_stale(&self, seen: &BTreeMap<PathBuf, Seen>) {
+    pub(super) async fn remove_stale(&self, seen: &BTreeMap<PathBuf, Seen>) {
         let Ok(_nobody_asks) = self.asking.try_write() else { return };
+        let copies: Vec<_> = self.take_stale(seen).iter().flat_map(|sha256| self.copies(sha256)).collect();
+        if !copies.is_empty() {
+            disk::run(move || copies.iter().for_each(|copy| drop(fs::remove_file(copy)))).await;
+        }
+    }
+
+    /// The hashes of the builds whose private copies can go.
+    fn take_stale(&self, seen: &BTreeMap<PathBuf, Seen>) -> Vec<String> {
         let mut state = self.state();
         if state.stale.is_empty() {
-            return;
+            return Vec::new();
         }
         let known = state.known();
         let seen: BTreeSet<_> =
@@ -185,7 +194,7 @@ impl Catalog {
         };
         let (held, stale): (Vec<_>, Vec<_>) = unknown.partition(is_held);
         state.stale = held;
-        stale.iter().for_each(|plugin| self.remove_copy(&plugin.taken.sha256));
+        stale.iter().map(|plugin| plugin.taken.sha256.clone()).collect()
     }
 
     /// Forgets what there is no plugin of any more, and removes private copies that nothing refers to; not while the folders
@@ -205,7 +214,8 @@ impl Catalog {
         for settled in self.settled.all().into_values() {
             keep.insert(settled.build);
         }
-        for entry in fs::read_dir(&self.setup.folder).into_iter().flatten().flatten() {
+        let entries = disk::in_place(|| fs::read_dir(&self.setup.folder)).into_iter().flatten().flatten();
+        for entry in entries {
             let path = entry.path();
             let is_copy = path.extension().is_some_and(|kind| kind == "so" || kind == "json" || kind == "part");
             let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
@@ -215,9 +225,7 @@ impl Catalog {
         }
     }
 
-    fn remove_copy(&self, sha256: &str) {
-        for kind in ["so", "json"] {
-            let _ = fs::remove_file(self.setup.folder.join(format!("{sha256}.{kind}")));
-        }
+    fn copies(&self, sha256: &str) -> [PathBuf; 2] {
+        ["so", "json"].map(|kind| self.setup.folder.join(format!("{sha256}.{kind}")))
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use quilt_core::lines::{LINE_MAX, Writer};
+use quilt_core::lines::{Appender, LINE_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::Library;
@@ -12,6 +13,9 @@ use super::Library;
 const LAST_LINES: usize = 5;
 /// How many bytes of each of these lines are kept.
 const LAST_LINE_MAX: usize = 8 << 10;
+
+/// How long a plugin that prints waits for the disk at most. Then its lines are queued, and left out if there is no room.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Copies a pipe to the plugin's log until it ends, and keeps the last lines in `last`.
 #[allow(clippy::disallowed_methods, reason = "ends with the pipe, which ends with the child")]
@@ -22,7 +26,7 @@ pub(super) fn keep(
     last: Arc<Mutex<VecDeque<String>>>,
 ) -> tokio::task::JoinHandle<()> {
     let plugin = library.name.clone();
-    let mut log = library.printed.as_deref().map(Writer::new);
+    let log = library.printed.as_deref().map(Appender::of);
     tokio::spawn(async move {
         let mut buffer = Vec::with_capacity(64 << 10);
         loop {
@@ -43,9 +47,9 @@ pub(super) fn keep(
                 }
                 last.push_back(text);
             }
-            if let Some(log) = log.as_mut() {
-                // A full disk must not hold up the plugin. The log says how much is missing.
-                let _ = if due.is_empty() { log.report_losses() } else { log.copy(stream, &due) };
+            if let Some(log) = log.as_ref().filter(|_| !due.is_empty()) {
+                log.copy(stream, due);
+                let _ = tokio::time::timeout(DISK_PATIENCE, log.flush()).await;
             }
             if ended {
                 return;
