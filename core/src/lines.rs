@@ -17,8 +17,8 @@ mod writer;
 
 use std::borrow::Cow;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -140,7 +140,9 @@ impl Position {
         }
         let new = folder.join("run.new");
         // Not synced: no run outlives the machine's.
-        fs::write(&new, format!("{end}\n"))?;
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(format!("{end}\n").as_bytes())?;
         fs::rename(new, folder.join(RUN))
     }
 

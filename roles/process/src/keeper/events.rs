@@ -5,7 +5,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -187,6 +187,7 @@ impl Socket {
         let listener = UnixListener::bind(&path)?;
         // A caller that has gone between the look and `accept` must not be waited for.
         listener.set_nonblocking(true)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { listener, inode: path.metadata()?.ino() })
     }
 
