@@ -220,7 +220,7 @@ impl Manager {
             core.events.add("store.damaged", None, None, damage.place);
         }
         for trial in trials {
-            core.spawn(rollout::resume(core.clone(), Arc::new(trial)));
+            core.spawn(rollout::resume(core.clone(), Arc::new(trial), rollout::Stage::Undecided));
         }
         Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
     }

@@ -58,12 +58,27 @@ pub(crate) async fn run(
     };
     let trial = applied.trial.clone();
     let terms = Terms { source: request.known_as(), batch: request.batch, wait, who };
-    let followed = follow(core, &terms, applied, items).await;
-    if let Some(trial) = trial.filter(|_| followed.is_err()) {
+    let followed = follow(core, &terms, applied, items, Stage::Undecided).await;
+    if let (Some(trial), Err(unfinished)) = (trial, &followed) {
         // The store did not take the way back. What was promised is carried out when it does.
-        core.spawn(resume(core.clone(), trial));
+        core.spawn(resume(core.clone(), trial, unfinished.stage));
     }
-    followed
+    followed.map_err(|unfinished| unfinished.error)
+}
+
+/// How far following an apply has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It is followed until it has settled or failed.
+    Undecided,
+    /// It has failed, and goes back, whatever its instances do meanwhile.
+    GoesBack,
+}
+
+/// The store did not take something.
+struct Unfinished {
+    error: String,
+    stage: Stage,
 }
 
 /// How an apply is followed.
@@ -76,14 +91,14 @@ struct Terms<'a> {
 
 /// Goes on with an apply that is to be taken back if it fails, where the manager before this one left it, or where the store did not
 /// take the way back.
-pub(crate) async fn resume(core: Arc<Core>, trial: Arc<Trial>) {
+pub(crate) async fn resume(core: Arc<Core>, trial: Arc<Trial>, mut stage: Stage) {
     let text = format!("{} by {}, which is to be taken back if it fails", trial.source, trial.who);
     core.events.add("fleet.resumed", None, None, text);
     let terms = Terms { source: &trial.source, batch: trial.batch, wait: trial.wait, who: &trial.who };
     loop {
         let followed = match trial::applied(&core, &trial).await {
-            Ok(applied) => follow(&core, &terms, applied, None).await,
-            Err(error) => Err(error),
+            Ok(applied) => follow(&core, &terms, applied, None, stage).await,
+            Err(error) => Err(Unfinished { error, stage }),
         };
         match followed {
             Ok(reply) => {
@@ -92,7 +107,10 @@ pub(crate) async fn resume(core: Arc<Core>, trial: Arc<Trial>) {
                 tracing::info!(source = trial.source, failed = failed.join("; "), "a resumed apply has ended");
                 return;
             }
-            Err(error) => tracing::warn!(error, "a resumed apply cannot go on yet; tried again"),
+            Err(unfinished) => {
+                tracing::warn!(error = unfinished.error, "a resumed apply cannot go on yet; tried again");
+                stage = unfinished.stage;
+            }
         }
         if !core.pause(STORE_RETRY_INTERVAL).await {
             return;
@@ -106,24 +124,30 @@ async fn follow(
     terms: &Terms<'_>,
     mut applied: Applied,
     items: Option<ItemSink>,
-) -> Result<ApplyReply, String> {
+    stage: Stage,
+) -> Result<ApplyReply, Unfinished> {
     let Terms { source, batch, wait, who } = *terms;
     let mut rollout = Rollout::new(core, source, wait, items);
-    let followed = rollout.follow(batch, &mut applied, who).await;
-    if followed.is_err() {
-        rollout.release(applied.targets.iter());
-        apply::push_all(core, applied.targets.iter()).await;
-    }
-    followed?;
-    applied.reply.superseded = rollout.superseded(&applied.targets);
-    let has_failed = rollout.has_failed(&applied);
+    let has_failed = match stage {
+        Stage::GoesBack => true,
+        Stage::Undecided => {
+            if let Err(error) = rollout.follow(batch, &mut applied, who).await {
+                rollout.release(applied.targets.iter());
+                apply::push_all(core, applied.targets.iter()).await;
+                return Err(Unfinished { error, stage });
+            }
+            applied.reply.superseded = rollout.superseded(&applied.targets);
+            rollout.has_failed(&applied)
+        }
+    };
     if let Some(trial) = applied.trial.as_ref().filter(|_| !has_failed)
         && core.store.commit(vec![Change::EndTrial(trial.id)]).await.is_err()
     {
         core.spawn(end_trial(core.clone(), trial.id));
     }
     if wait.rollback && has_failed {
-        go_back(core, &mut rollout, &mut applied, who).await?;
+        let gone_back = go_back(core, &mut rollout, &mut applied, who).await;
+        gone_back.map_err(|error| Unfinished { error, stage: Stage::GoesBack })?;
     }
     tell_unhealthy(core, source, &mut applied).await;
     if wait.rollback && !applied.reply.failures.is_empty() && !applied.reply.rolled_back {
