@@ -11,7 +11,7 @@ use quilt_protocol::Outcome;
 use quilt_protocol::control::bounds::{ATTRIBUTE_MAX, ATTRIBUTE_NAME_MAX};
 use quilt_protocol::control::{Emitted, State};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::board::{self, Board};
@@ -51,6 +51,8 @@ pub(crate) struct InstanceHost {
     how_it_ended: Mutex<String>,
     /// That no more commands are offered is in the log.
     told_limit: AtomicBool,
+    /// Whether the role says that it waits for something.
+    waits: watch::Sender<bool>,
 }
 
 impl InstanceHost {
@@ -82,6 +84,7 @@ impl InstanceHost {
             found_since_ms: Mutex::new(None),
             how_it_ended: Mutex::default(),
             told_limit: AtomicBool::new(false),
+            waits: watch::Sender::new(false),
         }
     }
 
@@ -102,6 +105,12 @@ impl InstanceHost {
     /// Since when that runs which the instance found again, if it did.
     pub(crate) fn found_since_ms(&self) -> Option<u64> {
         *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the role does not say that it waits for something. Returns at once unless it says so.
+    pub(crate) async fn until_it_waits_no_more(&self) {
+        // The sender lives as long as this.
+        let _ = self.waits.subscribe().wait_for(|waits| !waits).await;
     }
 
     /// Makes what the run offers not callable any more, and ends its calls.
@@ -194,6 +203,11 @@ impl Host for InstanceHost {
         }
         if let Report::FoundAgain(since_ms) = report {
             *self.found_since_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(since_ms);
+        }
+        match &report {
+            Report::Waiting(_) => drop(self.waits.send_replace(true)),
+            Report::Active => drop(self.waits.send_replace(false)),
+            _ => {}
         }
         if let Report::Failed(why) = &report {
             let _ = self.crashed.try_send(why.clone());

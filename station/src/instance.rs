@@ -311,15 +311,25 @@ impl Runner {
         let last_answer = LastAnswer::new(&self.around.board, &self.key);
         while let Some(ready) = self.spec.settings.ready.clone() {
             let spec = self.spec.clone();
+            let host = started.host.clone();
+            let checking = async {
+                // A program that waits to begin, for want of room or tasks, has printed nothing yet: the log is of an earlier run.
+                if found.is_none() {
+                    host.until_it_waits_no_more().await;
+                }
+                ready::wait(&ready, &spec, &log, begin, |answer| last_answer.show(answer)).await
+            };
             let outcome = tokio::select! {
-                outcome = ready::wait(&ready, &spec, &log, begin, |answer| last_answer.show(answer)) => outcome,
-                Some(panic) = started.crashed.recv() => Err(panic),
+                // The work first, which says that it waits.
+                biased;
                 result = work_ends(&mut started.work) => match result {
                     // It ended while nobody watched; whether it had been ready does not matter any more.
                     result if found.is_some() => return self.ended(started, result).await,
                     Ok(()) => Err(last_answer.after("it ended")),
                     Err(text) => Err(last_answer.after(&text)),
                 },
+                Some(panic) = started.crashed.recv() => Err(panic),
+                outcome = checking => outcome,
                 order = self.order() => match self.interrupt(started, order).await {
                     // What does not stop it does not make it ready either.
                     Phase::Active(goes_on) => {

@@ -28,11 +28,14 @@ struct ToyConfig {
     slow: u64,
     /// Its memory cannot be given back without a panic.
     bursts: bool,
+    /// Its work waits for so long, begins a run then and says so in its log.
+    waits: Option<u64>,
 }
 
 struct Toy {
     work: Option<u64>,
     bursts: bool,
+    waits: Option<u64>,
 }
 
 impl Drop for Toy {
@@ -64,7 +67,7 @@ impl Toy {
         if config.held {
             std::fs::write(held(cx), "").unwrap();
         }
-        Ok(Self { work: config.work, bursts: config.bursts })
+        Ok(Self { work: config.work, bursts: config.bursts, waits: config.waits })
     }
 
     async fn update(&mut self, config: ToyConfig, cx: &RoleContext) -> Result<(), RoleError> {
@@ -85,6 +88,17 @@ impl Toy {
     }
 
     fn run(&mut self, cx: &RoleContext) -> Option<Work> {
+        if let Some(waits) = self.waits {
+            let cx = cx.clone();
+            return Some(Box::pin(async move {
+                cx.waiting("room");
+                cx.sleep(Duration::from_millis(waits)).await;
+                quilt_core::lines::Position::begin_run(cx.log_dir()).unwrap();
+                cx.active();
+                cx.log(quilt_plugin_api::LogLevel::Info, "here it is");
+                std::future::pending().await
+            }));
+        }
         let (work, cx) = (Duration::from_millis(self.work?), cx.clone());
         Some(Box::pin(async move {
             cx.sleep(work).await;
@@ -243,6 +257,17 @@ async fn what_a_ready_check_answers_is_shown_at_once_and_with_the_failure() {
     let waits = bench.until("waits", refused).await;
     assert_eq!(waits.state, State::Starting);
     bench.until("fails", |report| report.state == State::Backoff && refused(report)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_to_begin_is_not_ready_by_what_its_earlier_run_printed() {
+    let bench = Bench::new();
+    bench.commit(&[("a", r#"{"waits":5000,"ready":{"log":"here it is"}}"#)]).await;
+    bench.until_state("a", State::Active).await;
+    let began = Instant::now();
+    bench.operate("a", Action::Restart).await;
+    bench.until_state("a", State::Active).await;
+    assert!(began.elapsed() >= Duration::from_secs(5), "ready after {:?}", began.elapsed());
 }
 
 #[tokio::test]
