@@ -17,8 +17,6 @@ pub(crate) struct Promises {
     pub(crate) connected: bool,
     /// It stops and restarts programs.
     pub(crate) obeys: bool,
-    /// It starts programs: none waits for the machine.
-    pub(crate) starts: bool,
     /// What an operator stopped stays so. A stop waits for no disk, so a station that ends before it is on record starts it again.
     pub(crate) records: bool,
 }
@@ -56,7 +54,6 @@ pub(crate) fn promises(schedule: &Schedule, station: usize) -> Promises {
     let disk = [Resource::Disk, Resource::Space, Resource::Clock];
     Promises {
         connected: is_left_alone && lacks_only(&[&disk[..], &[Resource::Logs]].concat(), &disk),
-        starts: is_left_alone && lacks_only(&[Resource::Logs, Resource::Clock], &[Resource::Clock]),
         records: !(ends && lacks_disk),
         obeys: is_left_alone && lacks_only(&[Resource::Space, Resource::Logs, Resource::Clock], &[Resource::Clock]),
     }
@@ -76,12 +73,6 @@ pub(crate) fn judge_meanwhile(
         if promised.connected && shown.state != "connected" {
             wrong.push(format!("{name}: is {} although it lacks nothing that its session needs", shown.state));
         }
-        // Only the machine keeps a program waiting: none is configured to need another.
-        let waits = |(instance, (state, _)): &(&String, &(String, Option<u32>))| {
-            promised.starts && state == "waiting" && instance.starts_with("process/")
-        };
-        let waiting = shown.instances.iter().filter(waits);
-        wrong.extend(waiting.map(|(instance, _)| format!("{name}/{instance}: waits although it lacks nothing")));
     }
     for Journal { mark, pid, lines } in journals {
         let has = |line: &str| lines.iter().any(|one| one == line);
@@ -154,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_promised_meanwhile_is_looked_at_meanwhile() {
-        let promised = [Promises { connected: true, obeys: true, starts: true, records: true }];
+        let promised = [Promises { connected: true, obeys: true, records: true }];
         let mark = Mark { station: 0, instance: "p0".into(), version: 1 };
         let mut shown = StationSeen { state: "connected".into(), ..StationSeen::default() };
         shown.instances.insert("process/p0".into(), ("active".into(), Some(7)));
@@ -169,9 +160,6 @@ mod tests {
         assert_eq!(judge(&shown, &["waits"]), 1, "it is not ready");
         shown.state = "unknown".into();
         assert_eq!(judge(&shown, &[]), 1, "it is away");
-        shown.state = "connected".into();
-        shown.instances.insert("process/p1".into(), ("waiting".into(), None));
-        assert_eq!(judge(&shown, &[]), 1, "a program waits");
 
         let runs = [(mark.clone(), 7)];
         let order = |action, outcome, after: &[(Mark, u32)]| {
