@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use quilt_core::time;
 use quilt_protocol::{Digest, Name, Revision, StationId};
 use smol_str::{SmolStr, format_smolstr};
 
@@ -12,13 +11,19 @@ use crate::store::{Change, Desired, Origin};
 use crate::workers::LONG;
 use crate::{Core, push, saving};
 
-pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin) -> Desired {
+pub(crate) fn new_desired(revision: Revision, document: impl Into<Arc<str>>, origin: Origin, at_ms: u64) -> Desired {
     let document = document.into();
-    hashed_desired(revision, Digest::of(document.as_bytes()), document, origin)
+    hashed_desired(revision, Digest::of(document.as_bytes()), document, origin, at_ms)
 }
 
 /// The same of a document whose digest is known.
-pub(crate) fn hashed_desired(revision: Revision, digest: Digest, document: Arc<str>, origin: Origin) -> Desired {
+pub(crate) fn hashed_desired(
+    revision: Revision,
+    digest: Digest,
+    document: Arc<str>,
+    origin: Origin,
+    at_ms: u64,
+) -> Desired {
     Desired {
         revision,
         digest,
@@ -26,7 +31,7 @@ pub(crate) fn hashed_desired(revision: Revision, digest: Digest, document: Arc<s
         origin,
         who: SmolStr::default(),
         source: SmolStr::default(),
-        at_ms: time::now_ms(),
+        at_ms,
         good: false,
         held: false,
     }
@@ -44,7 +49,7 @@ pub(crate) async fn set_desired(
     let desired = {
         let mut state = core.state();
         state.last_revision = Revision(state.last_revision.0 + 1);
-        let mut desired = new_desired(state.last_revision, document, origin);
+        let mut desired = new_desired(state.last_revision, document, origin, state.clock.now_ms());
         (desired.who, desired.source) = (who.into(), source.into());
         desired
     };
@@ -140,7 +145,7 @@ pub(crate) fn keep_when_renamed(state: &mut State, id: StationId, before: &Name)
     let concerned = state.fleet.concerns(&station.subject());
     let kept = station.desired.as_ref().filter(|desired| !concerned && desired.origin == Origin::Fleet)?.clone();
     state.last_revision = Revision(state.last_revision.0 + 1);
-    let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned);
+    let mut desired = new_desired(state.last_revision, kept.document, Origin::Pinned, state.clock.now_ms());
     (desired.who, desired.source) = ("manager".into(), format_smolstr!("renamed from {before}"));
     state.stations.get_mut(&id)?.set_desired(desired.clone());
     Some(Change::PutDesired(id, Box::new(desired)))

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quilt_core::time;
 use quilt_core::words::count;
 use quilt_protocol::control::FleetEvent;
 use tokio::sync::broadcast;
 
+use crate::clock::Clock;
 use crate::store::{Change, Store};
 
 /// How far a follower may fall behind before it reads from the store again.
@@ -19,6 +19,7 @@ const BACKLOG_MAX: usize = 4096;
 /// The fleet's events.
 pub(crate) struct EventLog {
     store: Arc<dyn Store>,
+    clock: Clock,
     last: Mutex<Last>,
     live: broadcast::Sender<FleetEvent>,
 }
@@ -30,9 +31,9 @@ struct Last {
 }
 
 impl EventLog {
-    pub(crate) fn new(store: Arc<dyn Store>, last: u64) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, clock: Clock, last: u64) -> Self {
         let last = Last { number: last, left_out: 0 };
-        Self { store, last: Mutex::new(last), live: broadcast::Sender::new(BEHIND_MAX) }
+        Self { store, clock, last: Mutex::new(last), live: broadcast::Sender::new(BEHIND_MAX) }
     }
 
     /// Records something that happened. It is stored soon; events are a story, not a ledger.
@@ -52,7 +53,7 @@ impl EventLog {
 
     fn put(&self, last: &mut Last, kind: &str, station: Option<&str>, instance: Option<String>, text: String) {
         last.number += 1;
-        let (number, at) = (last.number, time::now_text());
+        let (number, at) = (last.number, self.clock.now_text());
         let event = FleetEvent { number, at, kind: kind.into(), station: station.map(Into::into), instance, text };
         // Under the lock, so that the store and followers see numbers in order. Nobody waits for the disk.
         drop(self.store.commit(vec![Change::AddEvent(event.clone())]));

@@ -3,13 +3,14 @@
 //! It never decodes a command (bodies are bytes to it) and knows a configuration only as a JSON document whose meaning
 //! is the roles'. Its memory is what questions are answered from; its store is what it starts from again.
 //!
-//! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `store`, `fleet`, `selector`, `state`,
+//! Read first: [`Manager`], `state`, `push`. Modules in reading order: `config`, `clock`, `store`, `fleet`, `selector`, `state`,
 //! `events`, `session`, `register`, `saving`, `push`, `desired`, `apply`, `remarks`, `part`, `unhealthy`, `rollout`, `take_back`, `trial`,
 //! `route`, `tools`, `list_reply`, `workers`, `blobs`, `schemas`, `http`, `backup`.
 
 mod apply;
 pub mod backup;
 mod blobs;
+mod clock;
 mod config;
 mod desired;
 mod events;
@@ -35,9 +36,10 @@ mod unhealthy;
 mod workers;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use quilt_client::Client;
@@ -49,14 +51,16 @@ use quilt_protocol::{FleetId, Name};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use clock::Clock;
 pub use config::{ManagerArgs, ManagerConfig};
 
 use events::EventLog;
 use state::State;
-use store::{STORE_FILE, SqliteStore, Store};
+use store::{Damage, STORE_FILE, SqliteStore, Store, Trial};
 
 /// At most so many heartbeats a second from the whole fleet, unless that would be fewer than one in 5 s each.
 const BEATS_PER_SECOND: usize = 1000;
@@ -70,11 +74,14 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// A running manager.
 pub struct Manager {
     core: Arc<Core>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    addresses: Option<Addresses>,
+    _lock: Option<FolderLock>,
+}
+
+/// Where a manager listens.
+struct Addresses {
     protocol: SocketAddr,
     http: SocketAddr,
-    _lock: FolderLock,
 }
 
 /// What all parts of a manager share.
@@ -101,6 +108,8 @@ pub(crate) struct Core {
     workers: workers::Workers,
     /// Room for bodies, of all connections together.
     pub(crate) arriving: Budget,
+    /// For how long connections look for what comes next before they sleep.
+    pub(crate) watch: Duration,
     stop: CancellationToken,
     pub(crate) metrics: http::Metrics,
     pub(crate) started: Instant,
@@ -141,9 +150,88 @@ impl Core {
 
     fn adapt_heartbeat(&self) {
         let live = self.state().stations.values().filter(|station| station.live.is_some()).count();
-        let beat =
-            quilt_protocol::session::HEARTBEAT.max(Duration::from_millis((live * 1000 / BEATS_PER_SECOND) as u64));
-        self.heartbeat_ms.store(beat.as_millis() as u64, Ordering::Relaxed);
+        self.heartbeat_ms.store(heartbeat_for(live).as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+/// What a store has for a manager to see to when it starts.
+struct Found {
+    damage: Vec<Damage>,
+    trials: Vec<Trial>,
+}
+
+/// Reads a store. Nothing happens yet.
+async fn load(
+    store: Arc<dyn Store>,
+    clock: Clock,
+    files: PathBuf,
+    watch: Duration,
+) -> anyhow::Result<(Arc<Core>, Found)> {
+    let loaded = store.load().await?;
+    let (fleet, last_event) = (loaded.fleet, loaded.last_event);
+    let found = Found { damage: loaded.damage.clone(), trials: loaded.trials.clone() };
+    let core = Arc::new(Core {
+        fleet,
+        events: EventLog::new(store.clone(), clock, last_event),
+        blobs: blobs::Blobs::open(files).context("the folder of files for stations")?,
+        schemas: schemas::Schemas::default(),
+        store,
+        state: Mutex::new(State::new(loaded, clock).map_err(anyhow::Error::msg)?),
+        changed: watch::Sender::new(0),
+        applying: tokio::sync::Mutex::new(()),
+        saving: tokio::sync::Mutex::new(()),
+        save: Notify::new(),
+        registering: Arc::new(Semaphore::new(register::REGISTERING)),
+        tasks: TaskTracker::new(),
+        heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
+        workers: workers::Workers::new(),
+        arriving: Budget::new(session::ARRIVING_MAX),
+        watch,
+        stop: CancellationToken::new(),
+        metrics: http::Metrics::new(),
+        started: Instant::now(),
+    });
+    Ok((core, found))
+}
+
+impl Core {
+    /// Serves who connects.
+    fn listen(self: &Arc<Self>, listener: Arc<Listener>, http: Arc<http::Server>) {
+        let core = self.clone();
+        self.keep_running("http", move || http.clone().serve(core.clone(), core.stop.clone()));
+        let core = self.clone();
+        self.keep_running("connections", move || session::listen(core.clone(), listener.clone(), core.stop.clone()));
+    }
+
+    /// Begins with what a manager does by itself.
+    fn begin(self: &Arc<Self>, found: Found) {
+        let core = self.clone();
+        self.keep_running("heartbeats", move || adapt_heartbeats(core.clone()));
+        let core = self.clone();
+        self.keep_running("station records", move || saving::keep_saving(core.clone()));
+        let core = self.clone();
+        self.keep_running("interrupted rollouts", move || rollout::halt_interrupted(core.clone()));
+        if let Some(trouble) = self.store.trouble() {
+            tracing::error!(
+                trouble,
+                "started read-only: stations register and run what they have, changes are refused"
+            );
+        }
+        self.events.add("manager.started", None, None, format!("fleet {}", self.fleet));
+        for damage in found.damage {
+            tracing::error!(place = damage.place, "a row of the store is damaged; nothing is pushed from it");
+            self.events.add("store.damaged", None, None, damage.place);
+        }
+        for trial in found.trials {
+            self.spawn(rollout::resume(self.clone(), Arc::new(trial), rollout::Stage::Undecided));
+        }
+    }
+
+    fn keep_running<F>(&self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(runtime::keep_running(name, task));
     }
 }
 
@@ -157,77 +245,41 @@ impl Manager {
         shortage::raise_descriptor_limit();
         let folder = files::create_data_dir(&config.data_dir, config::FOLDER).context("the data folder")?;
         let lock = FolderLock::take(&folder)?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join(STORE_FILE))?);
-        let loaded = store.load().await?;
-        let (fleet, last_event) = (loaded.fleet, loaded.last_event);
-        let (damage, trials) = (loaded.damage.clone(), loaded.trials.clone());
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let core = Arc::new(Core {
-            fleet,
-            events: EventLog::new(store.clone(), last_event),
-            blobs: blobs::Blobs::open(folder.join("files")).context("the folder of files for stations")?,
-            schemas: schemas::Schemas::default(),
-            store,
-            state: Mutex::new(State::new(loaded).map_err(anyhow::Error::msg)?),
-            changed: watch::Sender::new(0),
-            applying: tokio::sync::Mutex::new(()),
-            saving: tokio::sync::Mutex::new(()),
-            save: Notify::new(),
-            registering: Arc::new(Semaphore::new(register::REGISTERING)),
-            tasks: tasks.clone(),
-            heartbeat_ms: AtomicU64::new(quilt_protocol::session::HEARTBEAT.as_millis() as u64),
-            workers: workers::Workers::new(),
-            arriving: Budget::new(session::ARRIVING_MAX),
-            stop: stop.clone(),
-            metrics: http::Metrics::new(),
-            started: Instant::now(),
-        });
+        let store = Arc::new(SqliteStore::open(&folder.join(STORE_FILE))?);
+        let (core, found) = load(store, Clock::system(), folder.join("files"), *session::WATCH).await?;
+        // Bound once the store is read: whoever connects is served.
         let listener = Listener::bind(&config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
         let protocol = listener.local_addr()?;
         if !protocol.ip().is_loopback() {
             tracing::warn!(%protocol, "plain text beyond this machine: anybody who reaches this port commands the fleet");
         }
-        let http = http::Server::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
-        let http_address = http.local_addr()?;
-        let (http, listener) = (Arc::new(http), Arc::new(listener));
-        let around = (core.clone(), stop.clone());
-        tasks.spawn(runtime::keep_running("http", {
-            let (core, stop) = around.clone();
-            move || http.clone().serve(core.clone(), stop.clone())
-        }));
-        tasks.spawn(runtime::keep_running("connections", {
-            let (core, stop) = around.clone();
-            move || session::listen(core.clone(), listener.clone(), stop.clone())
-        }));
-        let (beating, stop_beating) = around;
-        tasks.spawn(runtime::keep_running("heartbeats", move || {
-            adapt_heartbeats(beating.clone(), stop_beating.clone())
-        }));
-        let saving = core.clone();
-        tasks.spawn(runtime::keep_running("station records", move || saving::keep_saving(saving.clone())));
-        let halting = core.clone();
-        tasks.spawn(runtime::keep_running("interrupted rollouts", move || rollout::halt_interrupted(halting.clone())));
-        if let Some(trouble) = core.store.trouble() {
-            tracing::error!(
-                trouble,
-                "started read-only: stations register and run what they have, changes are refused"
-            );
-        }
-        core.events.add("manager.started", None, None, format!("fleet {fleet}"));
-        for damage in damage {
-            tracing::error!(place = damage.place, "a row of the store is damaged; nothing is pushed from it");
-            core.events.add("store.damaged", None, None, damage.place);
-        }
-        for trial in trials {
-            core.spawn(rollout::resume(core.clone(), Arc::new(trial), rollout::Stage::Undecided));
-        }
-        Ok(Self { core, stop, tasks, protocol, http: http_address, _lock: lock })
+        let server = http::Server::bind(&config.http).await.with_context(|| format!("--http {}", config.http))?;
+        let http = server.local_addr()?;
+        core.listen(Arc::new(listener), Arc::new(server));
+        core.begin(found);
+        Ok(Self { core, addresses: Some(Addresses { protocol, http }), _lock: Some(lock) })
+    }
+
+    /// Starts a manager on this store, which nobody else has open. It keeps files for stations in the folder `files` and listens
+    /// nowhere: connections come through [`Manager::take`]. All that it waits for, it waits for on tokio's clock, so that a test
+    /// may pause that.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read, the folder not be made.
+    pub async fn start_with(store: Arc<dyn Store>, clock: Clock, files: PathBuf) -> anyhow::Result<Self> {
+        let (core, found) = load(store, clock, files, Duration::ZERO).await?;
+        core.begin(found);
+        Ok(Self { core, addresses: None, _lock: None })
     }
 
     /// Where stations and tools connect.
+    ///
+    /// # Panics
+    ///
+    /// If it was started with [`Manager::start_with`].
     pub fn protocol_addr(&self) -> SocketAddr {
-        self.protocol
+        self.addresses().protocol
     }
 
     /// Serves a connection that did not come through the listener; for programs that host a manager. It counts as one from
@@ -252,13 +304,21 @@ impl Manager {
     }
 
     /// Where health, readiness and metrics are served.
+    ///
+    /// # Panics
+    ///
+    /// If it was started with [`Manager::start_with`].
     pub fn http_addr(&self) -> SocketAddr {
-        self.http
+        self.addresses().http
+    }
+
+    fn addresses(&self) -> &Addresses {
+        self.addresses.as_ref().expect("who starts a manager without listeners does not ask where they listen")
     }
 
     /// Stops: takes no connection any more, says goodbye to all, waits a little for them to take it.
     pub async fn stop(self) {
-        self.stop.cancel();
+        self.core.stop.cancel();
         let handles: Vec<_> = {
             let state = self.core.state();
             let stations = state.stations.values().filter_map(|station| Some(station.live.as_ref()?.handle.clone()));
@@ -267,9 +327,9 @@ impl Manager {
             stations.chain(clients).chain(newcomers).collect()
         };
         handles.iter().for_each(|handle| handle.goodbye("the manager stops"));
-        self.tasks.close();
-        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(left = self.tasks.len(), "stopped without waiting for all connections");
+        self.core.tasks.close();
+        if tokio::time::timeout(DRAIN, self.core.tasks.wait()).await.is_err() {
+            tracing::warn!(left = self.core.tasks.len(), "stopped without waiting for all connections");
         }
         if let Err(error) = saving::save_all(&self.core).await {
             tracing::warn!(%error, "what was last heard of stations is not stored");
@@ -281,9 +341,14 @@ impl Manager {
     }
 }
 
-async fn adapt_heartbeats(core: Arc<Core>, stop: CancellationToken) {
+/// How often each of so many stations should be heard of.
+fn heartbeat_for(live: usize) -> Duration {
+    quilt_protocol::session::HEARTBEAT.max(Duration::from_millis((live * 1000 / BEATS_PER_SECOND) as u64))
+}
+
+async fn adapt_heartbeats(core: Arc<Core>) {
     let mut told = core.heartbeat();
-    while stop.run_until_cancelled(tokio::time::sleep(ADAPT_EVERY)).await.is_some() {
+    while core.pause(ADAPT_EVERY).await {
         core.adapt_heartbeat();
         let wanted = core.heartbeat();
         if wanted != told {
@@ -291,6 +356,19 @@ async fn adapt_heartbeats(core: Arc<Core>, stop: CancellationToken) {
             let live = state.stations.values().filter_map(|station| station.live.as_ref());
             live.for_each(|live| live.handle.set_heartbeat(wanted));
             told = wanted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stations_are_heard_of_less_often_where_there_are_many() {
+        let expected = [(0, 5), (1, 5), (5000, 5), (10_000, 10), (1_000_000, 1000)];
+        for (live, seconds) in expected {
+            assert_eq!(heartbeat_for(live), Duration::from_secs(seconds), "{live} stations");
         }
     }
 }

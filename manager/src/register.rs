@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use quilt_core::time;
 use quilt_net::{BoxFuture, Handle, Inbound, done};
 use quilt_protocol::control::bounds::{INSTANCES_MAX, at_most};
 use quilt_protocol::control::{
@@ -13,6 +12,7 @@ use quilt_protocol::control::{
 use quilt_protocol::session::Closed;
 use quilt_protocol::{Labels, Name, Outcome, Revision, StationId};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::fleet::{document_of, instances_of};
 use crate::session::Session;
@@ -133,7 +133,7 @@ fn older_session(core: &Core, id: StationId, newer: &Handle) -> Option<Handle> {
 
 /// Pings a session and waits for anything at all to come from it.
 async fn is_alive(older: &Handle) -> bool {
-    let asked = Instant::now();
+    let asked = Instant::now().into_std();
     older.ping();
     let heard = async {
         while older.last_heard() <= asked {
@@ -206,7 +206,7 @@ pub(crate) fn admit(
         labels,
         facts,
         roles: registration.roles.iter().map(|offer| offer.role.clone()).collect(),
-        last_seen_ms: time::now_ms(),
+        last_seen_ms: state.clock.now_ms(),
         said_goodbye: false,
     };
     let before = known.map(|station| StationRecord { last_seen_ms: record.last_seen_ms, ..station.record.clone() });
@@ -461,6 +461,7 @@ fn is_newer(answer: &InstanceReport, known: Option<&InstanceReport>) -> bool {
 pub(crate) fn left(core: &Core, id: StationId, handle: &Handle, why: &Closed) {
     let record = {
         let mut state = core.state();
+        let now_ms = state.clock.now_ms();
         state.quarantined.retain(|newcomer| newcomer.handle != *handle);
         let Some(station) = state.stations.get_mut(&id) else { return };
         if station.live.as_ref().is_none_or(|live| live.handle != *handle) {
@@ -468,7 +469,7 @@ pub(crate) fn left(core: &Core, id: StationId, handle: &Handle, why: &Closed) {
         }
         station.live = None;
         station.record.said_goodbye = matches!(why, Closed::Goodbye(_));
-        station.record.last_seen_ms = time::now_ms();
+        station.record.last_seen_ms = now_ms;
         station.record.clone()
     };
     let kind = if record.said_goodbye { "station.left" } else { "station.lost" };

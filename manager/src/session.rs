@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use quilt_core::{shortage, time};
+use quilt_core::shortage;
 use quilt_net::{BoxFuture, Handle, Inbound, Listener, Service, accept, done};
 use quilt_protocol::control::command;
 use quilt_protocol::message::{Identity, PERSON, Refusal};
@@ -24,7 +24,7 @@ pub(crate) const ARRIVING_MAX: usize = 256 << 20;
 
 /// For how long to look for what comes next before sleeping, where that comes soon: about as long as two wake-ups take, the
 /// peer's and that of its processor. Where there is one processor, whoever is looked for would not get it meanwhile.
-static WATCH: LazyLock<Duration> = LazyLock::new(|| match std::thread::available_parallelism() {
+pub(crate) static WATCH: LazyLock<Duration> = LazyLock::new(|| match std::thread::available_parallelism() {
     Ok(count) if count.get() > 1 => Duration::from_micros(200),
     _ => Duration::ZERO,
 });
@@ -68,8 +68,8 @@ where
 {
     core.metrics.connections.inc();
     let limits = Limits { shared: core.arriving.clone(), ..Limits::default() };
-    let core = core.clone();
-    accept(stream, limits, *WATCH, move |handle| {
+    let (core, watch) = (core.clone(), core.watch);
+    accept(stream, limits, watch, move |handle| {
         Arc::new(Session {
             core,
             handle,
@@ -142,7 +142,7 @@ impl Session {
             handle: self.handle.clone(),
             software: software.to_owned(),
             peer: self.peer.to_string(),
-            since_ms: time::now_ms(),
+            since_ms: state.clock.now_ms(),
         };
         state.clients.insert(name.clone(), client);
         name

@@ -4,12 +4,13 @@ mod views;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use quilt_net::Handle;
 use quilt_protocol::control::{Applied, InstanceReport, Owner, Registration, Rejected, Report, StationState};
 use quilt_protocol::{Digest, Labels, Name, Revision, StationId};
+use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::fleet::{Fleet, Instances, Subject, document_of, instances_of};
 use crate::selector::Selector;
 use crate::store::{DamagedRow, Desired, EntryKey, Loaded, StationRecord};
@@ -19,6 +20,7 @@ pub(crate) use views::SharedMacs;
 
 /// Everything that changes while a manager runs.
 pub(crate) struct State {
+    pub(crate) clock: Clock,
     pub(crate) epoch: u64,
     pub(crate) last_revision: Revision,
     /// Each in a place of its own: a tree keeps room for what is not there.
@@ -228,10 +230,11 @@ impl KnownInstances {
 }
 
 impl State {
-    pub(crate) fn new(loaded: Loaded) -> Result<Self, String> {
+    pub(crate) fn new(loaded: Loaded, clock: Clock) -> Result<Self, String> {
         let fleet = Arc::new(Fleet::from_entries(&loaded.entries)?);
         let mut desired = loaded.desired;
         let mut state = Self {
+            clock,
             epoch: loaded.epoch,
             last_revision: loaded.last_revision,
             stations: BTreeMap::new(),

@@ -88,7 +88,8 @@ pub(crate) async fn take_back(
                 TakeBack::Whole => earlier.map_or(Origin::Fleet, |earlier| earlier.origin),
                 TakeBack::Stations => Origin::Pinned,
             };
-            let mut desired = hashed_desired(state.last_revision, saying.digest, saying.json.clone(), origin);
+            let (digest, json, now_ms) = (saying.digest, saying.json.clone(), state.clock.now_ms());
+            let mut desired = hashed_desired(state.last_revision, digest, json, origin, now_ms);
             (desired.who, desired.source) = (who.into(), SmolStr::new_static("rollback of a failed apply"));
             desired.good = earlier.is_some_and(|earlier| earlier.good);
             // A part of a rollout may have run well before the rest failed; nobody goes back to it.

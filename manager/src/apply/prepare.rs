@@ -116,7 +116,7 @@ pub(super) fn prepare(snapshot: &Snapshot, request: &Apply) -> Result<Prepared, 
         let changes = before.as_ref().is_none_or(|before| before.digest != saying.digest);
         let desired = changes.then(|| {
             revision = Revision(revision.0 + 1);
-            hashed_desired(revision, saying.digest, saying.json.clone(), Origin::Fleet)
+            hashed_desired(revision, saying.digest, saying.json.clone(), Origin::Fleet, snapshot.at_ms)
         });
         let refused = *is_live && desired.is_none() && station.refuses_desired;
         if !is_live {

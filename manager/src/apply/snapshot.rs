@@ -19,6 +19,8 @@ const AT_ONCE: usize = 128;
 pub(crate) struct Snapshot {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) last_revision: Revision,
+    /// When it was taken, in milliseconds since 1970.
+    pub(crate) at_ms: u64,
     /// In the order of their identities.
     pub(crate) stations: Vec<StationSnapshot>,
 }
@@ -60,16 +62,16 @@ impl StationSnapshot {
 impl Snapshot {
     /// Takes one, a few stations at a time. Whoever must not miss a change of what is desired holds [`Core::applying`].
     pub(crate) async fn take(core: &Core) -> Self {
-        let (fleet, last_revision) = {
+        let (fleet, last_revision, at_ms) = {
             let state = core.state();
-            (state.fleet.clone(), state.last_revision)
+            (state.fleet.clone(), state.last_revision, state.clock.now_ms())
         };
         let (mut stations, mut after) = (Vec::new(), Bound::Unbounded);
         while let Some(last) = add(core, after, &mut stations) {
             after = Bound::Excluded(last);
             tokio::task::yield_now().await;
         }
-        Self { fleet, last_revision, stations }
+        Self { fleet, last_revision, at_ms, stations }
     }
 }
 

@@ -204,7 +204,7 @@ mod tests {
             name: "cam-1".parse().unwrap(),
             before: None,
             was_damaged: false,
-            desired: Some(new_desired(Revision(2), saying.json.clone(), Origin::Fleet)),
+            desired: Some(new_desired(Revision(2), saying.json.clone(), Origin::Fleet, 0)),
             was_live: true,
             refused: false,
             part: Arc::new(Part::new(&document(before), &saying.document, &own)),
@@ -216,7 +216,7 @@ mod tests {
     /// What the station is given as revision 3.
     fn successor(target: &Target, instances: &serde_json::Value, source: &str, origin: Origin) -> Successor {
         let saying = Saying::new(document(instances), Vec::new());
-        let mut desired = new_desired(Revision(3), saying.json, origin);
+        let mut desired = new_desired(Revision(3), saying.json, origin, 0);
         (desired.source, desired.who) = (source.into(), "ann".into());
         Successor::new(&desired, "ours.toml", &target.part, &target.saying.instances(), &mut BTreeMap::new())
     }

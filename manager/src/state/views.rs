@@ -8,6 +8,7 @@ use quilt_protocol::control::{InstanceReport, InstanceView, StationState, Statio
 use quilt_protocol::{Name, StationId};
 
 use super::{Newcomer, State, Station};
+use crate::clock::Clock;
 use crate::fleet::Subject;
 use crate::selector::Selector;
 
@@ -37,7 +38,7 @@ impl State {
     pub(crate) fn newcomers(&self, selector: Option<&Selector>) -> Vec<StationView> {
         let mut views = Vec::new();
         for newcomer in &self.quarantined {
-            let mut view = newcomer_view(newcomer);
+            let mut view = newcomer_view(newcomer, self.clock);
             if selector.is_some_and(|selector| !subject_of(&view).fits(selector, &view.labels)) {
                 continue;
             }
@@ -84,7 +85,9 @@ impl State {
             facts: record.facts.clone(),
             flags: self.flags(station, macs),
             // One that is connected beats, and is lost when it does not.
-            last_seen: Some(live.as_ref().map_or_else(|| time::ms_text(record.last_seen_ms), |_| time::now_text())),
+            last_seen: Some(
+                live.as_ref().map_or_else(|| time::ms_text(record.last_seen_ms), |_| self.clock.now_text()),
+            ),
         }
     }
 
@@ -139,7 +142,7 @@ fn subject_of(view: &StationView) -> Subject<'_> {
     }
 }
 
-fn newcomer_view(newcomer: &Newcomer) -> StationView {
+fn newcomer_view(newcomer: &Newcomer, clock: Clock) -> StationView {
     let registration = &newcomer.registration;
     StationView {
         id: registration.id,
@@ -159,7 +162,7 @@ fn newcomer_view(newcomer: &Newcomer) -> StationView {
         instances: registration.instances.iter().map(instance_view).collect(),
         facts: registration.facts.clone(),
         flags: Vec::new(),
-        last_seen: Some(time::now_text()),
+        last_seen: Some(clock.now_text()),
     }
 }
 
