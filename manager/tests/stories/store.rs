@@ -1,0 +1,155 @@
+//! A store that fails or hangs.
+
+use quilt_client::control::State;
+use quilt_manager::store::Change;
+use serde_json::{Value, json};
+
+use crate::fleet_file::{cameras, counter};
+use crate::station::{Fate, Station};
+use crate::world::{World, moment, seconds};
+
+fn is_desired(change: &Change) -> bool {
+    matches!(change, Change::PutDesired(..))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_apply_that_the_store_does_not_take_changes_nothing() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1)).await;
+    moment().await;
+    world.fail_next(is_desired);
+    let why = world.fail_to_apply(counter("cam-1", 2).wait()).await;
+    assert!(why.contains("the store: the disk takes nothing now"), "{why}");
+    seconds(5).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }));
+    let view = world.view("cam-1").await;
+    assert_eq!(view.desired_revision, view.applied_revision);
+    world.apply(counter("cam-1", 3)).await;
+    moment().await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 3 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_station_whose_record_the_store_does_not_take_is_served_and_stored_when_it_can_be() {
+    let mut world = World::new().await;
+    world.fail_all(|change| matches!(change, Change::PutStation(_)));
+    let cam = world.station("cam-1").await;
+    assert_eq!(world.states().await, ["cam-1 connected"]);
+    seconds(10).await;
+    world.store().recover();
+    seconds(2).await;
+    world.kill().await;
+    world.start().await;
+    assert_eq!(world.states().await, ["cam-1 unknown"], "it is known");
+    assert!(world.connect(&cam).await.adopted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_station_gets_nothing_that_is_not_stored() {
+    let mut world = World::new().await;
+    world.apply(cameras(1)).await;
+    world.fail_all(is_desired);
+    let cam = world.station("cam-1").await;
+    seconds(5).await;
+    assert_eq!(cam.offered(), Vec::<u64>::new());
+    world.store().recover();
+    cam.cut();
+    world.connect(&cam).await;
+    moment().await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_the_store_does_not_take_changes_nothing() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1).wait()).await;
+    world.apply(counter("cam-1", 2).wait()).await;
+    world.fail_next(is_desired);
+    assert!(world.tool().rollback("cam-1", None).await.is_err());
+    seconds(5).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 2 }));
+    world.tool().rollback("cam-1", None).await.unwrap();
+    moment().await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_apply_that_failed_goes_back_when_the_store_takes_the_way_back() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1).wait()).await;
+    cam.set_fate("counter/main", Fate::Fails("no"));
+    world.fail_next(|change| matches!(change, Change::EndTrial(_)));
+    let why = world.fail_to_apply(counter("cam-1", 2).rollback()).await;
+    assert!(why.contains("the store"), "{why}");
+    cam.set_fate("counter/main", Fate::Runs);
+    seconds(10).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }));
+    let view = world.view("cam-1").await;
+    assert_eq!(view.desired_revision, view.applied_revision);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_went_well_is_over_even_if_that_is_stored_only_later() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1).wait()).await;
+    world.fail_next(|change| matches!(change, Change::EndTrial(_)));
+    let reply = world.apply(counter("cam-1", 2).rollback()).await;
+    assert!(reply.failures.is_empty() && !reply.rolled_back);
+    seconds(3).await;
+    world.restart().await;
+    cam.turn("counter/main", State::Failed, "much later").await;
+    seconds(60).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 2 }), "it is on trial no more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adoption_that_the_store_does_not_take_changes_nothing() {
+    let mut elsewhere = World::new().await;
+    let cam = elsewhere.station("cam-1").await;
+    elsewhere.apply(counter("cam-1", 7)).await;
+    moment().await;
+    cam.cut();
+    let mut world = World::new().await;
+    world.connect(&cam).await;
+    world.fail_next(|change| matches!(change, Change::RaiseEpoch(_)));
+    assert!(world.tool().adopt("cam-1", true).await.is_err());
+    assert_eq!(world.states().await, ["cam-1 unadopted"]);
+    assert_eq!(cam.config("counter/main"), json!({ "step": 7 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_station_that_the_store_does_not_forget_stays() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    cam.leave();
+    moment().await;
+    world.fail_next(|change| matches!(change, Change::ForgetStation(_)));
+    assert!(world.tool().forget("cam-1").await.is_err());
+    assert_eq!(world.states().await, ["cam-1 disconnected"]);
+    assert!(world.connect(&cam).await.adopted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_keeps_no_station_away_and_the_apply_goes_on_with_it() {
+    let mut world = World::new().await;
+    let one = world.station("cam-1").await;
+    world.store().hang();
+    let applying = world.begin(cameras(1));
+    let other = Station::new("cam-2");
+    let registered = world.connect(&other).await;
+    assert!(registered.adopted);
+    seconds(30).await;
+    assert!(applying.is_under_way());
+    assert_eq!((one.config("counter/main"), other.config("counter/main")), (Value::Null, Value::Null));
+    assert_eq!(world.states().await, ["cam-1 connected", "cam-2 connected"]);
+    world.store().resume();
+    assert!(applying.reply().await.stored);
+    moment().await;
+    for station in [one, other] {
+        assert_eq!(station.config("counter/main"), json!({ "step": 1 }));
+    }
+}
