@@ -1,7 +1,9 @@
 //! What is desired of one station, apart from applies: kept, made anew from the fleet entries, or given by an operator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use quilt_net::BoxFuture;
 use quilt_protocol::{Digest, Name, Revision, StationId};
 use smol_str::{SmolStr, format_smolstr};
 
@@ -65,23 +67,44 @@ pub(crate) async fn set_desired(
     Ok(revision)
 }
 
+/// How often a configuration that the store did not take is made anew.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Makes a station's desired configuration anew from the fleet entries: at registration, when its labels or name may
-/// have changed.
-pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) {
-    refresh_as(core, id, "manager", "registration").await;
+/// have changed. If the store does not take it, that is tried again until it does. Returns whether another one was made desired, and
+/// offered.
+pub(crate) async fn refresh(core: &Arc<Core>, id: StationId) -> bool {
+    refresh_as(core, id, "manager", "registration").await
 }
 
 /// As [`refresh`], on somebody's behalf.
-pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) {
+pub(crate) async fn refresh_as(core: &Arc<Core>, id: StationId, who: &str, source: &str) -> bool {
     match made_anew(core, id).await {
         Ok(None) => {}
-        Ok(Some(document)) => {
-            if let Err(error) = set_desired(core, id, document, Origin::Fleet, who, source).await {
-                tracing::error!(station = %id, error, "cannot store a desired configuration");
+        Ok(Some(document)) => match set_desired(core, id, document, Origin::Fleet, who, source).await {
+            Ok(_) => return true,
+            Err(error) => {
+                tracing::warn!(station = %id, error, "a desired configuration is not stored yet; tried again");
+                core.spawn(refresh_later(core.clone(), id));
             }
-        }
+        },
         Err((name, text)) => core.events.add("fleet.conflict", Some(name.as_str()), None, text),
     }
+    false
+}
+
+/// As [`refresh`], once the store takes changes.
+fn refresh_later(core: Arc<Core>, id: StationId) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        // Many stations may wait for the store: none of them asks it before it says that it has recovered.
+        while core.pause(RETRY_INTERVAL).await {
+            if core.store.trouble().is_none() {
+                let _one_at_a_time = core.applying.lock().await;
+                refresh(&core, id).await;
+                return;
+            }
+        }
+    })
 }
 
 /// Whether [`refresh`] would change what is desired.

@@ -89,13 +89,15 @@ fn take(
             let core_of_task = core.clone();
             core.spawn(async move {
                 // What is about to be made anew is not offered first: it might end what the new one has again.
-                if !desired::is_out_of_date(&core_of_task, id).await {
+                let is_current = !desired::is_out_of_date(&core_of_task, id).await;
+                if is_current {
                     push::offer(&core_of_task, id);
                 }
                 // Not while an apply plans: it would be given a number that this one overtakes.
                 let _one_at_a_time = core_of_task.applying.lock().await;
-                desired::refresh(&core_of_task, id).await;
-                push::offer(&core_of_task, id);
+                if !desired::refresh(&core_of_task, id).await && !is_current {
+                    push::offer(&core_of_task, id);
+                }
             });
         }
         Ok(registered)

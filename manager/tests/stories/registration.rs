@@ -35,6 +35,21 @@ async fn a_station_from_which_nothing_is_heard_for_three_beats_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_station_that_comes_back_is_offered_what_it_has_and_touches_nothing() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1)).await;
+    moment().await;
+    cam.cut();
+    world.connect(&cam).await;
+    moment().await;
+    let revision = cam.applied().unwrap();
+    assert_eq!(cam.offered(), [revision, revision]);
+    let accepted = world.kinds("cam-1").await.iter().filter(|kind| *kind == "push.accepted").count();
+    assert_eq!(accepted, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_applied_and_taken_out_while_a_station_was_away_holds_when_it_comes_back() {
     let mut world = World::new().await;
     let cam = world.station("cam-1").await;

@@ -61,6 +61,17 @@ async fn a_new_station_gets_nothing_that_is_not_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_station_gets_its_configuration_once_the_store_recovers() {
+    let mut world = World::new().await;
+    world.apply(cameras(1)).await;
+    world.fail_all(is_desired);
+    let cam = world.station("cam-1").await;
+    world.store().recover();
+    seconds(60).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rollback_that_the_store_does_not_take_changes_nothing() {
     let mut world = World::new().await;
     let cam = world.station("cam-1").await;
