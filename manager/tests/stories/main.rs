@@ -13,6 +13,7 @@ mod events;
 mod groups;
 mod identities;
 mod pushes;
+mod random;
 mod registration;
 mod reports;
 mod restarts;
