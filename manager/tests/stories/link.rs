@@ -12,6 +12,8 @@ use tokio::time::sleep;
 const LATENCY: Duration = Duration::from_millis(1);
 /// How many bytes are under way at most.
 const BUFFER: usize = 256 * 1024;
+/// How many bytes are carried at a time at most.
+const BLOCK: usize = 16 * 1024;
 
 /// What lies between two peers.
 pub(crate) struct Link {
@@ -48,7 +50,7 @@ impl Link {
 }
 
 async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut held: watch::Receiver<bool>) {
-    let mut block = vec![0; BUFFER];
+    let mut block = vec![0; BLOCK];
     loop {
         let length = from.read(&mut block).await.unwrap_or(0);
         sleep(LATENCY).await;

@@ -27,12 +27,22 @@ const CALM: u64 = 300;
 
 #[test]
 fn a_fleet_to_which_anything_happens_converges_once_that_is_over() {
-    let chosen = std::env::var("QUILT_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    for seed in chosen.map_or(0..SEEDS, |seed| seed..seed + 1) {
-        let _told = SeedOnPanic(seed);
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(drive(seed));
+    if let Ok(seed) = std::env::var("QUILT_SEED") {
+        return run(seed.parse().unwrap());
     }
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    std::thread::scope(|scope| {
+        for first in 0..threads {
+            scope.spawn(move || (first..SEEDS).step_by(threads as usize).for_each(run));
+        }
+    });
+}
+
+/// One fleet, on a clock of its own.
+fn run(seed: u64) {
+    let _told = SeedOnPanic(seed);
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(drive(seed));
 }
 
 struct SeedOnPanic(u64);
