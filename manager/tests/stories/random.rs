@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quilt_client::control::{State, StationState};
 use quilt_manager::store::{Change, Store as _};
-use quilt_protocol::Digest;
+use quilt_protocol::{Digest, Revision};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
@@ -216,11 +216,15 @@ impl Driver {
 
     /// What is always so.
     async fn check(&self) {
+        moment().await;
         let steps = || self.steps.join("\n");
         let stored = self.world.backup();
         for station in &self.stations {
             let offered = station.offered();
             assert!(offered.is_sorted(), "{} was offered {offered:?}\n{}", station.name(), steps());
+            let is_same = |pair: &[(Revision, Digest)]| pair[0].0 != pair[1].0 || pair[0].1 == pair[1].1;
+            let offers = station.offers();
+            assert!(offers.windows(2).all(is_same), "one number, two contents: {offered:?}\n{}", steps());
             let history = stored.history(station.id()).await.unwrap();
             if let Some((revision, digest)) = station.given() {
                 let is_stored = history.desired.iter().any(|one| one.revision == revision && one.digest == digest);
@@ -234,6 +238,8 @@ impl Driver {
         assert_eq!(names.len(), self.stations.len(), "{}", steps());
         for view in &views {
             let is_here = matches!(view.state, StationState::Connected | StationState::Unadopted);
+            let connected = self.stations.iter().any(|station| station.id() == view.id && station.is_connected());
+            assert_eq!(is_here, connected, "{} is shown as {:?}\n{}", view.name, view.state, steps());
             assert!(is_here || view.instances.is_empty(), "{} is away and shows instances\n{}", view.name, steps());
         }
     }

@@ -177,6 +177,11 @@ impl Station {
         self.machine().offered.iter().map(|(offer, _)| offer.revision.0).collect()
     }
 
+    /// The revisions that it was offered, each with its digest, in order.
+    pub(crate) fn offers(&self) -> Vec<(Revision, Digest)> {
+        self.machine().offered.iter().map(|(offer, _)| (offer.revision, offer.digest)).collect()
+    }
+
     /// The pauses between the pushes that came, in seconds.
     pub(crate) fn pauses(&self) -> Vec<u64> {
         let machine = self.machine();
