@@ -103,6 +103,23 @@ async fn an_apply_that_failed_goes_back_when_the_store_takes_the_way_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_apply_that_failed_goes_back_even_if_its_instance_runs_well_by_then() {
+    let mut world = World::new().await;
+    let cam = world.station("cam-1").await;
+    world.apply(counter("cam-1", 1).wait()).await;
+    cam.set_fate("counter/main", Fate::Fails("no"));
+    world.fail_all(|change| matches!(change, Change::EndTrial(_)));
+    world.fail_to_apply(counter("cam-1", 2).rollback()).await;
+    cam.set_fate("counter/main", Fate::Runs);
+    cam.turn("counter/main", State::Active, "").await;
+    // Long enough to settle.
+    seconds(120).await;
+    world.store().recover();
+    seconds(10).await;
+    assert_eq!(cam.config("counter/main"), json!({ "step": 1 }), "it was told as failed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_trial_that_went_well_is_over_even_if_that_is_stored_only_later() {
     let mut world = World::new().await;
     let cam = world.station("cam-1").await;
