@@ -22,7 +22,7 @@ pub struct MemoryStore {
 struct Inner {
     contents: Contents,
     /// Tells which commits fail.
-    refuses: Option<Box<dyn FnMut(&[Change]) -> bool + Send>>,
+    refuses: Option<Refusal>,
     /// Whether the last commit failed.
     has_refused: bool,
     /// What waits while the store hangs, in order; none while it works.
@@ -30,6 +30,9 @@ struct Inner {
     /// Nothing is taken and nothing answered any more.
     is_dead: bool,
 }
+
+/// Whether a commit fails.
+type Refusal = Box<dyn FnMut(&[Change]) -> bool + Send>;
 
 /// Something that waits for a store that hangs.
 type Job = Box<dyn FnOnce(&mut Inner) + Send>;

@@ -56,7 +56,7 @@ async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
         sleep(LATENCY).await;
         if held.wait_for(|held| !held).await.is_err() {
             // Nobody is left who could let it go on.
-            pending().await
+            pending::<()>().await;
         }
         if length == 0 || to.write_all(&block[..length]).await.is_err() {
             let _ = to.shutdown().await;
