@@ -175,7 +175,13 @@ impl Outbox {
     pub(super) fn advance(&mut self, count: usize) {
         let of_buffer = count.min(self.buffer.len() - self.written);
         self.written += of_buffer;
-        self.chunk.advance(count - of_buffer);
+        if count > of_buffer {
+            self.chunk.advance(count - of_buffer);
+            if self.chunk.is_empty() {
+                // Also an empty part keeps its body in memory.
+                self.chunk = Bytes::new();
+            }
+        }
         self.total_written += count as u64;
         if self.written == self.buffer.len() && self.chunk.is_empty() {
             self.buffer.clear();
@@ -262,5 +268,17 @@ mod tests {
         assert_eq!(one.buffer.capacity(), 0);
         other.push(&Message::Ping { nonce: 2 });
         assert_eq!(other.buffer.as_ptr(), buffer);
+    }
+    #[test]
+    fn a_large_body_is_let_go_of_when_it_was_written() {
+        let (mut outbox, body) = (Outbox::default(), Bytes::from(vec![7; 3 * CHUNK]));
+        let (key, header) = ((1, BodyOf::Request), Message::Ping { nonce: 1 });
+        outbox.push_with_body(key, &header, body.clone());
+        while !outbox.is_empty() {
+            let [bytes, part] = outbox.unwritten();
+            let count = bytes.len() + part.len();
+            outbox.advance(count);
+        }
+        assert!(body.is_unique(), "the session keeps it");
     }
 }
