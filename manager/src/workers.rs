@@ -3,6 +3,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use quilt_net::{BoxFuture, Inbound, decode, encode};
 use quilt_protocol::Outcome;
@@ -19,6 +20,8 @@ const AT_ONCE: usize = 2;
 pub(crate) const LONG: usize = 64 << 10;
 /// After a request with a body of so many bytes, memory is given back.
 const GIVE_BACK: usize = 1 << 20;
+/// What took so long to drop was large: memory is given back after it.
+const LONG_DROP: Duration = Duration::from_millis(5);
 
 /// Bounds how much work goes on at a time.
 pub(crate) struct Workers(Semaphore);
@@ -133,7 +136,14 @@ impl<T: Send + 'static> DerefMut for Apart<T> {
 impl<T: Send + 'static> Drop for Apart<T> {
     fn drop(&mut self) {
         if let (Some(large), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(large));
+            runtime.spawn_blocking(move || {
+                let began = Instant::now();
+                drop(large);
+                // After it: whoever asked for it may have given memory back before this was free.
+                if began.elapsed() >= LONG_DROP {
+                    give_back();
+                }
+            });
         }
     }
 }
