@@ -192,14 +192,15 @@ impl<'a> Rollout<'a> {
             let began = Instant::now();
             changes.mark_unchanged();
             let (mut settled, mut next_settled) = (0, None::<Instant>);
-            let mut phases = Vec::new();
             self.note_successors(batch).await;
-            for some in batch.chunks(JUDGED_AT_ONCE) {
-                let undecided = some.iter().filter(|target| !failed.contains_key(target.name.as_str()));
-                phases.extend(undecided.map(|target| (target, self.judged(target))));
-                tokio::task::yield_now().await;
-            }
-            for (target, ((phase, detail), restarts)) in phases {
+            for (number, target) in batch.iter().enumerate() {
+                if number % JUDGED_AT_ONCE == JUDGED_AT_ONCE - 1 {
+                    tokio::task::yield_now().await;
+                }
+                if failed.contains_key(target.name.as_str()) {
+                    continue;
+                }
+                let ((phase, detail), restarts) = self.judged(target);
                 let name = target.name.to_string();
                 match phase {
                     Phase::Healthy => {
