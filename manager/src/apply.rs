@@ -17,7 +17,7 @@ use crate::fleet::{self, Apply, Fleet, Saying, Sayings, document_of};
 use crate::part::Part;
 use crate::state::{InstanceKey, State};
 use crate::store::{Change, Desired, EntryKey, Trial};
-use crate::workers::Apart;
+use crate::workers::{Apart, give_way};
 use crate::{Core, push, remarks, saving, trial};
 use planning::{Asked, plan_all};
 use prepare::{Prepared, prepare};
@@ -26,8 +26,8 @@ use snapshot::Snapshot;
 pub(crate) use planning::PLAN_WITH_PLUGINS;
 
 /// How many pushes are begun before others get their turn. What few have to do with is still in the caches when they are
-/// written; with 256, a push to 10,000 costs more (docs/performance.md).
-const PUSHED_AT_ONCE: usize = 32;
+/// written; with 256, a push to 10,000 costs more (docs/performance.md). With 32, a call waits longer meanwhile.
+const PUSHED_AT_ONCE: usize = 8;
 /// How many stations get new labels before others get their turn.
 const RELABELLED_AT_ONCE: usize = 128;
 /// How often stations are asked before nothing else is applied meanwhile.
@@ -287,7 +287,7 @@ pub(crate) async fn push_all<'a>(core: &Arc<Core>, targets: impl Iterator<Item =
     for (number, target) in targets.enumerate() {
         push::offer(core, target.id);
         if number % PUSHED_AT_ONCE == PUSHED_AT_ONCE - 1 {
-            tokio::task::yield_now().await;
+            give_way().await;
         }
     }
 }

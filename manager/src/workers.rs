@@ -23,6 +23,29 @@ const GIVE_BACK: usize = 1 << 20;
 /// What took so long to drop was large: memory is given back after it.
 const LONG_DROP: Duration = Duration::from_millis(5);
 
+/// How long a turn of everything that is ready may take before a loop over all stations adds more to it.
+const SHORT_TURN: Duration = Duration::from_micros(150);
+/// How long such a loop waits at most before it goes on: it must not starve where the manager is busy all the time.
+const GIVE_WAY_MAX: Duration = Duration::from_millis(2);
+
+/// Lets others have their turn, and again until their turns are short. A loop that sends something to every station calls it every few
+/// stations. Otherwise the answers of thousands of stations are ready at the same time, and a call waits behind all of them at each of
+/// its steps.
+pub(crate) async fn give_way() {
+    let began = Instant::now();
+    loop {
+        let turn = Instant::now();
+        tokio::task::yield_now().await;
+        if may_go_on(turn.elapsed(), began.elapsed()) {
+            return;
+        }
+    }
+}
+
+fn may_go_on(turn: Duration, waited: Duration) -> bool {
+    turn < SHORT_TURN || waited >= GIVE_WAY_MAX
+}
+
 /// Bounds how much work goes on at a time.
 pub(crate) struct Workers(Semaphore);
 
@@ -156,4 +179,16 @@ pub(crate) fn give_back() {
     unsafe {
         libc::malloc_trim(0)
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_goes_on_when_turns_are_short_or_it_has_waited_long() {
+        assert!(may_go_on(SHORT_TURN / 2, SHORT_TURN / 2));
+        assert!(!may_go_on(SHORT_TURN * 2, SHORT_TURN * 2), "much is ready");
+        assert!(may_go_on(SHORT_TURN * 2, GIVE_WAY_MAX), "the manager is busy all the time");
+    }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Target;
 use crate::Core;
+use crate::workers::give_way;
 
 /// How long a station may take to plan.
 const PLAN: Duration = Duration::from_secs(30);
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How many times as long as the slowest of the others it may take, where that is more: then all of them have much to do.
 const SLOWER: u32 = 4;
 /// How many stations are asked before others get their turn.
-const ASKED_AT_ONCE: usize = 32;
+const ASKED_AT_ONCE: usize = 8;
 
 /// What stations were asked, and what they said.
 #[derive(Default)]
@@ -58,7 +59,7 @@ pub(super) async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
     let began = Instant::now();
     for (number, target) in targets.iter().filter(|target| target.is_asked()).enumerate() {
         if number % ASKED_AT_ONCE == ASKED_AT_ONCE - 1 {
-            tokio::task::yield_now().await;
+            give_way().await;
         }
         let state = core.state();
         let live = state.stations.get(&target.id).and_then(|station| station.live.as_ref());
