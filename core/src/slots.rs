@@ -2,7 +2,7 @@
 //!
 //! Replacing a file by another (`files::write_atomically`) makes the file system note a new file, its blocks, its name, and
 //! that the old one is gone, and to wait for that twice. What is written over blocks that are there already is one
-//! write and one wait: on ext4, 8 writers, 10,000 a second where replacing files managed 1,000 (docs/performance.md).
+//! write and one wait: on ext4, 8 writers, 10,000 a second where replacing files managed 1,000 (benches/NOTEBOOK.md).
 //! Which of the two counts, and that a write was not cut short, is said by a first line with a number and a checksum.
 
 use std::fmt::Write as _;

@@ -26,7 +26,7 @@ use snapshot::Snapshot;
 pub(crate) use planning::PLAN_WITH_PLUGINS;
 
 /// How many pushes are begun before others get their turn. What few have to do with is still in the caches when they are
-/// written; with 256, a push to 10,000 costs more (docs/performance.md). With 32, a call waits longer meanwhile.
+/// written; with 256, a push to 10,000 costs more (benches/NOTEBOOK.md). With 32, a call waits longer meanwhile.
 const PUSHED_AT_ONCE: usize = 8;
 /// How many stations get new labels before others get their turn.
 const RELABELLED_AT_ONCE: usize = 128;

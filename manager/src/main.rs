@@ -79,7 +79,7 @@ fn main() -> ExitCode {
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
 fn run(manager: ManagerArgs) -> anyhow::Result<()> {
-    // One thread: callers and connections then never pay for waking another core (measured in docs/performance.md).
+    // One thread: callers and connections then never pay for waking another core (measured in benches/NOTEBOOK.md).
     let runtime = runtime::build_for_daemon(&mut Builder::new_current_thread())?;
     runtime::run(runtime, EXIT_GRACE, serve(manager))
 }
