@@ -6,7 +6,7 @@ use quilt_client::control::{Apply, FleetFile};
 
 use crate::part::Peers;
 use crate::row::{self, Row};
-use crate::{calls, fleet, grow, instances, memory, plugins, start, swarm};
+use crate::{calls, fleet, grow, instances, large, memory, plugins, start, swarm};
 
 /// Arguments of `all`.
 #[derive(Args)]
@@ -14,7 +14,7 @@ pub(crate) struct All {
     /// One JSON line a row
     #[arg(long)]
     json: bool,
-    /// Only these rows: hop, relay, push, storm, beat, nuisance, instances, million, grow, memory, start or plugins
+    /// Only these rows: hop, relay, push, storm, beat, nuisance, instances, large, million, grow, memory, start or plugins
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Fewer repetitions: a smoke test, not a measurement
@@ -63,6 +63,9 @@ impl All {
         }
         if wanted("instances") {
             take(instances::rows(&self).await?)?;
+        }
+        if wanted("large") {
+            take(large::rows(&self).await?)?;
         }
         if wanted("million") {
             take(swarm::million(&self).await?)?;

@@ -21,6 +21,7 @@ mod grow;
 mod imp;
 mod instances;
 mod kills;
+mod large;
 mod memory;
 mod micro;
 mod part;

@@ -86,6 +86,11 @@ impl Part {
         memory_kib(self.pid()?)
     }
 
+    /// The most resident memory that it had so far, in KiB.
+    pub(crate) fn peak_memory_kib(&self) -> anyhow::Result<f64> {
+        status_kib(self.pid()?, "VmHWM:")
+    }
+
     /// Ends it at once.
     pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
@@ -94,8 +99,12 @@ impl Part {
 
 /// A process's resident memory in KiB.
 pub(crate) fn memory_kib(pid: u32) -> anyhow::Result<f64> {
+    status_kib(pid, "VmRSS:")
+}
+
+fn status_kib(pid: u32, field: &'static str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).context(field)?;
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
