@@ -231,7 +231,7 @@ fn main() -> ExitCode {
     let Cli { manager, output, timeout, verb } = args::parse();
     let only_shows = verb.only_shows();
     let ran = Session::new(manager, timeout, output).and_then(|session| {
-        let runtime = runtime::build(tokio::runtime::Builder::new_multi_thread().worker_threads(2))?;
+        let runtime = runtime::build(tokio::runtime::Builder::new_multi_thread().worker_threads(2), 1)?;
         runtime::run(runtime, Duration::ZERO, run(session, verb))
     });
     let code = ran.unwrap_or_else(|failure| {

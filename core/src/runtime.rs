@@ -19,37 +19,37 @@ const THREADS_KEPT: usize = disk::THREADS + 2;
 /// How long a task that panicked rests before it is started again.
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// Builds a runtime, and ends the process with exit code 1 if the system gives it too few threads. The runtime itself would panic
+/// Builds a runtime, and ends the process with `exit_code` if the system gives it too few threads. The runtime itself would panic
 /// then, and wait for its other threads for ever while the panic unwinds.
 ///
 /// # Errors
 ///
 /// The system gives no descriptors for it.
-pub fn build(builder: &mut Builder) -> io::Result<Runtime> {
-    end_without_threads(|| builder.enable_all().build())
+pub fn build(builder: &mut Builder, exit_code: i32) -> io::Result<Runtime> {
+    end_without_threads(exit_code, || builder.enable_all().build())
 }
 
 /// Builds the runtime of a daemon, which has its first background threads from the start and keeps them. Background work, such as the
 /// look-up of a name, panics if the system gives it no thread at a moment when there is none; with one, it waits for that. There are
-/// enough of them that a disk that hangs leaves some. Ends the process as [`build`] does.
+/// enough of them that a disk that hangs leaves some. Ends the process as [`build`] does, with exit code 1.
 ///
 /// # Errors
 ///
 /// As [`build`].
 pub fn build_for_daemon(builder: &mut Builder) -> io::Result<Runtime> {
-    let runtime = build(builder.thread_keep_alive(KEEP_THREADS))?;
-    end_without_threads(|| start_background_threads(&runtime));
+    let runtime = build(builder.thread_keep_alive(KEEP_THREADS), 1)?;
+    end_without_threads(1, || start_background_threads(&runtime));
     Ok(runtime)
 }
 
-/// Does what panics if the system gives it no thread; the process ends with exit code 1 then.
-fn end_without_threads<T>(work: impl FnOnce() -> T) -> T {
+/// Does what panics if the system gives it no thread; the process ends with `exit_code` then.
+fn end_without_threads<T>(exit_code: i32, work: impl FnOnce() -> T) -> T {
     let hook = panic::take_hook();
-    panic::set_hook(Box::new(|panic| {
+    panic::set_hook(Box::new(move |panic| {
         let text = panic.payload_as_str().unwrap_or("no reason given");
         // Nobody may be there to read it; the exit code says it too.
         let _ = writeln!(io::stderr(), "cannot start the threads to work on: {text}");
-        std::process::exit(1);
+        std::process::exit(exit_code);
     }));
     let done = work();
     panic::set_hook(hook);

@@ -5,14 +5,19 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::disk;
 
 /// How many descriptors are kept for what must go on when there are few: stopping and starting programs, and the connections that
 /// there are.
 pub const DESCRIPTORS_RESERVED: u64 = 64;
 /// How many bytes a disk must take to count as usable.
 const ROOM: usize = 64 << 10;
+/// How long a disk may take to say whether it is usable.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Raises the soft limit of open files of this process to the hard one. Call it at the start of a daemon. Programs get a limit of their
 /// own, see [`clean_start`](crate::clean_start).
@@ -51,6 +56,17 @@ pub fn find(folder: &Path) -> Option<String> {
     let tried = try_to_write(&probe);
     let _ = fs::remove_file(&probe);
     tried.err().map(|error| format!("this station's disk takes nothing: {}: {error}", folder.display()))
+}
+
+/// The same away from the runtime's workers. A disk that hangs counts as one that takes nothing.
+///
+/// # Cancel safety
+///
+/// It only looks.
+pub async fn look(folder: &Path) -> Option<String> {
+    let folder = folder.to_owned();
+    let finding = tokio::time::timeout(PATIENCE, disk::run(move || find(&folder))).await;
+    finding.unwrap_or_else(|_| Some("this station's disk does not answer".to_owned()))
 }
 
 fn try_to_write(probe: &Path) -> io::Result<()> {

@@ -40,8 +40,16 @@ pub trait RoleFactory: Send + Sync + 'static {
     fn name(&self) -> &str {
         &self.description().name
     }
-    /// Checks a configuration and changes nothing; `Err` is all that is wrong with it.
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>>;
+    /// Checks a configuration and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`RoleError::Rejected`] with all that is wrong with it. Any other error is no verdict: it could not be judged.
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>>;
+    /// What the host itself lacks now to start an instance, such as a process for the plugin. The role has no part in that.
+    fn lacks(&self) -> BoxFuture<'static, Option<String>> {
+        Box::pin(async { None })
+    }
     /// Starts an instance. Its commands are callable when this is ready.
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>>;
     /// [`Role::abandon`].
@@ -130,20 +138,21 @@ impl<R: Role> RoleFactory for Factory<R> {
         &self.0
     }
 
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
         let config = config.to_vec();
         Box::pin(async move {
             let (config, mut wrong) = read_config::<R>(&config);
             let judged = config.map_or(Ok(()), |config| R::validate(&config));
             let found = judged.err().map_or_else(Vec::new, |error| match error {
                 RoleError::Rejected(invalid) => invalid,
+                // The role has answered.
                 other => vec![Invalid::whole(other.to_string())],
             });
             match wrong.is_empty() {
                 true => wrong = found,
                 false => wrong.extend(beside(&wrong, found)),
             }
-            if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+            RoleError::unless_empty(wrong)
         })
     }
 

@@ -138,7 +138,7 @@ impl Harness {
         made.map_err(|error| RoleError::failed(format!("{}: {error}", place.state_dir.display())))?;
         let cx = RoleContext::new(host.clone(), place);
         let config = config.to_string();
-        factory.validate(config.as_bytes()).await.map_err(RoleError::Rejected)?;
+        factory.validate(config.as_bytes()).await?;
         let instance = factory.start(config.as_bytes(), cx).await?;
         Ok(Self { host, instance: Some(instance) })
     }

@@ -102,8 +102,6 @@ const STOPPED: &str = "stopped by an operator";
 
 /// How long to wait until a start is tried again that the station itself has failed, at first and at most.
 const SHORTAGE_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How long a disk may take to say whether it is usable.
-const SHORTAGE_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Runner {
     key: Key,
@@ -298,10 +296,11 @@ impl Runner {
             Ok(started) => started,
             Err(NotStarted::Failed(text)) => {
                 return match self.shortage().await {
-                    Some(shortage) => self.wait_out(&shortage, &text),
+                    Some(shortage) => self.wait_out(&format!("{shortage} ({text})")),
                     None => self.failed_to_start(text),
                 };
             }
+            Err(NotStarted::StationFault(text)) => return self.wait_out(&text),
             Err(NotStarted::Ordered) => return self.start_given_up().await,
         };
         started.host.take_over();
@@ -408,16 +407,13 @@ impl Runner {
 
     /// What the station is short of, which may have failed a start that is fine.
     async fn shortage(&self) -> Option<String> {
-        let folder = self.around.folder.parent().unwrap_or(&self.around.folder).to_owned();
-        let finding = disk::run(move || shortage::find(&folder));
-        let silent = || Some("this station's disk does not answer".to_owned());
-        tokio::time::timeout(SHORTAGE_PATIENCE, finding).await.unwrap_or_else(|_| silent())
+        shortage::look(self.around.folder.parent().unwrap_or(&self.around.folder)).await
     }
 
     /// It is tried again until the station has what it needs. That is no failure of the instance, so its policy has no say.
-    fn wait_out(&mut self, shortage: &str, text: &str) -> Phase {
+    fn wait_out(&mut self, why: &str) -> Phase {
         let delay = self.shortages.next_delay();
-        self.show(State::Backoff, until(delay, &format!("{shortage} ({text})")));
+        self.show(State::Backoff, until(delay, why));
         Phase::Backoff(delay)
     }
 

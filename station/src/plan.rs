@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quilt_plugin_api::{Invalid, RoleFactory};
+use quilt_plugin_api::{Invalid, RoleError, RoleFactory};
 use quilt_protocol::Digest;
 use quilt_protocol::control::{Document, Owner, Problem, ProblemCode, Rejection, instance_digest};
 use tokio::task::JoinSet;
@@ -133,10 +133,17 @@ pub(crate) async fn read(
             read.push(Read { key, spec, problems });
         }
     }
-    while let Some(Ok((at, wrong))) = judging.join_next().await {
-        let Read { key, problems, .. } = &mut read[at];
+    while let Some(Ok((at, judged))) = judging.join_next().await {
+        let Read { key, spec, problems } = &mut read[at];
+        let (code, wrong) = match judged {
+            Ok(wrong) => (ProblemCode::InvalidConfiguration, wrong),
+            Err(why) => {
+                let plugin = spec.as_ref().and_then(|spec| spec.carrier.as_ref()).map(|carrier| &*carrier.plugin);
+                (ProblemCode::StationFault, vec![not_judged(plugin, why)])
+            }
+        };
         problems.extend(wrong.into_iter().map(|wrong| Problem {
-            code: ProblemCode::InvalidConfiguration,
+            code,
             station: station.into(),
             role: key.role.to_string(),
             instance: Some(key.instance.to_string()),
@@ -168,24 +175,37 @@ fn isolation_of(whole: &serde_json::Map<String, serde_json::Value>) -> Option<Is
 }
 
 /// What a role finds wrong in what it is to be told.
-async fn judge(factory: Arc<dyn RoleFactory>, config: &[u8]) -> Vec<Invalid> {
+///
+/// # Errors
+///
+/// Why it could not say: that is no verdict.
+async fn judge(factory: Arc<dyn RoleFactory>, config: &[u8]) -> Result<Vec<Invalid>, String> {
     let judging = catch(async { factory.validate(config).await });
-    match tokio::time::timeout(VALIDATE, judging)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {VALIDATE:?}")))
-    {
-        Ok(judged) => judged.err().unwrap_or_default(),
-        Err(panic) => {
-            vec![Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic }]
+    match tokio::time::timeout(VALIDATE, judging).await {
+        Ok(Ok(Ok(()))) => Ok(Vec::new()),
+        Ok(Ok(Err(RoleError::Rejected(wrong)))) => Ok(wrong),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        // The role was asked, and this is how it takes what it was told.
+        Ok(Err(panic)) => {
+            Ok(vec![Invalid { key: None, expected: "a role that can judge its configuration".into(), got: panic }])
         }
+        Err(_) => Err(format!("no answer within {VALIDATE:?}")),
     }
+}
+
+/// Nobody knows whether something is wrong with it.
+fn not_judged(plugin: Option<&str>, why: String) -> Invalid {
+    let judge = plugin.map_or_else(|| "its role".to_owned(), |plugin| format!("plugin `{plugin}`"));
+    let expected =
+        format!("{judge} to judge it, which it could not; it is asked again when this is offered or applied again");
+    Invalid { key: None, expected, got: why }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use quilt_plugin_api::{RoleContext, RoleError, factory, role};
+    use quilt_plugin_api::{BoxFuture, Instance, RoleContext, RoleDescription, RoleError, factory, role};
 
     use super::*;
 
@@ -264,6 +284,49 @@ mod tests {
         let roles = RoleTable::new(vec![factory::<two::Twin>()], Vec::new());
         let rejection = plan("s", DOCUMENT, Owner::Fleet, &[], &roles, &BTreeMap::new()).await.err().unwrap();
         assert_eq!(rejection.problems[0].got, "panicked: cannot judge");
+    }
+
+    /// A role whose process does not judge what it is told: it ends, or says nothing.
+    struct Silent {
+        described: Arc<dyn RoleFactory>,
+        ends: bool,
+    }
+
+    impl RoleFactory for Silent {
+        fn description(&self) -> &RoleDescription {
+            self.described.description()
+        }
+        fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
+            if self.ends {
+                return Box::pin(async { Err(RoleError::failed("its process ended")) });
+            }
+            Box::pin(std::future::pending())
+        }
+        fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+            self.described.start(config, cx)
+        }
+        fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+            self.described.abandon(cx)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_role_that_cannot_judge_a_configuration_is_trouble_of_the_station_unless_there_are_mistakes_too() {
+        for (ends, text) in [(true, "its process ended"), (false, "no answer within 6s")] {
+            let roles = RoleTable::new(vec![Arc::new(Silent { described: factory::<one::Twin>(), ends })], Vec::new());
+            let planned = async |document: &str| {
+                plan("s", document, Owner::Fleet, &[], &roles, &BTreeMap::new()).await.err().unwrap()
+            };
+            let rejection = planned(DOCUMENT).await;
+            assert_eq!(rejection.code, ProblemCode::StationFault);
+            assert!(
+                rejection.message.contains("it is asked again") && rejection.message.ends_with(text),
+                "{rejection:?}"
+            );
+            let rejection = planned(r#"{"roles":{"twin":{"a":{"stop_timeout":"soon"}}}}"#).await;
+            assert_eq!(rejection.code, ProblemCode::InvalidConfiguration);
+            assert_eq!(rejection.problems.last().unwrap().code, ProblemCode::StationFault);
+        }
     }
 
     #[tokio::test]

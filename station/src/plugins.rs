@@ -177,6 +177,8 @@ pub(crate) enum LoadError {
     NotFetched(String),
     #[error("is being loaded")]
     Loading,
+    #[error("cannot be loaded now, and is tried again by itself: {0}")]
+    StationFault(String),
     #[error("is plugin `{got}`, expected `{expected}`")]
     OtherName { expected: String, got: String },
     #[error("was not taken by what runs: {0}; the version before goes on. `quiltctl plugin reload` tries again")]
@@ -244,6 +246,16 @@ pub(crate) enum LoadError {
 }
 
 impl LoadError {
+    /// Whether it is trouble of the station's own, that may be over at any time.
+    pub(crate) fn is_station_fault(&self) -> bool {
+        matches!(self, Self::StationFault(_))
+    }
+
+    /// Whether it says something about the plugin, and not only about the station or what it is short of.
+    pub(crate) fn is_of_the_plugin(&self) -> bool {
+        !matches!(self, Self::StationFault(_) | Self::NotFetched(_) | Self::Loading)
+    }
+
     /// A code for scripts.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -251,6 +263,7 @@ impl LoadError {
             Self::Shadowed { .. } => "SHADOWED",
             Self::NotFetched(_) => "NOT_FETCHED",
             Self::Loading => "LOADING",
+            Self::StationFault(_) => "STATION_FAULT",
             Self::OtherName { .. } => "OTHER_NAME",
             Self::Upgrade(_) => "UPGRADE_FAILED",
             Self::NotRegular(_) => "NOT_REGULAR",

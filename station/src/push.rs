@@ -138,6 +138,9 @@ impl Push {
                     offered.insert(name.clone(), plugin);
                     newer.push(newest);
                 }
+                Some(problem) if problem.code == ProblemCode::StationFault => {
+                    catalog.judge_later(&newest, &problem.to_string());
+                }
                 Some(problem) => catalog.leave_pending(&newest, &problem.to_string()),
             }
         }
@@ -175,7 +178,7 @@ impl Push {
         place.commit(target);
     }
 
-    /// What would be wrong with an instance that is fine now, if a plugin were another.
+    /// What would be wrong with an instance that is fine now, if a plugin were another; or what keeps this station from knowing that.
     async fn misfit(&self, document: &Document, offered: &Offered, name: &str, newer: Arc<Plugin>) -> Option<Problem> {
         let now = self.roles.with(offered.clone());
         let mut offered = offered.clone();
@@ -183,16 +186,25 @@ impl Push {
         let concerned = |key: &Key| before.as_ref().is_some_and(|before| before.offers(key.role.as_str()));
         let would = self.roles.with(offered);
         let local = self.local();
+        let mut unknown = None;
         for (document, owner) in [(&local.document, Owner::Local), (document, Owner::Fleet)] {
             let now = plan::read(&self.link.name(), document, owner, &now, concerned).await;
             let then = plan::read(&self.link.name(), document, owner, &would, concerned).await;
             for (now, then) in now.into_iter().zip(then) {
-                if concerned(&now.key) && now.problems.is_empty() && !then.problems.is_empty() {
-                    return then.problems.into_iter().next();
+                if !concerned(&now.key) || then.problems.is_empty() {
+                    continue;
+                }
+                let is_fine_now = now.problems.is_empty();
+                let mut problems = then.problems.into_iter();
+                let fault = now.problems.into_iter().chain(problems.clone());
+                match fault.into_iter().find(|problem| problem.code == ProblemCode::StationFault) {
+                    Some(fault) => unknown = Some(fault),
+                    None if is_fine_now => return problems.next(),
+                    None => {}
                 }
             }
         }
-        None
+        unknown
     }
 
     /// What is wrong with instances of drop-in files: the roles are asked too. They are tried all the same, as their restart policy

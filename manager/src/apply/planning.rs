@@ -1,10 +1,10 @@
 //! Asking stations what they think of what they are to have, before anything is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quilt_net::Body;
-use quilt_protocol::control::{Problem, Verdict, command};
+use quilt_protocol::control::{Problem, ProblemCode, Verdict, command};
 use quilt_protocol::{Address, Digest, Name, StationId};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -90,7 +90,10 @@ pub(super) async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
             continue;
         };
         match answer {
-            None => return Asked { documents, problems, notes },
+            None => {
+                notes.extend(not_judged(&problems));
+                return Asked { documents, problems, notes };
+            }
             Some(Ok((name, verdict))) => {
                 prompt.remove(&name);
                 match verdict {
@@ -109,9 +112,40 @@ pub(super) async fn plan_all(core: &Core, targets: &[Target]) -> Asked {
     }
 }
 
+/// What to say of stations that could not judge it.
+fn not_judged(problems: &[Problem]) -> impl Iterator<Item = String> {
+    let faults = problems.iter().filter(|problem| problem.code == ProblemCode::StationFault);
+    let stations: BTreeSet<_> = faults.map(|problem| problem.station.clone()).collect();
+    stations.into_iter().map(|station| {
+        format!(
+            "station {station} has trouble of its own and could not judge all of this; apply it again when that is over"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_station_that_could_not_judge_what_it_is_to_have_is_named_once_with_what_to_do() {
+        let problem = |station: &str, code| Problem {
+            code,
+            station: station.into(),
+            role: "imp".into(),
+            instance: None,
+            key: None,
+            expected: String::new(),
+            got: String::new(),
+        };
+        let fault = ProblemCode::StationFault;
+        let problems = [problem("a", fault), problem("a", fault), problem("b", ProblemCode::InvalidConfiguration)];
+        let notes: Vec<_> = not_judged(&problems).collect();
+        assert!(
+            matches!(&notes[..], [note] if note.contains("station a ") && note.contains("apply it again")),
+            "{notes:?}"
+        );
+    }
 
     #[test]
     fn a_station_is_waited_for_a_while_longer_than_the_others_and_by_itself_to_the_end() {

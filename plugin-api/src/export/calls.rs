@@ -170,10 +170,7 @@ unsafe extern "C" fn validate(role: Slice, config: Buf, done: Completion) {
         Box::pin(async move {
             match validating {
                 Err(answer) => answer,
-                Ok(validating) => match validating.await {
-                    Ok(()) => (abi::OK, Bytes::new()),
-                    Err(wrong) => invalid(&wrong),
-                },
+                Ok(validating) => result(validating.await),
             }
         })
     });

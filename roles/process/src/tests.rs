@@ -14,7 +14,7 @@ impl RoleFactory for Accepted {
     fn description(&self) -> &RoleDescription {
         self.0.description()
     }
-    fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+    fn validate(&self, _: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
         Box::pin(async { Ok(()) })
     }
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
@@ -73,7 +73,7 @@ async fn what_linux_cannot_pass_to_a_program_is_refused_in_the_plan() {
     };
     let longest = 32 * nix::unistd::sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize - 1;
     assert_eq!(judge(longest, longest - 2).await, Ok(()));
-    let wrong = judge(longest + 1, longest - 1).await.unwrap_err();
+    let Err(RoleError::Rejected(wrong)) = judge(longest + 1, longest - 1).await else { panic!("it was taken") };
     let keys: Vec<_> = wrong.iter().map(|wrong| wrong.key.as_deref()).collect();
     assert_eq!(keys, [Some("command[1]"), Some("env.A")], "{wrong:?}");
 }

@@ -45,6 +45,8 @@ pub(super) struct Started {
 pub(super) enum NotStarted {
     /// It failed, for this reason.
     Failed(String),
+    /// The station lacks what it takes; the role has no part in that.
+    StationFault(String),
     /// An order came first, and waits.
     Ordered,
 }
@@ -134,16 +136,20 @@ impl Runner {
         }
         let run = host.run();
         let starting = within(run, async {
-            let mut role = factory.start(self.spec.config.as_bytes(), cx).await?;
+            if let Some(lack) = factory.lacks().await {
+                return Err(NotStarted::StationFault(lack));
+            }
+            let started = factory.start(self.spec.config.as_bytes(), cx).await;
+            let mut role = started.map_err(|error| NotStarted::Failed(error.to_string()))?;
             let work = role.run().await;
             let work = work.map(|work| Box::pin(within(run, work)) as Work);
-            Ok::<_, RoleError>((role, work))
+            Ok((role, work))
         });
         let starting = tokio::time::timeout(limit, catch(starting));
         let started =
             match unless_ordered(&mut self.inbox, &mut self.pending_order, &mut self.may_begin, starting).await {
                 Some(Ok(Ok(Ok(started)))) => Ok(started),
-                Some(Ok(Ok(Err(error)))) => Err(NotStarted::Failed(error.to_string())),
+                Some(Ok(Ok(Err(why)))) => Err(why),
                 Some(Ok(Err(panic))) => Err(NotStarted::Failed(panic)),
                 Some(Err(_)) => Err(NotStarted::Failed(format!(
                     "its start took longer than `start_timeout`, {}",
@@ -157,8 +163,10 @@ impl Runner {
                 Ok(Started { role, host, crashed, work, log_end, since: Instant::now() })
             }
             Err(why) => {
-                if let NotStarted::Failed(text) = &why {
-                    host.log(LogLevel::Error, text);
+                match &why {
+                    NotStarted::Failed(text) => host.log(LogLevel::Error, text),
+                    NotStarted::StationFault(text) => host.log(LogLevel::Warn, text),
+                    NotStarted::Ordered => {}
                 }
                 host.end();
                 Err(why)
@@ -253,7 +261,7 @@ impl Runner {
         let started = self.start_role().await;
         self.resuming = resuming;
         let mut started = started.map_err(|why| match why {
-            NotStarted::Failed(text) => text,
+            NotStarted::Failed(text) | NotStarted::StationFault(text) => text,
             NotStarted::Ordered => ORDERED.to_owned(),
         })?;
         if let Some(check) = self.spec.settings.ready.clone() {

@@ -4,6 +4,7 @@ mod loading;
 mod local;
 mod look;
 mod offering;
+mod retry;
 mod state;
 mod upgrades;
 mod views;

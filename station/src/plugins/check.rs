@@ -176,9 +176,15 @@ impl Bench {
         let factory = of(&keeper, manifest, role);
         let deep = "[".repeat(100_000);
         for nonsense in ["", "not JSON", "{", "\"\\ud800\"", &deep, "{\"\u{0}\":\"\u{0}\"}"] {
-            if factory.validate(nonsense.as_bytes()).await.is_ok() {
-                let shown: String = nonsense.chars().take(20).collect();
-                return Err(Problem::Failed(format!("expected that {shown:?} is refused, it was taken")));
+            let shown = || nonsense.chars().take(20).collect::<String>();
+            match factory.validate(nonsense.as_bytes()).await {
+                Err(RoleError::Rejected(_)) => {}
+                Ok(()) => {
+                    return Err(Problem::Failed(format!("expected that {:?} is refused, it was taken", shown())));
+                }
+                Err(error) => {
+                    return Err(Problem::Failed(format!("expected that {:?} is judged: {error}", shown())));
+                }
             }
         }
         same_process(&keeper).await

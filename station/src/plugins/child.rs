@@ -10,14 +10,15 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use quilt_core::clean_start;
 use quilt_core::processes::PidFd;
+use quilt_core::{clean_start, shortage};
 use quilt_net::{AskError, Handle, accept};
 use quilt_plugin_api::{Host, Report, RoleFactory};
 use quilt_protocol::session::Closed;
@@ -29,7 +30,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use self::hearing::Station;
 use self::remote::Remote;
-use super::guest::PLUGIN_HOST;
+use super::guest::{NEVER_BEGAN, PLUGIN_HOST};
 use super::kept::Kept;
 use super::wire;
 use super::{LoadError, Manifest, trace};
@@ -85,8 +86,8 @@ impl Keeper {
         if let Some(reason) = self.quarantine.as_ref().and_then(|quarantine| quarantine.get(sha256)) {
             return Err(LoadError::Quarantined(reason));
         }
-        let started = Child::start(&self.library).await;
-        self.note_crash(&started);
+        let started = Child::start(&self.library, clean_start::command("quilt-plugin-host", PLUGIN_HOST)).await;
+        let started = self.judged(started).await;
         *child = started.as_ref().ok().cloned();
         started
     }
@@ -94,15 +95,26 @@ impl Keeper {
     /// What the plugin says of itself.
     pub(crate) async fn describe(&self) -> Result<Manifest, LoadError> {
         let described = self.child().await?.describe().await;
-        self.note_crash(&described);
-        described
+        self.judged(described).await
     }
 
-    /// What crashed while it was loaded is not loaded again.
-    fn note_crash<T>(&self, loaded: &Result<T, LoadError>) {
-        if let (Err(LoadError::Crashed(how)), Some(quarantine)) = (loaded, &self.quarantine) {
+    /// Tells what the plugin is to blame for from a shortage of the station's. What crashed while it was loaded is not loaded again.
+    async fn judged<T>(&self, loaded: Result<T, LoadError>) -> Result<T, LoadError> {
+        let error = match loaded {
+            Ok(loaded) => return Ok(loaded),
+            Err(error @ LoadError::StationFault(_)) => return Err(error),
+            Err(error) => error,
+        };
+        let folder = self.library.path.parent().filter(|_| self.quarantine.is_some());
+        if let Some(folder) = folder
+            && let Some(shortage) = shortage::look(folder).await
+        {
+            return Err(LoadError::StationFault(format!("{shortage}; meanwhile it {error}")));
+        }
+        if let (LoadError::Crashed(how), Some(quarantine)) = (&error, &self.quarantine) {
             quarantine.put(&self.library.sha256, format!("crashed while it was loaded: {how}"));
         }
+        Err(error)
     }
 
     /// Its roles.
@@ -133,6 +145,8 @@ pub(crate) struct Child {
     killed: watch::Sender<Option<String>>,
     /// How it ended.
     over: watch::Sender<Option<String>>,
+    /// It ended before it opened the library, for want of something that the system did not give it.
+    never_began: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -165,11 +179,12 @@ impl Placed {
 }
 
 impl Child {
-    async fn start(library: &Library) -> Result<Arc<Self>, LoadError> {
-        let failed = |error: std::io::Error| LoadError::Open(format!("a process for it: {error}"));
+    /// Starts a process for a library by this command, to which arguments are added.
+    async fn start(library: &Library, host: std::process::Command) -> Result<Arc<Self>, LoadError> {
+        let failed = |error: std::io::Error| LoadError::StationFault(format!("a process for it: {error}"));
         let (ours, theirs) = tokio::net::UnixStream::pair().map_err(failed)?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(failed)?);
-        let mut command = Command::from(clean_start::command("quilt-plugin-host", PLUGIN_HOST));
+        let mut command = Command::from(host);
         command.arg(&library.path).arg(&library.sha256).arg(trace::level().to_string());
         command
             .stdin(Stdio::from(theirs))
@@ -191,6 +206,7 @@ impl Child {
             used: Mutex::new((Instant::now(), 0)),
             killed: watch::Sender::new(None),
             over: watch::Sender::new(None),
+            never_began: AtomicBool::new(false),
         });
         // Loading is being needed.
         let _loading = Asking::new(&child);
@@ -226,7 +242,10 @@ impl Child {
             let _ = killpg(Pid::from_raw(pid as i32), Signal::SIGKILL);
             // The reason for which the station let go of it says more than how it took that.
             let reason = child_of_task.killed.borrow().clone();
-            let how = match process.wait().await {
+            let status = process.wait().await;
+            let never_began = by_itself && matches!(&status, Ok(status) if status.code() == Some(NEVER_BEGAN));
+            child_of_task.never_began.store(never_began, Ordering::Relaxed);
+            let how = match status {
                 Ok(_) if by_itself && reason.is_some() => reason.unwrap_or_default(),
                 Ok(status) if by_itself && status.success() => format!("{}; {why}", ended(status)),
                 Ok(status) if by_itself => ended(status),
@@ -254,7 +273,11 @@ impl Child {
             _ = over.wait_for(Option::is_some) => {}
         }
         let over = over.wait_for(Option::is_some).await.ok().and_then(|over| over.clone());
-        Err(LoadError::Crashed(over.unwrap_or_default()))
+        let how = over.unwrap_or_default();
+        Err(match child.never_began.load(Ordering::Relaxed) {
+            true => LoadError::StationFault(format!("a process for it: {how}")),
+            false => LoadError::Crashed(how),
+        })
     }
 
     /// Tells the child up to which level events are taken, for ever.
@@ -394,5 +417,30 @@ fn ended(status: ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by {signal}"),
         (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_cannot_be_started_or_never_began_says_nothing_about_its_plugin_and_one_that_crashed_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let never_began = format!("exit {NEVER_BEGAN}");
+        let hosts =
+            [("/nowhere", "", false), ("sh", &*never_began, false), ("sh", "exit 1", true), ("sh", "kill -9 $$", true)];
+        for (program, script, is_to_blame) in hosts {
+            let quarantine = Arc::new(Kept::open(folder.path(), &format!("{script}.json")));
+            let path = folder.path().join("plugin.so");
+            let library = Library { path, sha256: "a".into(), name: "p".into(), aborts: false, printed: None };
+            let keeper = Keeper::new(library, Some(quarantine.clone()));
+            let mut host = std::process::Command::new(program);
+            host.args(["-c", script]);
+            let error = keeper.judged(Child::start(&keeper.library, host).await).await.err().unwrap();
+            assert_eq!(matches!(error, LoadError::Crashed(_)), is_to_blame, "{script}: {error}");
+            assert_eq!(error.is_station_fault(), !is_to_blame, "{script}: {error}");
+            assert_eq!(quarantine.get("a").is_some(), is_to_blame, "{script}: {error}");
+        }
     }
 }

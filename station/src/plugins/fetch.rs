@@ -78,5 +78,5 @@ fn check(part: &Path, path: &Path, sha256: Digest) -> Result<PathBuf, LoadError>
 }
 
 fn failed_disk(error: io::Error) -> LoadError {
-    LoadError::NotFetched(format!("this station's disk: {error}"))
+    LoadError::StationFault(format!("this station's disk: {error}"))
 }

@@ -3,10 +3,12 @@
 mod host;
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -19,7 +21,7 @@ use quilt_protocol::session::Closed;
 use quilt_protocol::version::SPOKEN;
 use quilt_protocol::{Address, Encoding, Outcome, Welcome};
 use smol_str::SmolStr;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
 use self::host::{GuestHost, call};
 use super::child::Library;
@@ -31,6 +33,10 @@ use crate::catch::catch;
 
 /// The first argument that makes a quilt binary a plugin's process.
 pub(super) const PLUGIN_HOST: &str = "plugin-host";
+
+/// The exit code of a plugin's process that ended before it opened the library, because the system did not give it what it needs. That
+/// says nothing about the plugin. (The code that mail programs use for what may go well at another time.)
+pub(super) const NEVER_BEGAN: i32 = 75;
 
 /// How long the station may take to hear that this process is ready.
 const READY: Duration = Duration::from_secs(30);
@@ -46,8 +52,7 @@ pub fn become_plugin_host_if_asked() {
     // A plugin has no key for its limits: it may have as many files open as the station may allow.
     let open_files = getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard);
     if let Err(error) = (Scheduling { open_files, ..Scheduling::default() }).apply() {
-        eprintln!("{error}");
-        std::process::exit(1);
+        never_began(&error);
     }
     let (Some(path), Some(sha256), level) = (arguments.next(), arguments.next(), arguments.next()) else {
         eprintln!("{PLUGIN_HOST} is what a station starts for a plugin; it is not for people");
@@ -57,17 +62,12 @@ pub fn become_plugin_host_if_asked() {
     trace::set_level(level.unwrap_or(abi::LOG_INFO));
     // The station's death is ours, also while the plugin hangs.
     let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-    let runtime = runtime::build(tokio::runtime::Builder::new_multi_thread().worker_threads(1));
-    let code = match runtime {
-        Ok(runtime) => match runtime.block_on(serve(Path::new(&path), &sha256.to_string_lossy())) {
-            Ok(()) => 0,
-            Err(error) => {
-                eprintln!("{error}");
-                1
-            }
-        },
+    let runtime = runtime::build(tokio::runtime::Builder::new_multi_thread().worker_threads(1), NEVER_BEGAN);
+    let runtime = runtime.unwrap_or_else(|error| never_began(&error));
+    let code = match runtime.block_on(serve(Path::new(&path), &sha256.to_string_lossy())) {
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("its runtime: {error}");
+            eprintln!("{error}");
             1
         }
     };
@@ -75,29 +75,43 @@ pub fn become_plugin_host_if_asked() {
     std::process::exit(code);
 }
 
-async fn serve(path: &Path, sha256: &str) -> std::io::Result<()> {
-    let _ = RUNTIME.set(tokio::runtime::Handle::current());
+fn never_began(error: &dyn std::fmt::Display) -> ! {
+    // Nobody may be there to read it; the exit code says it too.
+    let _ = writeln!(std::io::stderr(), "the plugin's process cannot begin: {error}");
+    std::process::exit(NEVER_BEGAN)
+}
+
+/// The socket to the station, which is this process's standard input.
+fn socket() -> std::io::Result<tokio::net::UnixStream> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
     // What the plugin reads from its standard input must not be what the station says.
     let null = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     let socket = std::os::unix::net::UnixStream::from(socket);
     socket.set_nonblocking(true)?;
-    let socket = tokio::net::UnixStream::from_std(socket)?;
+    tokio::net::UnixStream::from_std(socket)
+}
 
+async fn serve(path: &Path, sha256: &str) -> std::io::Result<()> {
+    let _ = RUNTIME.set(tokio::runtime::Handle::current());
+    let socket = socket().unwrap_or_else(|error| never_began(&error));
     let teller = Arc::new(Teller::default());
     trace::pass_on(teller.clone());
     // Before the greeting: a library that crashes while it is loaded is one that never greets.
     let (path, sha) = (path.to_owned(), sha256.to_owned());
     let runtime = tokio::runtime::Handle::current();
-    let loading = tokio::task::spawn_blocking(move || {
+    let (loaded, loading) = oneshot::channel();
+    let load = move || {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let image = Image::open(&Library { path, sha256: sha, name, aborts: false, printed: None }, &runtime, false)?;
         let manifest = image.describe()?;
         let roles = image.roles(&manifest).into_iter().map(|role| (role.name().to_owned(), role)).collect();
         Ok::<_, LoadError>((manifest, roles))
-    });
-    let loaded = loading.await.unwrap_or_else(|error| Err(LoadError::Open(error.to_string())));
+    };
+    // Not on the runtime's own threads: it panics if there are none to be had.
+    let thread = thread::Builder::new().name("load".into()).spawn(move || drop(loaded.send(load())));
+    thread.unwrap_or_else(|error| never_began(&error));
+    let loaded = loading.await.unwrap_or_else(|_| Err(LoadError::Open("loading it panicked".into())));
     let inner = Inner { loaded, teller: teller.clone(), station: OnceLock::new(), running: Mutex::default() };
     let guest = Arc::new(Guest(Arc::new(inner)));
     let hello = Hello {
@@ -202,8 +216,9 @@ fn gone<T>() -> Done<T> {
 
 impl Inner {
     fn role(&self, name: &str) -> Result<Arc<dyn RoleFactory>, RoleError> {
-        let role = self.loaded.as_ref().ok().and_then(|(_, roles)| roles.get(name));
-        role.cloned().ok_or_else(|| RoleError::failed(format!("the plugin has no role `{name}`")))
+        let loaded = self.loaded.as_ref().map_err(|error| RoleError::failed(format!("the plugin {error}")));
+        let role = loaded?.1.get(name).cloned();
+        role.ok_or_else(|| RoleError::failed(format!("the plugin has no role `{name}`")))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<u64, Arc<Hosted>>> {
@@ -229,7 +244,7 @@ impl Inner {
     async fn validate(&self, wire::Validate { role, config }: wire::Validate) -> Done<()> {
         let validating = async {
             let factory = self.role(&role)?;
-            factory.validate(&config).await.map_err(RoleError::Rejected)
+            factory.validate(&config).await
         };
         done(catch(validating).await)
     }

@@ -271,25 +271,14 @@ impl RoleFactory for Loaded {
         &self.role
     }
 
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
         // Without the function, whatever start takes is fine.
         let Some(validate) = self.image.plugin.validate else { return Box::pin(async { Ok(()) }) };
         let (completion, waiting) = Waiting::new();
         let config = to_buf(Bytes::copy_from_slice(config));
         // SAFETY: of the plugin's table; the name is lent, the configuration changes hands.
         unsafe { validate(lend(self.role.name.as_bytes()), config, completion) };
-        Box::pin(async move {
-            let (status, body) = waiting.await;
-            match status {
-                abi::OK => Ok(()),
-                abi::INVALID => Err(invalid(&body)),
-                abi::PANICKED => resume_unwind(Box::new(String::from_utf8_lossy(&body).into_owned())),
-                _ => {
-                    let got = format!("{status}: {}", String::from_utf8_lossy(&body));
-                    Err(vec![Invalid { key: None, expected: "a plugin that can judge it".into(), got }])
-                }
-            }
-        })
+        Box::pin(async move { outcome(waiting.await) })
     }
 
     fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {

@@ -23,6 +23,14 @@ pub(crate) struct Taken {
     pub(crate) inspection: Inspection,
 }
 
+/// A file that is not there, or not for this user, is so until somebody changes that; anything else is trouble of this machine.
+fn unreadable(error: io::Error) -> LoadError {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => LoadError::NotFound(error.to_string()),
+        _ => LoadError::StationFault(format!("it cannot be read: {error}")),
+    }
+}
+
 /// Opens a file that may be anything: a link is not followed, a FIFO not waited for.
 fn open(path: &Path) -> Result<File, LoadError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
@@ -30,13 +38,13 @@ fn open(path: &Path) -> Result<File, LoadError> {
         Ok(file) => Ok(file),
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Err(LoadError::NotRegular("a symbolic link".into())),
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Err(LoadError::NotRegular("a socket".into())),
-        Err(error) => Err(LoadError::NotFound(error.to_string())),
+        Err(error) => Err(unreadable(error)),
     }
 }
 
 fn check_kind(file: &File) -> Result<fs::Metadata, LoadError> {
     use std::os::unix::fs::FileTypeExt as _;
-    let metadata = file.metadata().map_err(|error| LoadError::NotFound(error.to_string()))?;
+    let metadata = file.metadata().map_err(unreadable)?;
     let kind = metadata.file_type();
     if !kind.is_file() {
         let what = match kind {
@@ -57,7 +65,7 @@ fn check_owner(path: &Path, metadata: &fs::Metadata) -> Result<(), LoadError> {
     let ours = nix::unistd::geteuid().as_raw();
     let mut looked_at = vec![(metadata.uid(), metadata.mode())];
     for folder in path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()) {
-        let metadata = fs::metadata(folder).map_err(|error| LoadError::NotFound(error.to_string()))?;
+        let metadata = fs::metadata(folder).map_err(unreadable)?;
         looked_at.push((metadata.uid(), metadata.mode()));
     }
     for (owner, mode) in looked_at {
@@ -81,10 +89,11 @@ pub(crate) fn take(path: &Path, folder: &Path, trust: &Trust) -> Result<Taken, L
     let mut file = open(path)?;
     let metadata = check_kind(&file)?;
     if *trust != Trust::Any {
-        let path = fs::canonicalize(path).map_err(|error| LoadError::NotFound(error.to_string()))?;
+        let path = fs::canonicalize(path).map_err(unreadable)?;
         check_owner(&path, &metadata)?;
     }
-    let copied = copy(&mut file, folder).map_err(|error| LoadError::NotFound(format!("its private copy: {error}")))?;
+    let copied =
+        copy(&mut file, folder).map_err(|error| LoadError::StationFault(format!("its private copy: {error}")))?;
     let (sha256, path, bytes) = copied;
     if let Trust::Sha256(trusted) = trust
         && !trusted.contains(&sha256)
@@ -108,7 +117,7 @@ pub(crate) fn take(path: &Path, folder: &Path, trust: &Trust) -> Result<Taken, L
 ///
 /// Why it may not be.
 pub(super) fn retake(path: &Path, sha256: &str, trust: &Trust) -> Result<Taken, LoadError> {
-    let bytes = fs::read(path).map_err(|error| LoadError::NotFound(error.to_string()))?;
+    let bytes = fs::read(path).map_err(unreadable)?;
     let found = hex(&Sha256::digest(&bytes));
     if found != sha256 {
         let _ = fs::remove_file(path);
@@ -130,7 +139,7 @@ pub(super) fn look(path: &Path) -> Result<FoundPlugin, LoadError> {
     check_kind(&file)?;
     let mut bytes = Vec::new();
     let read = file.by_ref().take(LENGTH_MAX).read_to_end(&mut bytes);
-    read.map_err(|error| LoadError::NotFound(error.to_string()))?;
+    read.map_err(unreadable)?;
     let inspection = elf::inspect(&bytes)?;
     Ok(FoundPlugin { sha256: hex(&Sha256::digest(&bytes)), size: bytes.len() as u64, inspection })
 }

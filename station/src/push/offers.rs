@@ -37,6 +37,10 @@ impl Push {
             None => self.roles.as_ref().clone(),
         };
         let lacking = prepared.iter().flat_map(|prepared| &prepared.lacking).map(|(plugin, error)| Problem {
+            code: match error.is_of_the_plugin() {
+                true => ProblemCode::InvalidConfiguration,
+                false => ProblemCode::StationFault,
+            },
             key: Some(format!("plugins.{plugin}")),
             expected: "a plugin that this station can load".into(),
             got: format!("{}: it {error}", error.code()),

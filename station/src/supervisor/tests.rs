@@ -1,8 +1,11 @@
 //! Supervision in memory: a toy role, a paused clock, no sockets and no processes.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use quilt_plugin_api::{RoleContext, RoleError, Work, factory, role};
+use quilt_plugin_api::{
+    BoxFuture, Instance, RoleContext, RoleDescription, RoleError, RoleFactory, Work, factory, role,
+};
 use quilt_protocol::StationId;
 use quilt_protocol::control::{Action, InstanceReport};
 use schemars::JsonSchema;
@@ -130,7 +133,11 @@ impl Bench {
     }
 
     fn on(folder: TempDir, resuming: bool) -> Self {
-        let roles = Arc::new(RoleTable::new(vec![factory::<Toy>()], Vec::new()));
+        Self::with(factory::<Toy>(), folder, resuming)
+    }
+
+    fn with(toy: Arc<dyn RoleFactory>, folder: TempDir, resuming: bool) -> Self {
+        let roles = Arc::new(RoleTable::new(vec![toy], Vec::new()));
         let board = Arc::new(Board::default());
         let handle = start(Setup {
             folder: folder.path().join("instances"),
@@ -240,6 +247,38 @@ async fn what_an_operator_stopped_stays_stopped_whatever_its_configuration_becom
     }
     bench.operate("a", Action::Start).await;
     bench.until_state("a", State::Active).await;
+}
+
+/// A toy for which the station lacks something so many times.
+struct Short(Arc<dyn RoleFactory>, AtomicU32);
+
+impl RoleFactory for Short {
+    fn description(&self) -> &RoleDescription {
+        self.0.description()
+    }
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
+        self.0.validate(config)
+    }
+    fn lacks(&self) -> BoxFuture<'static, Option<String>> {
+        let left = self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        Box::pin(async move { left.ok().map(|_| "no process for it".to_owned()) })
+    }
+    fn start(&self, config: &[u8], cx: RoleContext) -> BoxFuture<'static, Result<Box<dyn Instance>, RoleError>> {
+        self.0.start(config, cx)
+    }
+    fn abandon(&self, cx: RoleContext) -> BoxFuture<'static, ()> {
+        self.0.abandon(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_for_which_the_station_lacks_something_waits_for_that_and_has_not_failed() {
+    let toy = Arc::new(Short(factory::<Toy>(), AtomicU32::new(5)));
+    let bench = Bench::with(toy, tempfile::tempdir().unwrap(), false);
+    bench.commit(&[("a", r#"{"restart":{"policy":"temporary"}}"#)]).await;
+    let report = bench.until_state("a", State::Backoff).await;
+    assert!(report.detail.starts_with("no process for it; again at"), "{}", report.detail);
+    assert_eq!(bench.until_state("a", State::Active).await.restarts, 0);
 }
 
 /// A port that nobody listens on: free by now, and nobody else is given it so soon.

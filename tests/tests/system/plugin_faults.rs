@@ -144,7 +144,7 @@ async fn an_instance_that_takes_its_process_with_it_when_it_starts_fails_with_th
 }
 
 #[tokio::test]
-async fn a_plugin_that_crashes_or_hangs_while_it_validates_has_its_push_refused_and_nothing_else() {
+async fn a_plugin_that_crashes_or_hangs_while_it_validates_has_its_push_refused_without_a_verdict_and_nothing_else() {
     let world = world(&["good"], "").await;
     for (variant, text) in [("abort_at_validate", "SIGABRT"), ("hang_at_validate", ""), ("never_at_validate", "")] {
         world.plug(&plugins::hostile(world.folder(), variant), &format!("{variant}.so"));
@@ -153,6 +153,8 @@ async fn a_plugin_that_crashes_or_hangs_while_it_validates_has_its_push_refused_
         let fleet = Fleet::new().with("cam-1/good/main", "").with(&target, "");
         let refused = world.apply(fleet.text()).await.with_code(4);
         assert!(refused.err.contains(variant) && refused.err.contains(text), "{variant}: {}", refused.err);
+        let again = "station cam-1 has trouble of its own and could not judge all of this; apply it again";
+        assert!(refused.err.contains(again) && refused.err.contains("STATION_FAULT"), "{variant}: {}", refused.err);
         assert!(world.instance(&target).await.is_none());
     }
     assert_eq!(world.instance("cam-1/good/main").await.unwrap().restarts, 0);

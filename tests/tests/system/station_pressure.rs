@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quilt_client::control::Logs;
-use quilt_tests::{Fleet, World, is_alive};
+use quilt_tests::{Fleet, World, is_alive, plugins};
 
 /// A control group that bounds how many tasks there are in it, gone when this is dropped.
 struct TaskLimit(PathBuf);
@@ -72,6 +72,37 @@ async fn a_station_without_a_task_to_spare_finds_its_manager_by_name_and_starts_
     world.ctl(&["apply", "-f", &path]).await.with_code(0);
     limit.open();
     world.until_state("cam-1/process/p", "active").await;
+}
+
+#[tokio::test]
+async fn plugins_that_come_while_there_are_no_tasks_are_loaded_by_themselves_once_there_are() {
+    let mut world = World::new().await;
+    let limit = TaskLimit::new(&world);
+    let (good, other) = (plugins::hostile(world.folder(), "good"), plugins::hostile(world.folder(), "never_releases"));
+    // The station is to have one of them before it was ever asked.
+    let push = ["plugin", "push", good.to_str().unwrap(), "--on", "name=cam-1", "--wait", "0"];
+    world.ctl(&push).await.with_code(0);
+    world.end_manager(Signal::SIGKILL).await;
+    world.station_from_shell("cam-1", &format!("{}\nexec \"$@\"", limit.enter())).await;
+    // Its first threads are there before its first file.
+    let folder = world.station_folder("cam-1").join("station");
+    world.eventually("the station works", async |_| folder.join("plugins").exists()).await;
+    limit.close();
+    world.start_manager().await;
+    let is_fault = |text: &str| text.contains("STATION_FAULT");
+    let refuses = async |world: &World| {
+        let stations = world.stations().await;
+        stations.iter().any(|view| view.rejected.as_ref().is_some_and(|one| is_fault(&one.rejection.message)))
+    };
+    world.eventually("the push is refused for trouble of the station", refuses).await;
+    world.plug(&other, "other.so");
+    let list = async |world: &World| world.ctl(&["plugin", "list", "cam-1", "-o", "json"]).await.out;
+    world.eventually("the file is not loaded for that either", async |world| is_fault(&list(world).await)).await;
+    limit.open();
+    world.until_offered("cam-1", "good").await;
+    world.until_offered("cam-1", "never_releases").await;
+    let list = list(&world).await;
+    assert!(!list.contains("quarantine") && !is_fault(&list), "{list}");
 }
 
 /// A library that makes `fsync` and the like hang as long as the file in `HANG` exists, and fail as long as there is one with the

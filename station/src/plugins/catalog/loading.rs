@@ -45,7 +45,7 @@ impl Catalog {
             waiting.await.ok().and_then(|loaded| loaded.clone())
         };
         self.state().loading.remove(&key);
-        loaded.unwrap_or_else(|| Err(LoadError::Open("loading it was given up".into())))
+        loaded.unwrap_or_else(|| Err(LoadError::StationFault("loading it was given up".into())))
     }
 
     fn loading(self: &Arc<Self>, key: &(PathBuf, String), taken: &Taken) -> Loading {

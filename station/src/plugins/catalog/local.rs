@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quilt_core::disk;
-use quilt_plugin_api::{BoxFuture, Instance, Invalid, RoleContext, RoleDescription, RoleError, RoleFactory};
+use quilt_plugin_api::{BoxFuture, Instance, RoleContext, RoleDescription, RoleError, RoleFactory};
 use tokio::sync::OnceCell;
 
 use crate::plugins::child::Library;
@@ -71,12 +71,12 @@ impl RoleFactory for Local {
         &self.role
     }
 
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
         let (factory, config) = (self.factory(), config.to_vec());
         Box::pin(async move {
             let unable = |error: LoadError| {
                 let got = format!("one that {error}");
-                vec![Invalid::key("isolation", "a plugin that can run in the station", got)]
+                RoleError::invalid("isolation", "a plugin that can run in the station", got)
             };
             factory.await.map_err(unable)?.validate(&config).await
         })

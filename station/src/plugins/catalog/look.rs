@@ -27,6 +27,10 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    fn waits_for_the_station(&self) -> bool {
+        self.taken.as_ref().and_then(|taken| taken.as_ref().err()).is_some_and(LoadError::is_station_fault)
+    }
+
     fn is_same_file(&self, other: &Self) -> bool {
         (self.changed, self.size, self.inode) == (other.changed, other.size, other.inode)
     }
@@ -64,7 +68,9 @@ impl Catalog {
         let is_late = |(path, _): &(PathBuf, String), loading: &Loading| {
             found.contains_key(path) && loading.done.borrow().is_some()
         };
-        let mut news = !gone.is_empty() || self.state().loading.iter().any(|(key, loading)| is_late(key, loading));
+        let retries = self.state().retries(&self.setup.folder);
+        let is_late = self.state().loading.iter().any(|(key, loading)| is_late(key, loading));
+        let mut news = !gone.is_empty() || is_late || retries;
         for path in gone {
             seen.remove(&path);
             self.state().refused.remove(&path);
@@ -73,7 +79,7 @@ impl Catalog {
             let before = seen.get(&path).cloned();
             let same = before.as_ref().is_some_and(|before| before.is_same_file(&now));
             match before {
-                Some(before) if same && before.taken.is_some() => {}
+                Some(before) if same && before.taken.is_some() && !(retries && before.waits_for_the_station()) => {}
                 _ if !same && !settled => drop(seen.insert(path, now)),
                 _ => {
                     let taken = self.take(&path).await;

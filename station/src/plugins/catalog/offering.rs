@@ -7,7 +7,7 @@ use quilt_protocol::{Digest, Name};
 
 use tokio::task::JoinSet;
 
-use super::state::State;
+use super::state::{Refused, State};
 use super::{Carrier, Catalog, Offered, Plugin};
 use crate::plugins::{LoadError, fetch};
 
@@ -97,6 +97,7 @@ impl Catalog {
         starting: bool,
     ) -> Prepared {
         let mut prepared = Prepared { accepted: true, starting, ..self.prepare(wanted, true).await };
+        self.state().waits_for_the_station = prepared.lacking.iter().any(|(_, error)| error.is_station_fault());
         for (name, sha256) in wanted {
             let (name, sha256) = (name.as_str(), sha256.to_string());
             let given_up = self.given_up(name, &sha256);
@@ -267,6 +268,17 @@ impl Catalog {
         if let Some(from) = from {
             self.give_up(name, &from, sha256, why);
         }
+    }
+
+    /// Lets a newer file wait: this station could not judge whether what runs fits it, and tries again by itself.
+    pub(crate) fn judge_later(&self, newer: &Carrier, why: &str) {
+        let mut state = self.state();
+        let waits = state.pending.get(&newer.plugin).filter(|(_, plugin)| plugin.carrier() == *newer);
+        let Some((path, plugin)) = waits.cloned() else { return };
+        tracing::warn!(plugin = newer.plugin, sha256 = newer.sha256, why, "a newer plugin waits");
+        let refusal = Refused { error: LoadError::StationFault(why.to_owned()), taken: Some(plugin.taken.clone()) };
+        state.refused.insert(path, refusal);
+        state.waits_for_the_station = true;
     }
 
     /// Offers what was offered before an upgrade that failed. Answers in words what goes on; nothing if there was no upgrade.

@@ -1,12 +1,13 @@
 //! What a catalog knows: what is offered, and what goes before what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::retry::Retry;
 use super::{Carrier, Offered, Plugin};
 use crate::plugins::LoadError;
 use crate::plugins::intake::Taken;
@@ -37,6 +38,10 @@ pub(super) struct State {
     pub(super) refused: BTreeMap<PathBuf, Refused>,
     /// Files that are being loaded, by path and sha256.
     pub(super) loading: BTreeMap<(PathBuf, String), Loading>,
+    /// A plugin of the accepted configuration was not loaded, or a newer one not judged, for trouble of the station's own.
+    pub(super) waits_for_the_station: bool,
+    /// When what was not loaded for such trouble is loaded again.
+    pub(super) retry: Retry,
 }
 
 /// A file that is being loaded, for all who wait for it.
@@ -53,6 +58,17 @@ pub(super) struct Refused {
 }
 
 impl State {
+    /// Whether it is time to load again what was not loaded for trouble of the station's own. `folder` has the private copies.
+    pub(super) fn retries(&mut self, folder: &Path) -> bool {
+        let files = self.refused.iter().filter(|(path, _)| !path.starts_with(folder));
+        let some_wait =
+            files.map(|(_, refused)| &refused.error).any(LoadError::is_station_fault) || self.waits_for_the_station;
+        let is_due = self.retry.is_due(some_wait, Instant::now());
+        // What goes on waiting says so anew.
+        self.waits_for_the_station &= !is_due;
+        is_due
+    }
+
     /// Offers what is in the folders, as far as the configuration asks for nothing else. What replaces something, or something
     /// that is known to work, waits until what runs is known to fit it. Answers what is not offered any more.
     pub(super) fn take_found(&mut self, found: Offered, proven: Offered) -> BTreeSet<String> {

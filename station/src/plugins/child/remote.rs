@@ -5,13 +5,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use quilt_plugin_api::{
-    BoxFuture, Host, Instance, Invalid, LogLevel, Report, RoleContext, RoleDescription, RoleError, RoleFactory, Work,
+    BoxFuture, Host, Instance, LogLevel, Report, RoleContext, RoleDescription, RoleError, RoleFactory, Work,
 };
 use quilt_protocol::message::NO_DEADLINE;
 use quilt_protocol::{Address, Encoding, Name, Outcome, RequestHead, Terms};
 use tokio::sync::oneshot;
 
 use super::{CANCEL, Child, Keeper, Placed};
+use crate::plugins::LoadError;
 use crate::plugins::wire::{self, Done};
 
 /// How long judging a configuration may take.
@@ -40,16 +41,26 @@ impl RoleFactory for Remote {
         &self.role
     }
 
-    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), Vec<Invalid>>> {
+    fn validate(&self, config: &[u8]) -> BoxFuture<'static, Result<(), RoleError>> {
         let (keeper, config, role) = (self.keeper.clone(), config.to_vec(), self.role.name.clone());
         Box::pin(async move {
-            let unable = |got: String| vec![Invalid { key: None, expected: "a plugin that can judge it".into(), got }];
-            let child = keeper.child().await.map_err(|error| unable(error.to_string()))?;
-            let asked = child.ask(wire::VALIDATE, &wire::Validate { role, config }, VALIDATE).await;
-            outcome(asked).map_err(|error| match error {
-                RoleError::Rejected(invalid) => invalid,
-                other => unable(other.to_string()),
-            })
+            let child = keeper.child().await.map_err(|error| match error {
+                LoadError::StationFault(text) => RoleError::failed(text),
+                // As long as that is so nothing of it is judged.
+                error => RoleError::rejected(format!("a plugin that {error}")),
+            })?;
+            outcome(child.ask(wire::VALIDATE, &wire::Validate { role, config }, VALIDATE).await)
+        })
+    }
+
+    fn lacks(&self) -> BoxFuture<'static, Option<String>> {
+        let keeper = self.keeper.clone();
+        Box::pin(async move {
+            match keeper.child().await {
+                Err(LoadError::StationFault(text)) => Some(text),
+                // What else is wrong with it the start says.
+                Ok(_) | Err(_) => None,
+            }
         })
     }
 
