@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use quilt_protocol::control::PLUGIN_SOURCE;
 use quilt_protocol::{Digest, Name};
 
 use crate::fleet::{Document, Instances, instances_of};
@@ -26,6 +27,16 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// The part of the apply of a file `source`, which gives the instances `own`. A pushed plugin answers for every instance, also where
+    /// it was pushed before: nobody here knows whose roles are its own.
+    pub(crate) fn of(source: &str, before: &Document, after: &Document, own: &BTreeSet<InstanceKey>) -> Self {
+        let mut part = Self::new(before, after, own);
+        if source.starts_with(PLUGIN_SOURCE) {
+            part.affected.append(&mut part.others);
+        }
+        part
+    }
+
     /// Compares the documents `before` and `after` an apply; `own` are the instances that the applied file gives.
     pub(crate) fn new(before: &Document, after: &Document, own: &BTreeSet<InstanceKey>) -> Self {
         let mut part = Self::default();
@@ -141,6 +152,14 @@ mod tests {
         let part = Part::new(&all, &with_plugin(all.clone(), b"build"), &keys(&["own"]));
         assert_eq!((part.others.len(), part.affected), (0, keys(&["theirs"])));
         assert_eq!(part.plugins.values().collect::<Vec<_>>(), [&Some(Digest::of(b"build"))]);
+    }
+
+    #[test]
+    fn a_plugin_that_is_pushed_again_answers_for_every_instance_although_it_changes_nothing() {
+        let all = with_plugin(document(json!({ "one": {}, "two": {} })), b"build");
+        let part = |source| Part::of(source, &all, &all, &BTreeSet::new());
+        assert_eq!(part("plugin:camera"), Part { affected: keys(&["one", "two"]), ..Part::default() });
+        assert_eq!(part("fleet.toml"), Part { others: keys(&["one", "two"]), ..Part::default() });
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn put_together(trial: Arc<Trial>, left: Vec<Left>) -> Result<Applied, String> {
         let target = &trial.targets[number];
         let digest = given.as_ref().map(|given| given.digest);
         let saying = known.entry(digest).or_insert_with(|| Arc::new(Saying::of_desired(given.as_ref()))).clone();
-        let part = Arc::new(Part::new(&document_of(earlier.as_ref()), &saying.document, &own));
+        let part = Arc::new(Part::of(&trial.source, &document_of(earlier.as_ref()), &saying.document, &own));
         Target {
             id: target.id,
             name: target.name.clone(),

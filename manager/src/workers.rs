@@ -26,7 +26,7 @@ const LONG_DROP: Duration = Duration::from_millis(5);
 /// How long a turn of everything that is ready may take before a loop over all stations adds more to it.
 const SHORT_TURN: Duration = Duration::from_micros(150);
 /// How long such a loop waits at most before it goes on: it must not starve where the manager is busy all the time.
-const GIVE_WAY_MAX: Duration = Duration::from_millis(2);
+const GIVE_WAY_TIMEOUT: Duration = Duration::from_millis(2);
 
 /// Lets others have their turn, and again until their turns are short. A loop that sends something to every station calls it every few
 /// stations. Otherwise the answers of thousands of stations are ready at the same time, and a call waits behind all of them at each of
@@ -43,7 +43,7 @@ pub(crate) async fn give_way() {
 }
 
 fn may_go_on(turn: Duration, waited: Duration) -> bool {
-    turn < SHORT_TURN || waited >= GIVE_WAY_MAX
+    turn < SHORT_TURN || waited >= GIVE_WAY_TIMEOUT
 }
 
 /// Bounds how much work goes on at a time.
@@ -189,6 +189,6 @@ mod tests {
     fn a_loop_goes_on_when_turns_are_short_or_it_has_waited_long() {
         assert!(may_go_on(SHORT_TURN / 2, SHORT_TURN / 2));
         assert!(!may_go_on(SHORT_TURN * 2, SHORT_TURN * 2), "much is ready");
-        assert!(may_go_on(SHORT_TURN * 2, GIVE_WAY_MAX), "the manager is busy all the time");
+        assert!(may_go_on(SHORT_TURN * 2, GIVE_WAY_TIMEOUT), "the manager is busy all the time");
     }
 }

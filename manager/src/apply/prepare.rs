@@ -127,7 +127,8 @@ pub(super) fn prepare(snapshot: &Snapshot, request: &Apply) -> Result<Prepared, 
             let own = || fleet.instances_from(request.known_as(), &subject);
             // What the same document becomes the same has the same part, since the same entries say it.
             let key = (before.as_ref().map(|before| before.digest), Arc::as_ptr(&saying));
-            let new_part = || Arc::new(Part::new(&document_of(before.as_ref()), &saying.document, &own()));
+            let source = request.known_as();
+            let new_part = || Arc::new(Part::of(source, &document_of(before.as_ref()), &saying.document, &own()));
             part = parts.entry(key).or_insert_with(new_part).clone();
             if !station.unhealthy.is_empty() {
                 let before = document_of(before.as_ref());
