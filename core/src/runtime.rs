@@ -1,8 +1,9 @@
 //! The async runtime of a daemon, its tasks, and the end of its process.
 
 use std::io::{self, Write as _};
-use std::panic;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{panic, thread};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
@@ -42,17 +43,25 @@ pub fn build_for_daemon(builder: &mut Builder) -> io::Result<Runtime> {
     Ok(runtime)
 }
 
-/// Does what panics if the system gives it no thread; the process ends with `exit_code` then.
+/// Does what panics if the system gives it no thread; the process ends with `exit_code` then. Panics of other threads are nobody's
+/// business here.
 fn end_without_threads<T>(exit_code: i32, work: impl FnOnce() -> T) -> T {
-    let hook = panic::take_hook();
+    // There is one hook in a process: two at once would each put back what the other has set.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (this_thread, previous) = (thread::current().id(), Arc::new(panic::take_hook()));
+    let of_others = previous.clone();
     panic::set_hook(Box::new(move |panic| {
+        if thread::current().id() != this_thread {
+            return of_others(panic);
+        }
         let text = panic.payload_as_str().unwrap_or("no reason given");
         // Nobody may be there to read it; the exit code says it too.
         let _ = writeln!(io::stderr(), "cannot start the threads to work on: {text}");
         std::process::exit(exit_code);
     }));
     let done = work();
-    panic::set_hook(hook);
+    panic::set_hook(Box::new(move |panic| previous(panic)));
     done
 }
 
@@ -104,7 +113,7 @@ pub fn run<T>(runtime: Runtime, grace: Duration, work: impl Future<Output = T>) 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::{Arc, mpsc};
+    use std::sync::mpsc;
 
     use super::*;
 
@@ -122,11 +131,14 @@ mod tests {
 
     #[test]
     fn a_daemon_keeps_background_threads_from_its_start() {
-        const NAME: &str = "kept-from-start";
-        let runtime = build_for_daemon(Builder::new_current_thread().thread_name(NAME)).unwrap();
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
-        assert_eq!(names.filter(|name| name.trim() == NAME).count(), THREADS_KEPT);
+        let threads = Arc::new(AtomicU32::new(0));
+        let started = threads.clone();
+        let mut builder = Builder::new_current_thread();
+        builder.on_thread_start(move || {
+            started.fetch_add(1, Ordering::Relaxed);
+        });
+        let runtime = build_for_daemon(&mut builder).unwrap();
+        assert_eq!(threads.load(Ordering::Relaxed) as usize, THREADS_KEPT);
         drop(runtime);
     }
 

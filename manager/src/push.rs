@@ -1,8 +1,8 @@
 //! Offering stations what they should run.
 //!
 //! A push is a request of its own, sent at every registration (also when nothing changed) and whenever the desired
-//! configuration changes. At most one is under way for a station. A refused revision is offered again only at a
-//! registration.
+//! configuration changes. At most one is under way for a station. A refused revision is offered again at a
+//! registration, and by itself if it was refused for the station's own trouble.
 
 use std::sync::Arc;
 use std::time::Duration;
