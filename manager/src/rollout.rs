@@ -132,8 +132,9 @@ async fn follow(
         Stage::GoesBack => true,
         Stage::Undecided => {
             if let Err(error) = rollout.follow(batch, &mut applied, who).await {
-                rollout.release(applied.targets.iter());
-                apply::push_all(core, applied.targets.iter()).await;
+                let held = halt::held(core, |id| applied.targets.iter().any(|target| target.id == id));
+                let why = "its rollout failed, and the store did not take the halt at first";
+                core.spawn(halt::keep_trying(core.clone(), held, why));
                 return Err(Unfinished { error, stage });
             }
             applied.reply.superseded = rollout.superseded(&applied.targets);
@@ -171,9 +172,9 @@ async fn go_back(core: &Arc<Core>, rollout: &mut Rollout<'_>, applied: &mut Appl
     let spared: BTreeSet<_> = spared.iter().map(|target| target.name.clone()).collect();
     let entries = core.state().fleet.clone();
     let takes_entries = applied.keys.iter().any(|key| entries.is_same(key, &applied.after));
-    let gone_back = take_back::take_back(core, applied, TakeBack::Whole, &all, who).await;
+    // Whoever was not reached is let go only when it has what it had: until then it must not get what failed.
+    let gone_back = take_back::take_back(core, applied, TakeBack::Whole, &all, who).await?;
     rollout.release(applied.targets.iter());
-    let gone_back = gone_back?;
     apply::push_all(core, applied.targets.iter()).await;
     drop(turn);
     let has_newer = |target: &&Target| {

@@ -1,10 +1,12 @@
 //! A store that fails or hangs.
 
+use std::time::Duration;
+
 use quilt_client::control::State;
 use quilt_manager::store::Change;
 use serde_json::{Value, json};
 
-use crate::fleet_file::{cameras, counter};
+use crate::fleet_file::{File, cameras, counter};
 use crate::station::{Fate, Station};
 use crate::world::{World, moment, seconds};
 
@@ -178,6 +180,50 @@ async fn a_disk_that_hangs_keeps_no_station_away_and_the_apply_goes_on_with_it()
     assert!(applying.reply().await.stored);
     moment().await;
     for station in [one, other] {
+        assert_eq!(station.config("counter/main"), json!({ "step": 1 }));
+    }
+}
+
+/// Two stations run step 1, and step 2 is applied to one after the other. It fails on the first while the store takes nothing of what
+/// `refused` says.
+async fn a_batch_that_fails(world: &mut World, file: File, refused: fn(&Change) -> bool) -> [Station; 2] {
+    let [first, second] = world.stations(["cam-1", "cam-2"]).await;
+    world.apply(cameras(1).wait()).await;
+    first.set_fate("counter/main", Fate::RunsAfter(Duration::from_secs(20)));
+    let applying = world.begin(file);
+    seconds(1).await;
+    world.fail_all(refused);
+    first.turn("counter/main", State::Failed, "no").await;
+    assert!(applying.error().await.contains("the store"));
+    // Registering is when a station is offered what it should have.
+    second.cut();
+    moment().await;
+    world.connect(&second).await;
+    seconds(10).await;
+    [first, second]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollout_whose_halt_the_store_does_not_take_goes_no_further() {
+    let mut world = World::new().await;
+    let [_, second] = a_batch_that_fails(&mut world, cameras(2).wait().batch(1), is_desired).await;
+    assert_eq!(second.config("counter/main"), json!({ "step": 1 }));
+    world.store().recover();
+    seconds(10).await;
+    assert_eq!(second.config("counter/main"), json!({ "step": 1 }));
+    let view = world.view("cam-2").await;
+    assert_eq!(view.desired_revision, view.applied_revision, "it is halted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_batch_was_not_reached_by_it_does_not_get_while_the_store_refuses_the_way_back() {
+    let mut world = World::new().await;
+    let file = cameras(2).rollback().batch(1);
+    let [first, second] = a_batch_that_fails(&mut world, file, |change| matches!(change, Change::EndTrial(_))).await;
+    assert_eq!(second.config("counter/main"), json!({ "step": 1 }));
+    world.store().recover();
+    seconds(10).await;
+    for station in [first, second] {
         assert_eq!(station.config("counter/main"), json!({ "step": 1 }));
     }
 }

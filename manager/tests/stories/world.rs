@@ -164,7 +164,7 @@ impl World {
 
     /// Applies a file that the manager does not take; tells why.
     pub(crate) async fn fail_to_apply(&self, file: File) -> String {
-        self.begin(file).0.await.unwrap().1.unwrap_err().to_string()
+        self.begin(file).error().await
     }
 
     /// Begins to apply a file.
@@ -226,6 +226,11 @@ impl Applying {
     /// How it ended.
     pub(crate) async fn reply(self) -> ApplyReply {
         self.0.await.unwrap().1.unwrap()
+    }
+
+    /// Why it could not be seen through.
+    pub(crate) async fn error(self) -> String {
+        self.0.await.unwrap().1.unwrap_err().to_string()
     }
 
     /// What was told of each station meanwhile, and how it ended.
