@@ -39,6 +39,8 @@ const CURRENT: &str = "log";
 const OLDER: &str = "log.1";
 const RUN: &str = "run";
 const READY: &str = "ready";
+/// The longest such mark that is read, in bytes: it is three numbers.
+const MARK_MAX: u64 = 256;
 
 /// The stream of quilt's own lines.
 const QUILT: &str = "quilt";
@@ -138,12 +140,7 @@ impl Position {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let new = folder.join("run.new");
-        // Not synced: no run outlives the machine's.
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(format!("{end}\n").as_bytes())?;
-        fs::rename(new, folder.join(RUN))
+        replace(folder, RUN, format!("{end}\n").as_bytes())
     }
 
     /// Records that the current run has become ready. Call it when the ready text is found: the log may rotate it away long before
@@ -153,22 +150,37 @@ impl Position {
     ///
     /// What the operating system says.
     pub fn note_ready(folder: &Path) -> io::Result<()> {
-        match fs::copy(folder.join(RUN), folder.join(READY)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        match files::read_regular(&folder.join(RUN), MARK_MAX) {
+            Ok(mark) => replace(folder, READY, &mark),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Whether [`Position::note_ready`] was called for the current run.
     pub fn was_ready(folder: &Path) -> bool {
-        let read = |name| fs::read(folder.join(name)).ok();
+        let read = |name| files::read_regular(&folder.join(name), MARK_MAX).ok();
         read(READY).is_some_and(|ready| Some(ready) == read(RUN))
     }
 
     /// Where the output of the current or last run begins; `None` if [`Position::begin_run`] was never called.
     pub fn of_run(folder: &Path) -> Option<Self> {
-        fs::read_to_string(folder.join(RUN)).ok()?.parse().ok()
+        let mark = files::read_regular(&folder.join(RUN), MARK_MAX).ok()?;
+        std::str::from_utf8(&mark).ok()?.parse().ok()
     }
+}
+
+/// Replaces a mark, without waiting for the disk: no run outlives the machine's.
+fn replace(folder: &Path, name: &str, mark: &[u8]) -> io::Result<()> {
+    let new = folder.join(format!("{name}.new"));
+    // Whatever was put there: it must neither be followed nor hang.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(mark)?;
+    fs::rename(new, folder.join(name))
 }
 
 /// Opens one of the log's files; returns it with its inode.

@@ -231,3 +231,22 @@ fn what_belongs_to_a_run_is_known_by_position() {
     writer.append("out", "").unwrap();
     assert_eq!(of_run(1), 1);
 }
+
+#[test]
+fn a_fifo_in_the_place_of_a_mark_is_no_mark_and_hangs_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    Position::begin_run(folder.path()).unwrap();
+    Position::note_ready(folder.path()).unwrap();
+    assert!(Position::of_run(folder.path()).is_some() && Position::was_ready(folder.path()));
+    for mark in ["run", "ready", "run.new", "ready.new"] {
+        let path = folder.path().join(mark);
+        let _ = fs::remove_file(&path);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    assert!(Position::of_run(folder.path()).is_none() && !Position::was_ready(folder.path()));
+    assert!(Position::note_ready(folder.path()).is_err());
+    // The next run has marks of its own.
+    Position::begin_run(folder.path()).unwrap();
+    Position::note_ready(folder.path()).unwrap();
+    assert!(Position::of_run(folder.path()).is_some() && Position::was_ready(folder.path()));
+}
