@@ -10,8 +10,12 @@ use tokio::sync::watch;
 use super::Writer;
 use crate::{disk, time};
 
-/// How many bytes wait for the disk. What comes when it does not keep up is left out, and the log says how much.
+/// How many bytes of memory wait for the disk. What comes when it does not keep up is left out, and the log says how much.
 const QUEUE_MAX: usize = 1 << 20;
+/// What a piece costs beside its text: empty lines take memory too.
+const PIECE_COST: usize = 160;
+/// How many pieces are written before other disk work gets its turn: whoever logs faster than the disk writes must not keep it.
+const WRITTEN_AT_ONCE: usize = 256;
 
 /// One for each log, so that its lines are in the order in which they came.
 static APPENDERS: Mutex<BTreeMap<PathBuf, Weak<Appender>>> = Mutex::new(BTreeMap::new());
@@ -22,8 +26,8 @@ pub struct Appender {
     folder: PathBuf,
     runtime: Handle,
     shared: Mutex<Shared>,
-    /// Whether lines wait or are being written.
-    busy: watch::Sender<bool>,
+    /// How many pieces are written, since the beginning.
+    written: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -31,8 +35,10 @@ struct Shared {
     /// `None` while it writes.
     writer: Option<Writer>,
     queue: VecDeque<Piece>,
-    /// How many bytes of text are in the queue.
+    /// How many bytes of memory the queue takes.
     bytes: usize,
+    /// How many pieces were put into the queue, since the beginning.
+    queued: u64,
 }
 
 /// Text that waits.
@@ -53,13 +59,13 @@ impl Appender {
             return appender;
         }
         let writer = Some(Writer::new(folder));
-        let shared = Mutex::new(Shared { writer, queue: VecDeque::new(), bytes: 0 });
+        let shared = Mutex::new(Shared { writer, queue: VecDeque::new(), bytes: 0, queued: 0 });
         let folder = folder.to_owned();
         let appender = Arc::new(Self {
             folder: folder.clone(),
             runtime: Handle::current(),
             shared,
-            busy: watch::Sender::new(false),
+            written: watch::Sender::new(0),
         });
         appenders.insert(folder, Arc::downgrade(&appender));
         appender
@@ -74,34 +80,41 @@ impl Appender {
     /// Appends the next bytes of a stream, as [`Writer::copy`] does.
     pub fn copy(self: &Arc<Self>, stream: &'static str, bytes: Vec<u8>) {
         let mut shared = lock(&self.shared);
-        if shared.bytes + bytes.len() > QUEUE_MAX
+        let cost = bytes.len() + PIECE_COST;
+        if shared.bytes + cost > QUEUE_MAX
             && let Some(last) = shared.queue.back_mut()
         {
             last.left_out += 1 + bytes.iter().rev().skip(1).filter(|byte| **byte == b'\n').count() as u64;
             return;
         }
-        shared.bytes += bytes.len();
+        shared.bytes += cost;
+        shared.queued += 1;
         shared.queue.push_back(Piece { at: time::now_text(), stream, bytes, left_out: 0 });
         if let Some(writer) = shared.writer.take() {
-            self.busy.send_replace(true);
             drop(shared);
-            let (this, unwritten) = (self.clone(), disk::Unwritten::new());
-            self.runtime.spawn(disk::run(move || {
-                this.write(writer);
-                drop(unwritten);
-            }));
+            self.runtime.spawn(self.clone().write_all(writer, disk::Unwritten::new()));
         }
     }
 
-    fn write(&self, mut writer: Writer) {
+    async fn write_all(self: Arc<Self>, mut writer: Writer, _unwritten: disk::Unwritten) {
         loop {
+            let this = self.clone();
+            match disk::run(move || this.write_some(writer)).await {
+                Some(again) => writer = again,
+                None => return,
+            }
+        }
+    }
+
+    /// Writes the next pieces; gives the writer back if there are more.
+    fn write_some(&self, mut writer: Writer) -> Option<Writer> {
+        for _ in 0..WRITTEN_AT_ONCE {
             let mut shared = lock(&self.shared);
             let Some(Piece { at, stream, bytes, left_out }) = shared.queue.pop_front() else {
                 shared.writer = Some(writer);
-                self.busy.send_replace(false);
-                return;
+                return None;
             };
-            shared.bytes -= bytes.len();
+            shared.bytes -= bytes.len() + PIECE_COST;
             drop(shared);
             // A full disk must not end who logs.
             let _ = writer.copy_at(&at, stream, &bytes);
@@ -109,12 +122,16 @@ impl Appender {
                 writer.skip_lines(left_out, "the disk did not keep up".into());
                 let _ = writer.report_losses();
             }
+            self.written.send_modify(|written| *written += 1);
         }
+        Some(writer)
     }
 
-    /// Waits until all that was appended before is written. Give it a time-out: the disk may hang.
+    /// Waits until all that was appended before is written, and not for what is appended meanwhile. Give it a time-out: the disk may
+    /// hang.
     pub async fn flush(&self) {
-        let _ = self.busy.subscribe().wait_for(|busy| !*busy).await;
+        let queued = lock(&self.shared).queued;
+        let _ = self.written.subscribe().wait_for(|written| *written >= queued).await;
     }
 }
 
@@ -160,7 +177,7 @@ mod tests {
         tokio::task::yield_now().await;
         let appender = Appender::of(folder.path());
         assert!(Arc::ptr_eq(&appender, &Appender::of(folder.path())));
-        let line = "x".repeat(QUEUE_MAX / 4 - 1);
+        let line = "x".repeat(QUEUE_MAX / 4 - PIECE_COST - 1);
         for number in 0..10 {
             appender.append("quilt", &format!("{number}{}", &line[1..]));
         }
@@ -184,5 +201,43 @@ mod tests {
         assert_eq!((begins, notices.len()), (4, 1));
         assert_eq!(notices[0], "8 lines were lost here: the disk did not keep up");
         assert_eq!(all.last().unwrap().text(), "later");
+    }
+
+    #[tokio::test]
+    async fn empty_lines_take_no_more_memory_than_long_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let appender = Appender::of(folder.path());
+        // As if it wrote, and the disk hung.
+        let writer = lock(&appender.shared).writer.take();
+        for _ in 0..2 * QUEUE_MAX / PIECE_COST {
+            appender.append("quilt", "");
+        }
+        let shared = lock(&appender.shared);
+        assert!(
+            shared.queue.len() <= QUEUE_MAX / PIECE_COST && shared.queue.capacity() * size_of::<Piece>() < QUEUE_MAX
+        );
+        drop((shared, writer));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_flush_does_not_wait_for_what_is_appended_meanwhile_nor_does_other_disk_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let appender = Appender::of(folder.path());
+        let (stop, ends) = mpsc::channel::<()>();
+        let flood = {
+            let appender = appender.clone();
+            std::thread::spawn(move || {
+                while ends.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                    appender.append("quilt", "again");
+                }
+            })
+        };
+        for _ in 0..disk::THREADS {
+            flush(folder.path()).await;
+            disk::run(|| ()).await;
+        }
+        drop(stop);
+        flood.join().unwrap();
+        appender.flush().await;
     }
 }

@@ -6,7 +6,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How many bytes of events wait. Events beyond that are left out, and the log says how many.
+/// What an event costs beside its text, in bytes.
+const EVENT_COST: usize = 64;
+/// How many bytes of memory events take that wait. Events beyond that are left out, and the log says how many.
 const QUEUE_MAX: usize = 1 << 20;
 
 /// What the thread is to do.
@@ -18,7 +20,7 @@ enum Job {
 
 struct Queue {
     jobs: VecDeque<Job>,
-    /// How many bytes of events are in it.
+    /// How many bytes of memory they take.
     bytes: usize,
     /// How many events were left out since the last one that was taken.
     left_out: u64,
@@ -40,11 +42,12 @@ fn queue() -> MutexGuard<'static, Queue> {
 impl Queue {
     /// Takes an event; false if there is no room for it.
     fn push(&mut self, event: &[u8]) -> bool {
-        if self.bytes + event.len() > QUEUE_MAX {
+        let cost = event.len() + EVENT_COST;
+        if self.bytes + cost > QUEUE_MAX {
             self.left_out += 1;
             return false;
         }
-        self.bytes += event.len();
+        self.bytes += cost;
         self.jobs.push_back(Job::Write(event.to_vec(), std::mem::take(&mut self.left_out)));
         true
     }
@@ -52,7 +55,7 @@ impl Queue {
     fn pop(&mut self) -> Option<Job> {
         let job = self.jobs.pop_front();
         if let Some(Job::Write(event, _)) = &job {
-            self.bytes -= event.len();
+            self.bytes -= event.len() + EVENT_COST;
         }
         job
     }
@@ -123,7 +126,7 @@ mod tests {
     #[test]
     fn events_that_find_no_room_are_counted_and_told_with_the_next_that_does() {
         let mut queue = Queue { jobs: VecDeque::new(), bytes: 0, left_out: 0, is_busy: false, has_thread: true };
-        let event = vec![b'x'; QUEUE_MAX / 4];
+        let event = vec![b'x'; QUEUE_MAX / 4 - EVENT_COST];
         let taken = (0..10).filter(|_| queue.push(&event)).count();
         assert_eq!((taken, queue.left_out), (4, 6));
         assert!(matches!(queue.pop(), Some(Job::Write(_, 0))));
